@@ -1,0 +1,254 @@
+"""Lightning callbacks: explain the probes after `trainer.test`, say how stable explanations are, draw some."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from lit_xai import draw, engine
+from lit_xai.core import Explainer, Score, UsageError
+from lit_xai.dashboard import Dashboard
+from lit_xai.data.folds import Disagreements, FoldData
+from lit_xai.ensemble import Ensemble
+from lit_xai.store import DISAGREEMENTS, RANDOM, FoldStore, MapReader, Predictions, write_atomically
+
+
+def parse_part(part: str) -> tuple[int, int]:
+    """`"0/4"` to (0, 4)."""
+    try:
+        index, of = (int(p) for p in str(part).split("/"))
+    except ValueError:
+        raise UsageError(f"part={part} is not of the form i/n: write e.g. part=0/4") from None
+    if not 0 <= index < of:
+        raise UsageError(f"part={part} does not exist: parts are 0/{of} .. {of - 1}/{of}")
+    return index, of
+
+
+class Explain(pl.Callback):
+    """Predicts all training samples, then explains and scores the probes of every fold, shard by shard.
+
+    Ranks share the shards (no sample twice, none left out); a finished shard is skipped, so a killed run resumes.
+
+    Args:
+        explainers, scores: by name.
+        store: where results go.
+        probes: `random` or `disagreements`.
+        seed: of all noise.
+        batch_size, shard_size: images per explainer call, probes per file.
+        target: the class a map explains: `label` or `prediction`.
+        cap: most disagreements explained per fold; None = all.
+        part: this job's share of the shards, `i/n`.
+        progress: show a bar.
+    """
+
+    def __init__(
+        self,
+        explainers: Mapping[str, Explainer],
+        scores: Mapping[str, Score],
+        store: FoldStore,
+        probes: str = "random",
+        seed: int = 0,
+        batch_size: int = 16,
+        shard_size: int = 64,
+        target: str = "label",
+        cap: int | None = 200,
+        part: str = "0/1",
+        progress: bool = True,
+    ) -> None:
+        if probes not in ("random", "disagreements"):
+            raise UsageError(f"probes must be random or disagreements, found {probes!r}")
+        if target not in ("label", "prediction"):
+            raise UsageError(f"target must be label or prediction, found {target!r}")
+        self.explainers, self.store, self.probes = dict(explainers), store, probes
+        self.scores = dict(scores) if probes == "random" else {}
+        self.seed, self.batch_size, self.shard_size = seed, batch_size, shard_size
+        self.target, self.cap, self.part, self.progress = target, cap, parse_part(part), progress
+        self.written = 0
+
+    @property
+    def kind(self) -> str:
+        """The store's folder."""
+        return RANDOM if self.probes == "random" else DISAGREEMENTS
+
+    def job(self, model: torch.nn.Module, data: FoldData, device: torch.device) -> engine.Explained:
+        """The predictor with the random probes; targets are set once predictions are known."""
+        target = self.target if data.source.labelled else "prediction"
+        return engine.Explained(
+            model=model,
+            images=data.source.train,
+            samples=data.probes,
+            targets=data.split.label(data.probes),
+            store=self.store,
+            identity={**data.identity(), "target": target},
+            colour=data.colour[0],
+            kind=RANDOM,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            shard_size=self.shard_size,
+            device=device,
+        )
+
+    def choose(self, job: engine.Explained, predictions: Predictions, data: FoldData) -> engine.Explained:
+        """Set the samples and targets of the pass that was asked for."""
+        if self.probes == "disagreements":
+            job.kind = DISAGREEMENTS
+            job.identity = {**job.identity, "cap": self.cap}
+            ensemble = Ensemble(self.store.root.parent)
+            absent = sorted(set(range(data.k)) - set(ensemble.folds))
+            if absent:
+                raise UsageError(
+                    f"disagreements need the predictions of all {data.k} folds, fold {absent[0]} is missing: "
+                    f"run python -m lit_xai.train fold={absent[0]} first"
+                )
+            found = Disagreements.find(ensemble.split, ensemble.correct, self.cap)
+            job.samples = found.samples[found.concerned[:, self.store.fold]]
+        labels = data.split.label(job.samples)
+        job.targets = labels if job.identity["target"] == "label" else predictions.of(job.samples)
+        return job
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Do it all."""
+        data, rank, world = trainer.datamodule, trainer.global_rank, trainer.world_size  # type: ignore[attr-defined]
+        if trainer.sanity_checking:
+            return
+        job = self.job(pl_module.predictor(), data, pl_module.device)  # type: ignore[operator]
+        show = self.progress and rank == 0
+        predictions = engine.predictions_of(job, data.split, data.fold, rank, world, show)
+        trainer.strategy.barrier("predictions")
+        job = self.choose(job, predictions, data)
+        index, of = self.part
+        part = (index * world + rank, of * world)
+        self.written = engine.explain(job, self.explainers, self.scores, part, show)
+        trainer.strategy.barrier("explained")
+        if rank == 0 and self.probes == "random":
+            self.report(Dashboard(trainer.loggers), data, predictions)
+
+    def report(self, dashboard: Dashboard, data: FoldData, predictions: Predictions) -> None:
+        """Per-probe scores to `scores.csv` and the dashboard, means as scalars."""
+        columns, rows, means = score_table(self.store, self.explainers, data.probes, predictions)
+        write_csv(self.store.root / "scores.csv", columns, rows)
+        dashboard.scalars(means)
+        dashboard.table("scores", columns, rows)
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A CSV file, atomically."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())
+
+
+def score_table(
+    store: FoldStore, explainers: Mapping[str, Any], probes: Tensor, predictions: Predictions
+) -> tuple[list[str], list[list[Any]], dict[str, float]]:
+    """Columns and rows (one a probe and explainer) of what is complete, and the means by `<score>/<explainer>`."""
+    names: list[str] = []
+    found: dict[str, dict[str, Tensor]] = {}
+    for explainer in explainers:
+        reader = MapReader(store, RANDOM, explainer)
+        if reader.files and reader.has(probes):
+            found[explainer] = {n: reader.rows(probes, f"score/{n}") for n in reader.scores()}
+            names += [n for n in found[explainer] if n not in names]
+    home, labels, predicted = predictions.split.fold(probes), predictions.split.label(probes), predictions.of(probes)
+    rows = []
+    for explainer, values in found.items():
+        for row, sample in enumerate(probes.tolist()):
+            numbers = [float(values[n][row]) if n in values else math.nan for n in names]
+            rows.append([sample, int(home[row]), int(labels[row]), int(predicted[row]), explainer, *numbers])
+    means = {f"{n}/{e}": float(v.nanmean()) for e, values in found.items() for n, v in values.items()}
+    return ["sample", "fold", "label", "predicted", "explainer", *names], rows, means
+
+
+class Stability(pl.Callback):
+    """After a fold: MeGe and ReCo over the folds that are complete, with their number."""
+
+    def __init__(self, store: FoldStore, explainers: Sequence[str], seed: int = 0) -> None:
+        self.store, self.explainers, self.seed = store, list(explainers), seed
+        self.values: dict[str, float] = {}
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Rank 0 reads the stores; others go on."""
+        if trainer.global_rank == 0:
+            self.values = self.measure(Dashboard(trainer.loggers), trainer.datamodule.probes)  # type: ignore[attr-defined]
+        trainer.strategy.barrier("stability")
+
+    def measure(self, dashboard: Dashboard, probes: Tensor) -> dict[str, float]:
+        """Measure and log."""
+        everything = Ensemble(self.store.root.parent, self.seed)
+        values: dict[str, float] = {}
+        for name in self.explainers:
+            whole = [f for f in everything.folds if MapReader(everything.stores[f], RANDOM, name).has(probes)]
+            ensemble = Ensemble(self.store.root.parent, self.seed, whole) if whole else None
+            if ensemble is None:
+                continue
+            values["stability/folds"] = len(whole)
+            estimates, _, (equal, differ) = ensemble.measure(name, columns=("mege", "reco", "reco_eq6"))
+            values.update({f"{n}/{name}": e.value for n, e in estimates.items()})
+            dashboard.histogram(f"distances/{name}/equal", equal)
+            dashboard.histogram(f"distances/{name}/differ", differ)
+        dashboard.scalars(values)
+        return values
+
+
+class Gallery(pl.Callback):
+    """A few probes with the maps of every explainer, as `gallery.png` and on the dashboard."""
+
+    def __init__(self, store: FoldStore, explainers: Sequence[str], probes: int = 6) -> None:
+        self.store, self.explainers, self.number = store, list(explainers), probes
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Rank 0 draws."""
+        if trainer.global_rank == 0:
+            names = getattr(pl_module, "class_names", ()) or ()
+            path = self.draw(trainer.datamodule, names)  # type: ignore[attr-defined]
+            if path is not None:
+                Dashboard(trainer.loggers).picture("gallery", path)
+        trainer.strategy.barrier("gallery")
+
+    def draw(self, data: FoldData, class_names: Sequence[str] = ()) -> Path | None:
+        """The picture; None while no map is there."""
+        spread = torch.linspace(0, len(data.probes) - 1, min(self.number, len(data.probes))).long()
+        samples = data.probes[spread.unique()]
+        maps = {}
+        for name in self.explainers:
+            reader = MapReader(self.store, RANDOM, name)
+            if reader.files and reader.has(samples):
+                maps[name] = reader.rows(samples)
+        if not maps:
+            return None
+        names = class_names or data.source.classes
+        captions = captions_of(Ensemble(self.store.root.parent), self.store.fold, samples, names)
+        title = f"{self.store.root.parent.name}, predictor of fold {self.store.fold}"
+        images = data.source.train.images(samples.tolist())
+        return draw.gallery(images, captions, maps, self.store.root / "gallery.png", title)
+
+
+def captions_of(ensemble: Ensemble, fold: int, samples: Tensor, names: Sequence[str]) -> list[str]:
+    """Label, this predictor's prediction with its probability, and how many of the others agree."""
+
+    def text(c: int) -> str:
+        return str(names[c]) if 0 <= c < len(names) else str(c)
+
+    own, split = ensemble.predictions[fold], ensemble.split
+    out = []
+    for s in samples:
+        row = int(torch.searchsorted(split.samples, s))
+        label, predicted = int(split.labels[row]), int(own.predicted[row])
+        lines = [f"{text(predicted)} ({float(own.confidence[row]):.2f})"]
+        if label >= 0:
+            lines = [f"label {text(label)}", f"pred. {lines[0]}", f"held out by f{int(split.fold_of[row])}"]
+        if len(ensemble.folds) > 1:
+            others = [int(p.predicted[row]) for f, p in ensemble.predictions.items() if f != fold]
+            lines.append(f"{sum(o == predicted for o in others)} of {len(others)} others agree")
+        out.append("\n".join(lines))
+    return out

@@ -1,0 +1,247 @@
+"""What the three doors share: `--help`, a check of the command line before anything heavy loads, one-line errors.
+
+Only hydra is imported here; torch loads when the configuration is composed and found right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+GROUPS = {
+    "data": "data sets",
+    "model": "models",
+    "explainer": "explainers (a list; all of the first level if not given)",
+    "score": "scores (a list; all of the first level if not given)",
+    "trainer": "trainers",
+    "logger": "loggers",
+    "experiment": "experiments",
+    "launcher": "launchers",
+}
+LISTS = ("explainer", "score")
+
+
+def config_dir() -> Path:
+    """`configs/` in the wheel, else in the checkout."""
+    here = Path(__file__).resolve().parent
+    return here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
+
+
+def options(group: str) -> dict[str, str]:
+    """Every choice of a config group and its one-line description (the yaml's first plain comment)."""
+    found = {}
+    folder = config_dir() / group
+    for file in sorted(folder.rglob("*.yaml")):
+        comments = [line[1:].strip() for line in file.read_text().splitlines() if line.startswith("#")]
+        text = next((c for c in comments if c and not c.startswith("@")), "")
+        found[str(file.relative_to(folder).with_suffix(""))] = text
+    return found
+
+
+def top_level(group: str) -> list[str]:
+    """The choices that are taken when none is given."""
+    return [name for name in options(group) if "/" not in name]
+
+
+def help_text(door: str, about: str) -> str:
+    """`--help`: usage, every choice of every group, every key of the door's own file."""
+    lines = [about.strip(), "", f"usage: python -m lit_xai.{door} [key=value ...] [-m for a multirun]", ""]
+    for group, title in GROUPS.items():
+        lines.append(f"{title}: {group}=")
+        found = options(group)
+        width = max((len(n) for n in found), default=0)
+        lines += [f"  {n:<{width}}  {text}" for n, text in found.items()]
+        lines.append("")
+    lines.append("keys and defaults:")
+    for file in dict.fromkeys(("train", door)):
+        for line in (config_dir() / f"{file}.yaml").read_text().splitlines():
+            if re.match(r"^[a-z_]+:", line) and not line.startswith(("defaults:", "hydra:")):
+                lines.append(f"  {line}")
+    lines += [
+        "",
+        "Any key below a choice may be set too, e.g. trainer.max_epochs=3 data.train_subset=6000 explainer.rise.masks=300.",
+        "The whole composed configuration: --cfg job. Hydra's own options: --hydra-help.",
+    ]
+    return "\n".join(lines)
+
+
+class CommandError(Exception):
+    """A command line that cannot be composed; the message is one line."""
+
+
+def with_lists(overrides: list[str]) -> list[str]:
+    """The overrides, with every explainer and score that has a config where no list is given."""
+    given = {o.split("=", 1)[0] for o in overrides if not o.startswith(("+", "~"))}
+    return [*(f"{g}=[{','.join(top_level(g))}]" for g in LISTS if g not in given), *overrides]
+
+
+def compose(door: str, overrides: list[str], hydra_config: bool = False) -> Any:
+    """The door's configuration; sweeps are represented by their first value.
+
+    Raises:
+        CommandError: an unknown key or choice, a value that cannot be read.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        flat = []
+        for o in parsed:
+            if o.is_sweep_override():
+                first = next(iter(o.sweep_string_iterator()))
+                flat.append(f"{o.key_or_group}={first}")
+            else:
+                flat.append(o.input_line or "")
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            cfg = hydra_compose(door, overrides=flat, return_hydra_config=hydra_config)
+    except (HydraException, OmegaConfBaseException) as e:
+        raise CommandError(one_line(e, overrides, door)) from None
+    check_added(cfg, parsed)
+    return cfg
+
+
+def one_line(error: Exception, overrides: list[str], door: str) -> str:
+    """Hydra's message as one line that names the mend."""
+    text = str(error)
+    key = re.search(r"Key '([^']+)' is not in struct|Could not override '([^']+)'", text)
+    if "In '" in text and "Could not find '" in text:
+        wanted = re.search(r"Could not find '([^']+)'", text)
+        group, _, choice = (wanted.group(1) if wanted else "").rpartition("/")
+        if group in GROUPS:
+            return f"{group}={choice} is not there; choose one of: {', '.join(options(group))}"
+    if key:
+        full = re.search(r"Could not override '([^']+)'", text)
+        wrong = full.group(1) if full else key.group(1)
+        return f"unknown key {wrong}{did_you_mean(wrong, door)}"
+    first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    return f"{first} (see python -m lit_xai.{door} --help)"
+
+
+def did_you_mean(wrong: str, door: str) -> str:
+    """The nearest keys of the default configuration."""
+    from omegaconf import OmegaConf
+
+    try:
+        cfg = compose(door, with_lists([]))
+    except CommandError:
+        return f": see python -m lit_xai.{door} --help"
+    known: list[str] = []
+
+    def walk(node: Any, prefix: str) -> None:
+        for k, v in node.items() if isinstance(node, dict) else ():
+            known.append(f"{prefix}{k}")
+            walk(v, f"{prefix}{k}.")
+
+    walk(OmegaConf.to_container(cfg, resolve=False), "")
+    near = difflib.get_close_matches(wrong, known, n=3, cutoff=0.6)
+    hint = f"did you mean {', '.join(near)}?" if near else f"see python -m lit_xai.{door} --help"
+    return f": {hint}"
+
+
+def check_added(cfg: Any, parsed: list[Any]) -> None:
+    """`+key=` may only add what the thing it is added to takes (hydra itself would accept anything)."""
+    from omegaconf import DictConfig, OmegaConf
+
+    for o in parsed:
+        if not o.is_add() and not o.is_force_add():
+            continue
+        key = o.key_or_group
+        if key.split("@")[0].split(".")[0] in ("hydra", "hydra/launcher") or (config_dir() / key.split("@")[0]).is_dir():
+            continue
+        parent, _, leaf = key.rpartition(".")
+        node = OmegaConf.select(cfg, parent) if parent else None
+        if parent.rpartition(".")[2] == "options":
+            continue  # keyword arguments of a third party's method
+        if isinstance(node, DictConfig) and "_target_" in node:
+            known = parameters(node["_target_"])
+            if known is None or leaf in known:
+                continue
+            raise CommandError(f"unknown key {key}: {node['_target_']} takes {', '.join(sorted(known))}")
+        raise CommandError(f"unknown key {key}: nothing reads it; leave it out (see --help for the keys there are)")
+
+
+def parameters(target: str) -> set[str] | None:
+    """The keyword names of a `_target_`; None if it takes any."""
+    from hydra.utils import get_object
+
+    from lit_xai.core import accepts
+
+    return accepts(get_object(target))
+
+
+def fail(message: str) -> None:
+    """One clear line and a non-zero exit."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    raise SystemExit(1)
+
+
+def door(name: str, about: str) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
+    """Make a function of the composed configuration into a command."""
+
+    def decorate(task: Callable[[Any], None]) -> Callable[[], None]:
+        def main() -> None:
+            arguments = sys.argv[1:]
+            if any(a in ("-h", "--help") for a in arguments):
+                print(help_text(name, about))
+                return
+            overrides = [a for a in arguments if not a.startswith("-")]
+            if not any(a in ("--hydra-help", "--version") for a in arguments):
+                flags = [a for a in arguments if a.startswith("-")]
+                try:
+                    compose(name, with_lists(overrides))
+                except CommandError as e:
+                    fail(str(e))
+                sys.argv[1:] = [*flags, *with_lists(overrides)]
+            run(name, task)
+
+        return main
+
+    return decorate
+
+
+def run(name: str, task: Callable[[Any], None]) -> None:
+    """Hand over to hydra (single run, multirun, launchers), with one-line errors."""
+    import hydra
+
+    def job(cfg: Any) -> None:
+        from hydra.core.hydra_config import HydraConfig
+
+        quiet()
+        if HydraConfig.get().mode.name == "MULTIRUN":
+            # a process that is started again for another rank must run this job, not the sweep
+            sys.argv[1:] = list(HydraConfig.get().overrides.task)
+        from lit_xai.core import UsageError
+
+        try:
+            task(cfg)
+        except UsageError as e:
+            fail(str(e))
+        except OSError as e:
+            if e.errno not in (27, 28, 122):  # file too large, disk full, quota
+                raise
+            fail(f"{e.strerror} while writing {e.filename or 'results'}: make room, then run the same command again")
+
+    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(job)()
+
+
+def quiet() -> None:
+    """Third parties' chatter off; what lit_xai says itself stays."""
+    import warnings
+
+    for logger in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric"):
+        logging.getLogger(logger).setLevel(logging.WARNING)
+    for message in (".*does not have many workers.*", ".*litlogger.*", ".*treespec.*", ".*reload_dataloaders.*"):
+        warnings.filterwarnings("ignore", message)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")

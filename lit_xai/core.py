@@ -1,0 +1,377 @@
+"""Shared vocabulary: tensor types, the protocols, noise keyed by sample, and the fillers that need no training.
+
+Everything above imports this module and this module imports nothing of lit_xai.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+Images = Float[Tensor, "b c h w"]  # values in [0, 1]
+Maps = Float[Tensor, "b h w"]  # signed, image-sized, raw evidence
+Keep = Bool[Tensor, "b n h w"]  # n masks an image; True = the pixel stays visible
+Targets = Int[Tensor, "b"]  # class index
+Scores = Float[Tensor, "b"]
+Model = Callable[[Tensor], Tensor]  # [b, c, h, w] -> logits [b, k]
+
+REFERENCE_SIDE = 224  # pixel-sized parameters are given for this image side
+
+
+class UsageError(ValueError):
+    """Something the user can mend. The message is one line: what was wrong, what was found, how to mend it."""
+
+
+class Passes(NamedTuple):
+    """Model passes per image: what an explainer or a score costs."""
+
+    forward: int
+    backward: int = 0
+
+    def __add__(self, other: object) -> Passes:  # type: ignore[override]
+        assert isinstance(other, Passes)
+        return Passes(self.forward + other.forward, self.backward + other.backward)
+
+
+# ---------------------------------------------------------------------------------------------------------- randomness
+
+
+def stable_hash(*parts: object) -> int:
+    """A 63-bit integer from the text of `parts`, the same on every machine and in every process."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+@dataclass(frozen=True)
+class SampleRng:
+    """Noise that belongs to samples, not to batches.
+
+    Every value is a function of `(seed, stream, sample index, draw)` alone, so an explanation depends neither on the
+    batch it was computed in, nor on the rank, nor on which fold's model is explained (common random numbers).
+
+    Args:
+        seed: the run's seed.
+        samples: the index of every image of the batch in its data set.
+    """
+
+    seed: int
+    samples: tuple[int, ...]
+
+    @staticmethod
+    def default(batch: int, rng: SampleRng | None = None) -> SampleRng:
+        """`rng` itself, or samples 0..batch-1 under seed 0."""
+        if rng is None:
+            return SampleRng(0, tuple(range(batch)))
+        if len(rng.samples) != batch:
+            raise UsageError(f"rng names {len(rng.samples)} samples for {batch} images: pass one index per image")
+        return rng
+
+    def take(self, rows: Sequence[int]) -> SampleRng:
+        """The generator of a part of the batch."""
+        return SampleRng(self.seed, tuple(self.samples[r] for r in rows))
+
+    def generator(self, stream: str, row: int, draw: int = 0) -> torch.Generator:
+        """A CPU generator for one sample (`row` of this batch) and one draw."""
+        return torch.Generator().manual_seed(stable_hash(self.seed, stream, self.samples[row], draw))
+
+    def uniform(self, stream: str, row: int, shape: Sequence[int]) -> Tensor:
+        """Uniform numbers in [0, 1) for one sample, float32 on the CPU."""
+        return torch.rand(tuple(shape), generator=self.generator(stream, row))
+
+    def normal(self, stream: str, rows: Sequence[int], draws: Sequence[int], shape: Sequence[int]) -> Tensor:
+        """Standard normal `[len(rows), *shape]`; entry t belongs to sample `rows[t]` and draw `draws[t]`."""
+        out = torch.empty(len(rows), *shape)
+        for t, (row, draw) in enumerate(zip(rows, draws, strict=True)):
+            torch.randn(tuple(shape), generator=self.generator(stream, row, draw), out=out[t])
+        return out
+
+
+# ----------------------------------------------------------------------------------------------------------- protocols
+
+
+@runtime_checkable
+class Explainer(Protocol):
+    """A frozen dataclass of hyper-parameters; the model is given to the call and nothing is kept.
+
+    Two optional methods are used where they exist: `passes(height, width) -> Passes` (the cost of one image) and
+    `resolve(model, images) -> dict` (parameters that only the model or the image size decide).
+    """
+
+    def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps: ...
+
+
+@runtime_checkable
+class Filler(Protocol):
+    """Replaces hidden pixels. Kept pixels are returned untouched.
+
+    A filler whose replacement does not depend on the mask also has `background(images) -> Images`.
+    """
+
+    def __call__(
+        self,
+        images: Images,
+        keep: Keep,
+        rng: SampleRng,
+        draws: int = 1,
+        segments: Int[Tensor, "b h w"] | None = None,
+    ) -> Float[Tensor, "b n d c h w"]: ...
+
+
+@runtime_checkable
+class Score(Protocol):
+    """One number per probe. `higher_is_better` is its direction; `meaning()` says what the number means.
+
+    A score may have `observe(model, images, targets, rng) -> Tensor`: model outputs that do not depend on the map,
+    computed once per probe and handed to the scoring of every explainer as `observed`.
+    """
+
+    higher_is_better: bool
+
+    def __call__(
+        self,
+        model: Model,
+        images: Images,
+        maps: Maps,
+        targets: Targets,
+        rng: SampleRng | None = None,
+        observed: Tensor | None = None,
+    ) -> Scores: ...
+
+    def meaning(self) -> dict[str, Any]: ...
+
+
+def describe(thing: Any) -> dict[str, Any]:
+    """The plain, comparable description of a frozen dataclass: its name and its parameters, nested ones included.
+
+    `max_batch` is left out: it bounds memory and does not change what is computed.
+    """
+    out: dict[str, Any] = {"name": type(thing).__name__}
+    for f in fields(thing):
+        if f.name == "max_batch":
+            continue
+        value = getattr(thing, f.name)
+        if is_dataclass(value):
+            value = describe(value)
+        elif isinstance(value, tuple):
+            value = list(value)
+        elif hasattr(value, "items"):
+            value = {str(k): v for k, v in value.items()}
+        out[f.name] = value
+    return out
+
+
+# ---------------------------------------------------------------------------------------------------------- the model
+
+
+def check_batch(images: Images, targets: Targets) -> None:
+    """Refuse what no explainer can use: values outside [0, 1], a target per image missing."""
+    if images.ndim != 4:
+        raise UsageError(f"images must be [batch, channels, height, width], found shape {tuple(images.shape)}")
+    if len(targets) != len(images):
+        raise UsageError(f"{len(targets)} targets for {len(images)} images: pass one class index per image")
+
+
+@contextmanager
+def evaluating(model: Model) -> Iterator[None]:
+    """The model in evaluation mode (no dropout, fixed batch statistics); every module's mode is restored afterwards."""
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    modes = [m.training for m in modules]
+    try:
+        if any(modes):
+            model.eval()  # type: ignore[attr-defined]
+        yield
+    finally:
+        for m, mode in zip(modules, modes, strict=True):
+            m.training = mode
+
+
+def select_output(logits: Float[Tensor, "b k"], targets: Targets, output: str = "logit") -> Float[Tensor, "b"]:
+    """The logit (`output="logit"`) or softmax probability (`"probability"`) of each row's target class."""
+    if output == "probability":
+        logits = logits.softmax(dim=-1)
+    elif output != "logit":
+        raise UsageError(f"output must be logit or probability, found {output!r}")
+    return logits.gather(-1, targets[:, None])[:, 0]
+
+
+def in_format_of(chunk: Tensor, like: Tensor) -> Tensor:
+    """`chunk` in channels-last memory if `like` is (a gather forgets it, and convolutions are faster with it)."""
+    if like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous():
+        return chunk.contiguous(memory_format=torch.channels_last)
+    return chunk
+
+
+def row_chunks(images: int, each: int, max_batch: int) -> Iterator[tuple[list[int], list[int]]]:
+    """Walk `images x each` model inputs in chunks of at most `max_batch` rows.
+
+    Yields two lists of equal length: the image of every row, and which of that image's inputs it is.
+    """
+    if max_batch < 1:
+        raise UsageError(f"max_batch must be at least 1, found {max_batch}")
+    for start in range(0, images * each, max_batch):
+        rows = range(start, min(start + max_batch, images * each))
+        yield [r // each for r in rows], [r % each for r in rows]
+
+
+@contextmanager
+def autocast(images: Tensor, precision: str) -> Iterator[None]:
+    """`precision="bf16"` runs the model under autocast; `"float32"` leaves it as it is."""
+    if precision not in ("float32", "bf16"):
+        raise UsageError(f"precision must be float32 or bf16, found {precision!r}")
+    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        yield
+
+
+def evaluate_rows(
+    model: Model,
+    make: Callable[[list[int], list[int]], Tensor],
+    images: Images,
+    targets: Targets,
+    each: int,
+    max_batch: int,
+    output: str = "logit",
+    precision: str = "float32",
+) -> Float[Tensor, "b n"]:
+    """The target's output for `each` variants of every image: `[images, each]`, in chunks of `max_batch` rows.
+
+    `make(image_of_row, variant_of_row)` builds one chunk. No gradient is recorded.
+    """
+    out = torch.empty(len(images) * each, dtype=images.dtype, device=images.device)
+    with torch.inference_mode(), evaluating(model):
+        done = 0
+        for image_of, variant_of in row_chunks(len(images), each, max_batch):
+            with autocast(images, precision):
+                logits = model(in_format_of(make(image_of, variant_of), images))
+            chunk = select_output(logits.to(images.dtype), targets[image_of], output)
+            out[done : done + len(chunk)] = chunk
+            done += len(chunk)
+    return out.view(len(images), each)
+
+
+# ------------------------------------------------------------------------------------------------------------- fillers
+
+
+def scaled(pixels: float, side: int, odd: bool = True, least: int = 3) -> int:
+    """A pixel-sized parameter given for 224 px, on an image of `side` pixels (odd where needed, at least `least`)."""
+    size = max(least, round(pixels * side / REFERENCE_SIDE))
+    return size + 1 if odd and size % 2 == 0 else size
+
+
+class BackgroundFiller:
+    """A filler whose replacement image does not depend on the mask."""
+
+    def background(self, images: Images) -> Images:
+        """The whole replacement image of every image."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        images: Images,
+        keep: Keep,
+        rng: SampleRng,
+        draws: int = 1,
+        segments: Int[Tensor, "b h w"] | None = None,
+    ) -> Float[Tensor, "b n d c h w"]:
+        filled = torch.where(keep[:, :, None], images[:, None], self.background(images)[:, None])
+        return filled[:, :, None].expand(-1, -1, draws, -1, -1, -1)
+
+
+@dataclass(frozen=True)
+class Colour(BackgroundFiller):
+    """One colour: `Colour(0.0)` is black, `Colour(0.5)` grey, `Colour((r, g, b))` any other."""
+
+    value: float | tuple[float, ...] = 0.0
+
+    def background(self, images: Images) -> Images:
+        """The colour, at the images' size."""
+        colour = torch.as_tensor(self.value, dtype=images.dtype, device=images.device).reshape(-1)
+        if len(colour) not in (1, images.shape[1]):
+            raise UsageError(f"a colour of {len(colour)} values cannot fill images of {images.shape[1]} channels")
+        return colour[None, :, None, None].expand_as(images)
+
+
+@dataclass(frozen=True)
+class Mean(BackgroundFiller):
+    """The mean colour of the training folds; whoever knows the data gives it with `fitted`."""
+
+    colour: tuple[float, ...] | None = field(default=None)
+
+    def fitted(self, mean_colour: tuple[float, ...]) -> Mean:
+        """This filler with the training folds' mean colour."""
+        return self if self.colour is not None else Mean(mean_colour)
+
+    def background(self, images: Images) -> Images:
+        """The mean colour, at the images' size."""
+        if self.colour is None:
+            raise UsageError("the mean filler does not know its colour: pass Mean(colour=(...)) or Colour(0.0)")
+        return Colour(self.colour).background(images)
+
+
+@dataclass(frozen=True)
+class Blur(BackgroundFiller):
+    """Gaussian blur. `kernel` and `sigma` are pixels at 224 px and scale with the image side (RISE's insertion)."""
+
+    kernel: int = 11
+    sigma: float = 5.0
+
+    def resolve(self, model: Model, images: Images) -> dict[str, Any]:
+        """The kernel and sigma in pixels of these images."""
+        side = min(images.shape[-2:])
+        return {"kernel": scaled(self.kernel, side), "sigma": self.sigma * side / REFERENCE_SIDE}
+
+    def background(self, images: Images) -> Images:
+        """The blurred images (borders reflect)."""
+        size = self.resolve(lambda x: x, images)
+        offsets = torch.arange(size["kernel"], dtype=images.dtype, device=images.device) - size["kernel"] // 2
+        weights = torch.exp(-(offsets**2) / (2 * size["sigma"] ** 2))
+        weights = weights / weights.sum()
+        channels, pad = images.shape[1], size["kernel"] // 2
+        x = F.pad(images, (pad, pad, pad, pad), mode="reflect")
+        x = F.conv2d(x, weights.view(1, 1, 1, -1).expand(channels, -1, -1, -1), groups=channels)
+        return F.conv2d(x, weights.view(1, 1, -1, 1).expand(channels, -1, -1, -1), groups=channels)
+
+
+def fit_fillers(thing: Any, mean_colour: tuple[float, ...]) -> Any:
+    """`thing` (an explainer, a score or a filler) with every filler inside that wants the data's mean colour given it."""
+    if hasattr(thing, "fitted"):
+        return thing.fitted(mean_colour)
+    if not is_dataclass(thing) or isinstance(thing, type):
+        return thing
+    values = {f.name: fit_fillers(getattr(thing, f.name), mean_colour) for f in fields(thing)}
+    if all(values[f.name] is getattr(thing, f.name) for f in fields(thing)):
+        return thing
+    return type(thing)(**values)
+
+
+def resolve(thing: Any, model: Model, images: Images) -> dict[str, Any]:
+    """What `thing` and the fillers inside it decide from the model and the image size, by dotted name."""
+    out: dict[str, Any] = {}
+    if hasattr(thing, "resolve"):
+        out.update(thing.resolve(model, images))
+    for f in fields(thing) if is_dataclass(thing) else ():
+        inner = getattr(thing, f.name)
+        if is_dataclass(inner) and hasattr(inner, "resolve"):
+            out.update({f"{f.name}.{k}": v for k, v in inner.resolve(model, images).items()})
+    return out
+
+
+def passes_of(thing: Any, height: int, width: int) -> Passes:
+    """The model passes one image costs; one forward and one backward pass where a third party's code does not say."""
+    return thing.passes(height, width) if hasattr(thing, "passes") else Passes(1, 1)
+
+
+def accepts(target: Callable[..., Any]) -> set[str] | None:
+    """The keyword names `target` takes, or None if it takes any."""
+    parameters = inspect.signature(target).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return {p.name for p in parameters}

@@ -1,0 +1,389 @@
+"""The stratified k-fold split, the probes, and the LightningDataModule that trains on D without V_i."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from lit_xai.core import SampleRng, UsageError, stable_hash
+from lit_xai.data.sources import ImageSet, Source
+
+# --------------------------------------------------------------------------------------------------------------- split
+
+
+@dataclass(frozen=True)
+class Split:
+    """k disjoint stratified folds of the samples D.
+
+    Attributes:
+        samples: `[n]` index of every sample of D in its data set, ascending.
+        fold_of: `[n]` the fold whose predictor never sees the sample.
+        labels: `[n]` its class.
+        k: number of folds; 1 means no split (a pretrained predictor, everything is held out).
+        seed: the split's seed.
+    """
+
+    samples: Int[Tensor, "n"]
+    fold_of: Int[Tensor, "n"]
+    labels: Int[Tensor, "n"]
+    k: int
+    seed: int
+
+    @staticmethod
+    def make(labels: Int[Tensor, "m"], k: int, seed: int, subset: int | None = None) -> Split:
+        """Split `labels` into k stratified folds; with `subset`, of a stratified choice of that many samples.
+
+        Raises:
+            UsageError: a class has fewer members than there are folds; the subset is larger than the set.
+        """
+        if k < 1:
+            raise UsageError(f"folds must be at least 1, found {k}")
+        samples = torch.arange(len(labels))
+        if subset is not None:
+            if not k <= subset <= len(labels):
+                raise UsageError(f"train_subset={subset} must lie between {k} folds and {len(labels)} samples")
+            samples = stratified_subset(labels, subset, seed)
+        labels = labels[samples]
+        if k == 1:
+            return Split(samples, torch.zeros_like(samples), labels, k, seed)
+        number = torch.bincount(labels)
+        scarce = torch.nonzero((number < k) & (number > 0))[:, 0].tolist()
+        if scarce:
+            raise UsageError(
+                f"class {scarce[0]} has {int(number[scarce[0]])} members for {k} folds: "
+                f"lower data.folds=, raise data.train_subset=, or remove the class"
+            )
+        from sklearn.model_selection import StratifiedKFold
+
+        fold_of = torch.empty_like(samples)
+        folds = StratifiedKFold(k, shuffle=True, random_state=seed).split(np.zeros(len(labels)), labels.numpy())
+        for i, (_, held) in enumerate(folds):
+            fold_of[torch.from_numpy(held)] = i
+        return Split(samples, fold_of, labels, k, seed)
+
+    def check(self, fold: int) -> int:
+        """`fold` itself if it exists."""
+        if not 0 <= fold < self.k:
+            raise UsageError(f"fold={fold} does not exist: folds are 0..{self.k - 1} (data.folds={self.k})")
+        return fold
+
+    def held_out(self, fold: int) -> Int[Tensor, "v"]:
+        """Sample indices of V_i."""
+        return self.samples[self.fold_of == self.check(fold)]
+
+    def training(self, fold: int) -> Int[Tensor, "t"]:
+        """Sample indices of D without V_i."""
+        return self.samples[self.fold_of != self.check(fold)]
+
+    def probes(self, per_fold: int | None) -> Int[Tensor, "p"]:
+        """`per_fold` random samples of every fold, fold by fold and ascending within; None takes all."""
+        chosen = []
+        for fold in range(self.k):
+            members = self.held_out(fold)
+            shuffle = torch.randperm(
+                len(members), generator=torch.Generator().manual_seed(stable_hash(self.seed, "probes", fold))
+            )
+            chosen.append(members[shuffle[:per_fold].sort().values])
+        return torch.cat(chosen)
+
+    def fold(self, samples: Int[Tensor, "p"]) -> Int[Tensor, "p"]:
+        """The fold of each of these samples."""
+        return self.fold_of[torch.searchsorted(self.samples, samples)]
+
+    def label(self, samples: Int[Tensor, "p"]) -> Int[Tensor, "p"]:
+        """The class of each of these samples."""
+        return self.labels[torch.searchsorted(self.samples, samples)]
+
+
+def stratified_subset(labels: Int[Tensor, "m"], size: int, seed: int) -> Int[Tensor, "s"]:
+    """`size` samples with the classes in proportion (largest remainders), ascending."""
+    number = torch.bincount(labels).double()
+    share = number * size / len(labels)
+    take = share.floor().long()
+    take[(share - take).argsort(descending=True, stable=True)[: size - int(take.sum())]] += 1
+    chosen = []
+    for c, n in enumerate(take.tolist()):
+        members = torch.nonzero(labels == c)[:, 0]
+        g = torch.Generator().manual_seed(stable_hash(seed, "subset", c))
+        chosen.append(members[torch.randperm(len(members), generator=g)[:n]])
+    return torch.cat(chosen).sort().values
+
+
+def noisy_labels(split: Split, classes: int, share: float) -> Int[Tensor, "n"]:
+    """The split's labels with exactly `share` of them replaced by another class.
+
+    Which ones, and by what, is keyed by the sample: the same for all folds, and nested across shares.
+    """
+    if not 0 <= share <= 1:
+        raise UsageError(f"label_noise must lie in [0, 1], found {share}")
+    labels = split.labels.clone()
+    rng = SampleRng(split.seed, tuple(split.samples.tolist()))
+    draws = torch.stack([rng.uniform("label_noise", row, (2,)) for row in range(len(labels))]) if share else None
+    if draws is not None:
+        wrong = draws[:, 0].argsort(stable=True)[: round(share * len(labels))]
+        shift = 1 + (draws[wrong, 1] * (classes - 1)).long().clamp_max(classes - 2)
+        labels[wrong] = (labels[wrong] + shift) % classes
+    return labels
+
+
+@dataclass(frozen=True)
+class Disagreements:
+    """Samples of V_i on which f_i and at least one f_j contradict each other: exactly one of the two is right.
+
+    Attributes:
+        samples: `[d]` fold by fold, ascending within.
+        concerned: `[d, k]` the predictors that explain each sample: i, and every j that contradicts it.
+        weight: `[d]` inverse of the rate at which the fold's disagreements were kept (1 without a cap).
+        found: how many there are before the cap.
+    """
+
+    samples: Int[Tensor, "d"]
+    concerned: Bool[Tensor, "d k"]
+    weight: Float[Tensor, "d"]
+    found: int
+
+    @staticmethod
+    def find(split: Split, correct: Bool[Tensor, "k n"], cap: int | None) -> Disagreements:
+        """At most `cap` random disagreements of every fold; None keeps all."""
+        kept, concerned, weight, found = [], [], [], 0
+        for fold in range(split.k):
+            inside = torch.nonzero(split.fold_of == fold)[:, 0]
+            differ = correct[:, inside] != correct[fold, inside]
+            rows = torch.nonzero(differ.any(0))[:, 0]
+            found += len(rows)
+            g = torch.Generator().manual_seed(stable_hash(split.seed, "disagreements", fold))
+            rows = rows[torch.randperm(len(rows), generator=g)[:cap].sort().values] if len(rows) else rows
+            total = int(differ.any(0).sum())
+            involved = differ[:, rows].T.clone()
+            involved[:, fold] = True
+            kept.append(split.samples[inside[rows]])
+            concerned.append(involved)
+            weight.append(torch.full((len(rows),), total / max(1, len(rows)), dtype=torch.float64))
+        return Disagreements(torch.cat(kept), torch.cat(concerned), torch.cat(weight), found)
+
+
+# ------------------------------------------------------------------------------------------------------------ loading
+
+
+class FoldDataset(Dataset):
+    """Samples of an image set with labels; whole batches are read at once.
+
+    Augmentation of a sample is a function of (seed, epoch, sample), whatever worker or rank loads it.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        samples: Int[Tensor, "n"],
+        labels: Int[Tensor, "n"],
+        augment: Sequence[Callable[[Tensor], Tensor]] = (),
+        key: tuple[int, int] = (0, 0),
+    ) -> None:
+        self.images, self.samples, self.labels = images, samples, labels
+        self.augment, self.key = tuple(augment), key
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, i: int) -> tuple[Float[Tensor, "c h w"], Tensor]:
+        x, y = self.__getitems__([i])
+        return x[0], y[0]
+
+    def __getitems__(self, rows: list[int]) -> tuple[Float[Tensor, "b c h w"], Int[Tensor, "b"]]:
+        samples = self.samples[rows]
+        images = self.images.images(samples.tolist())
+        if self.augment:
+            images = torch.stack([self.augmented(x, int(s)) for x, s in zip(images, samples, strict=True)])
+        return images, self.labels[rows]
+
+    def augmented(self, image: Float[Tensor, "c h w"], sample: int) -> Float[Tensor, "c h w"]:
+        """The image after every transform in turn."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stable_hash(*self.key, "augment", sample))
+            for transform in self.augment:
+                image = transform(image)
+        return image
+
+
+def as_batch(batch: Any) -> Any:
+    """Collate for data sets that read whole batches."""
+    return batch
+
+
+class EpochSampler(Sampler[list[int]]):
+    """Shuffled batches of one rank. The order is a function of (seed, epoch) alone.
+
+    Every rank gets the same number of batches of the same size: the few samples that do not fill one a rank are left
+    out of this epoch (another few in the next).
+    """
+
+    def __init__(self, n: int, batch_size: int, seed: int, epoch: int, rank: int, world: int) -> None:
+        size = min(batch_size, max(1, n // world))
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(stable_hash(seed, "order", epoch)))
+        whole = n // (size * world)
+        batches = order[: whole * size * world].view(whole, world, size)[:, rank]
+        self.batches: list[list[int]] = batches.tolist()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class ShareSampler(Sampler[list[int]]):
+    """Batches of one rank's share of n samples, in order, none twice and none left out."""
+
+    def __init__(self, n: int, batch_size: int, rank: int, world: int) -> None:
+        self.batches = [list(range(s, min(s + batch_size, n))) for s in range(0, n, batch_size)][rank::world]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class FoldData(pl.LightningDataModule):
+    """Trains on D without V_i, validates and tests on V_i.
+
+    Args:
+        source: gives the data set (called once).
+        fold: i.
+        folds: k.
+        seed: of the split, the probes and the order.
+        probes_per_fold: random samples of every fold that get explained; None = all.
+        train_subset: a stratified part of the training data that stands for D; None = all of it.
+        batch_size: training batch of one process.
+        num_workers: loader processes.
+        augment: transforms `[c, h, w] -> [c, h, w]` of training images.
+        label_noise: share of training labels replaced by another class.
+        name: the data set's name.
+    """
+
+    def __init__(
+        self,
+        source: Callable[[], Source],
+        fold: int = 0,
+        folds: int = 5,
+        seed: int = 0,
+        probes_per_fold: int | None = 100,
+        train_subset: int | None = None,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        augment: Sequence[Callable[[Tensor], Tensor]] = (),
+        label_noise: float = 0.0,
+        name: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.make_source, self.fold, self.k, self.seed = source, fold, folds, seed
+        self.probes_per_fold, self.train_subset = probes_per_fold, train_subset
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.augment, self.label_noise, self.name = tuple(augment), label_noise, name
+        if probes_per_fold is not None and probes_per_fold < 1:
+            raise UsageError(f"data.probes_per_fold must be at least 1, found {probes_per_fold}")
+
+    @cached_property
+    def source(self) -> Source:
+        """The data set."""
+        return self.make_source()
+
+    @cached_property
+    def split(self) -> Split:
+        """The split of its training part."""
+        split = Split.make(self.source.labels, self.k, self.seed, self.train_subset)
+        split.check(self.fold)
+        return split
+
+    @property
+    def held_out(self) -> Int[Tensor, "v"]:
+        """V_i."""
+        return self.split.held_out(self.fold)
+
+    @cached_property
+    def probes(self) -> Int[Tensor, "p"]:
+        """The random probes of all folds."""
+        return self.split.probes(self.probes_per_fold)
+
+    @cached_property
+    def colour(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of every channel over (at most 2,000 of) the training folds."""
+        samples = self.split.training(self.fold) if self.k > 1 else self.split.samples
+        if len(samples) > 2000:
+            g = torch.Generator().manual_seed(stable_hash(self.seed, "colour"))
+            samples = samples[torch.randperm(len(samples), generator=g)[:2000].sort().values]
+        total, square, n = torch.zeros(1), torch.zeros(1), 0
+        for part in samples.split(250):
+            x = self.source.train.images(part.tolist()).double()
+            total = total + x.sum((0, 2, 3))
+            square = square + (x * x).sum((0, 2, 3))
+            n += x.numel() // x.shape[1]
+        mean = total / n
+        std = (square / n - mean**2).clamp_min(1e-8).sqrt()
+        return tuple(mean.float().tolist()), tuple(std.float().tolist())
+
+    def identity(self) -> dict[str, Any]:
+        """What two stores must share to be compared: the content, the split, the probes."""
+        return {
+            "data": self.source.name,
+            "content": self.source.identity,
+            "samples": len(self.split.samples),
+            "folds": self.k,
+            "split_seed": self.seed,
+            "label_noise": self.label_noise,
+        }
+
+    # -------------------------------------------------------------------------------------------------------- loaders
+
+    def rank(self) -> tuple[int, int]:
+        """This process's rank and the world size."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def loader(self, data: FoldDataset, batches: Sampler[list[int]]) -> DataLoader:
+        """A loader of whole batches."""
+        return DataLoader(
+            data,
+            batch_sampler=batches,
+            collate_fn=as_batch,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        """This epoch's batches of D without V_i (made anew every epoch)."""
+        if not self.source.labelled:
+            raise UsageError(f"{self.source.name} has no labels to train on: use lit_xai.explain with model=pretrained")
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        samples = self.split.training(self.fold)
+        labels = noisy_labels(self.split, len(self.source.classes), self.label_noise)
+        mine = labels[torch.searchsorted(self.split.samples, samples)]
+        data = FoldDataset(self.source.train, samples, mine, self.augment, (self.seed, epoch))
+        return self.loader(data, EpochSampler(len(data), self.batch_size, self.seed, epoch, *self.rank()))
+
+    def val_dataloader(self) -> DataLoader:
+        """V_i; it never selects a checkpoint."""
+        return self.part(self.source.train, self.held_out, self.split.label(self.held_out))
+
+    def test_dataloader(self) -> list[DataLoader]:
+        """V_i, and the fixed test split where the set has one."""
+        loaders = [self.val_dataloader()]
+        if self.source.test is not None and self.source.test_labels is not None:
+            everything = torch.arange(len(self.source.test))
+            loaders.append(self.part(self.source.test, everything, self.source.test_labels))
+        return loaders
+
+    def part(self, images: ImageSet, samples: Int[Tensor, "n"], labels: Int[Tensor, "n"]) -> DataLoader:
+        """This rank's share, without padding."""
+        data = FoldDataset(images, samples, labels)
+        rank, world = self.rank()
+        size = min(max(256, self.batch_size), -(-len(data) // world))  # every rank has at least one batch
+        return self.loader(data, ShareSampler(len(data), size, rank, world))

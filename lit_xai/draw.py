@@ -1,0 +1,105 @@
+"""Pictures: the gallery of maps and the histograms of distances."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from lit_xai.store import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def new_figure(width: float, height: float, rows: int, columns: int) -> tuple[Figure, np.ndarray]:
+    """A figure that needs no display, with `rows x columns` axes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure atomically; its suffix decides the format."""
+    buffer = io.BytesIO()
+    # no dates inside: the same numbers give the same bytes
+    metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
+    figure.savefig(buffer, format=path.suffix[1:], dpi=110, metadata=metadata)
+    write_atomically(path, buffer.getvalue())
+    return path
+
+
+def limits(maps: Tensor) -> tuple[str, float, float]:
+    """Colour map and range for one explainer: symmetric about zero (white) if any map is signed."""
+    values = maps.float().numpy()
+    top = float(np.quantile(np.abs(values), 0.995)) or float(np.abs(values).max()) or 1.0
+    return ("RdBu_r", -top, top) if (values < 0).any() else ("Reds", 0.0, top)
+
+
+def gallery(
+    images: Tensor, captions: Sequence[str], maps: Mapping[str, Tensor], path: Path, title: str = ""
+) -> Path:
+    """One row a probe, one column an explainer; every explainer has one colour scale for all rows.
+
+    Args:
+        images: `[b, c, h, w]` in [0, 1].
+        captions: a text for every image: label and predictions.
+        maps: `{explainer: [b, h, w]}`.
+        path: where the picture goes.
+        title: above it.
+    """
+    figure, axes = new_figure(2.4 + 1.35 * len(maps), 0.6 + 1.45 * len(images), len(images), 1 + len(maps))
+    figure.suptitle(title, fontsize=9)
+    for row, image in enumerate(images):
+        picture = image.permute(1, 2, 0).numpy()
+        axes[row, 0].imshow(picture.squeeze(-1) if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=1)
+        axes[row, 0].set_ylabel(captions[row], fontsize=6, rotation=0, ha="right", va="center")
+    for column, (name, values) in enumerate(maps.items(), start=1):
+        colours, low, high = limits(values)
+        axes[0, column].set_title(name.replace("_", "\n"), fontsize=7)
+        for row in range(len(images)):
+            drawn = axes[row, column].imshow(values[row].float().numpy(), cmap=colours, vmin=low, vmax=high)
+        bar = figure.colorbar(drawn, ax=axes[:, column].tolist(), location="bottom", fraction=0.03, pad=0.01)
+        bar.ax.tick_params(labelsize=5)
+        bar.locator = _ticks(low, high)
+        bar.update_ticks()
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    return save(figure, path)
+
+
+def _ticks(low: float, high: float) -> object:
+    from matplotlib.ticker import FixedLocator
+
+    return FixedLocator([low, high] if low == 0 else [low, 0, high])
+
+
+def histograms(sets: Mapping[str, tuple[Tensor, Tensor]], path: Path, xlabel: str) -> list[Path]:
+    """S_equal and S_differ of every explainer, as densities; written as PNG and PDF."""
+    columns = min(3, len(sets))
+    rows = -(-len(sets) // columns)
+    figure, axes = new_figure(3.2 * columns, 2.2 * rows, rows, columns)
+    for axis, (name, (equal, differ)) in zip(axes.flat, sets.items(), strict=False):
+        both = np.concatenate([equal.numpy(), differ.numpy()])
+        if len(both) == 0:
+            axis.text(0.5, 0.5, "no pairs", ha="center", transform=axis.transAxes)
+            continue
+        bins = np.linspace(min(0.0, both.min()), max(1.0, both.max()) if both.max() <= 1 else both.max(), 31)
+        for values, colour, label in ((equal, "#2166ac", "S_equal"), (differ, "#b2182b", "S_differ")):
+            if len(values):
+                axis.hist(values.numpy(), bins, density=True, alpha=0.55, color=colour, label=f"{label} ({len(values)})")
+        axis.set_title(name, fontsize=8)
+        axis.legend(fontsize=6)
+        axis.tick_params(labelsize=6)
+    for axis in axes.flat[len(sets) :]:
+        axis.axis("off")
+    figure.supxlabel(xlabel, fontsize=8)
+    return [save(figure, path.with_suffix(suffix)) for suffix in (".png", ".pdf")]

@@ -1,0 +1,420 @@
+"""Explain and score a range of probes with one model: the one loop behind callbacks, doors and `crossval`.
+
+Model batches are aligned to the probe order: batch b always holds probes b*B .. (b+1)*B-1, whatever shard or rank asks
+for them, so a map is bitwise the same for any rank count and shard size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+import lit_xai
+from lit_xai.core import (
+    Explainer,
+    Passes,
+    SampleRng,
+    Score,
+    UsageError,
+    describe,
+    fit_fillers,
+    passes_of,
+    resolve,
+)
+from lit_xai.data.folds import Split
+from lit_xai.data.sources import ImageSet, digest
+from lit_xai.models.lipschitz import local_lipschitz
+from lit_xai.store import (
+    RANDOM,
+    DamagedFile,
+    FoldStore,
+    Predictions,
+    differences,
+    mend,
+    read_shard,
+    write_tensors,
+)
+
+
+def model_hash(model: nn.Module) -> str:
+    """A digest of a model's parameters and buffers."""
+    h = hashlib.blake2b(digest_size=8)
+    for name, value in sorted(model.state_dict().items()):
+        h.update(name.encode())
+        h.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return h.hexdigest()
+
+
+@dataclass
+class Explained:
+    """One predictor and the probes it explains.
+
+    Attributes:
+        model: plain module in evaluation mode, images in [0, 1] to logits.
+        images: the data set's training images.
+        samples: `[p]` the probes, in the order that defines batches and shards.
+        targets: `[p]` the class that each map explains.
+        store: where results go.
+        identity: what folds must share to be compared (data, split, probes, seed).
+        colour: mean colour of the training folds, for fillers that want it.
+        kind: `maps` (random probes) or `disagreements`.
+        seed: of all noise.
+        batch_size: images per explainer call.
+        shard_size: probes per file.
+        device: where the model runs.
+    """
+
+    model: nn.Module
+    images: ImageSet
+    samples: Int[Tensor, "p"]
+    targets: Int[Tensor, "p"]
+    store: FoldStore
+    identity: dict[str, Any]
+    colour: tuple[float, ...]
+    kind: str = RANDOM
+    seed: int = 0
+    batch_size: int = 16
+    shard_size: int = 64
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.shard_size < 1:
+            raise UsageError(f"batch_size and shard_size must be positive, found {self.batch_size}, {self.shard_size}")
+        self.model = self.model.to(self.device).eval()
+        self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.checkpoint = model_hash(self.model)
+
+    def ranges(self, part: tuple[int, int] = (0, 1)) -> list[range]:
+        """The probe ranges of one part (job or rank): every range belongs to exactly one."""
+        index, of = part
+        if not 0 <= index < of:
+            raise UsageError(f"part={index}/{of} does not exist: parts are 0/{of}..{of - 1}/{of}")
+        n = len(self.samples)
+        return [range(s, min(s + self.shard_size, n)) for s in range(0, n, self.shard_size)][index::of]
+
+    def fingerprint(self, explainer: Explainer) -> dict[str, Any]:
+        """What a shard must agree in to be reused."""
+        return {
+            **self.identity,
+            "kind": self.kind,
+            "seed": self.seed,
+            "probes": digest(self.samples, self.targets),
+            "explainer": describe(explainer),
+            "checkpoint": self.checkpoint,
+            "fold": self.store.fold,
+        }
+
+    def batch(self, start: int) -> tuple[Tensor, Tensor, SampleRng]:
+        """Images, targets and noise of the aligned batch that begins at probe `start`."""
+        samples = self.samples[start : start + self.batch_size]
+        images = self.images.images(samples.tolist()).to(self.device, memory_format=torch.channels_last)
+        rng = SampleRng(self.seed, tuple(samples.tolist()))
+        return images, self.targets[start : start + self.batch_size].to(self.device), rng
+
+    def batches(self, shard: range) -> Iterator[int]:
+        """Where the aligned batches that overlap a shard begin."""
+        return iter(range(shard.start - shard.start % self.batch_size, shard.stop, self.batch_size))
+
+
+class Work:
+    """What is missing in one shard of one explainer."""
+
+    def __init__(
+        self, job: Explained, name: str, explainer: Explainer, scores: Mapping[str, Score], shard: range
+    ) -> None:
+        self.job, self.name, self.explainer, self.shard = job, name, explainer, shard
+        self.path = job.store.shard(job.kind, name, shard.start, shard.stop)
+        self.wanted = {n: s.meaning() for n, s in scores.items()}
+        self.fingerprint = job.fingerprint(explainer)
+        self.tensors: dict[str, Tensor] = {}
+        self.meta: dict[str, Any] = {}
+        if self.path.exists():
+            self.read()
+
+    def read(self) -> None:
+        """Take over what an earlier run left, if it is whole; refuse what another configuration left."""
+        try:
+            tensors, meta = read_shard(self.path)
+        except DamagedFile:
+            return  # written anew
+        difference = differences(meta["fingerprint"], self.fingerprint)
+        for name, wanted in self.wanted.items():
+            if name in meta["scores"]:
+                difference += differences(meta["scores"][name]["definition"], wanted, f"score.{name}.")
+        if difference:
+            raise UsageError(
+                f"{self.path.parent} was computed otherwise ({'; '.join(difference[:3])}): "
+                f"choose another name=, restore the setting, or delete that folder"
+            )
+        self.tensors, self.meta = tensors, meta
+
+    @property
+    def missing(self) -> list[str]:
+        """The scores to compute; all of them where there are no maps."""
+        have = self.meta.get("scores", {}) if self.tensors else {}
+        return [n for n in self.wanted if n not in have]
+
+    @property
+    def done(self) -> bool:
+        """Nothing to do."""
+        return bool(self.tensors) and not self.missing
+
+
+def work_list(
+    job: Explained, explainers: Mapping[str, Explainer], scores: Mapping[str, Score], part: tuple[int, int] = (0, 1)
+) -> list[Work]:
+    """What this part has to do, shard by shard, explainer by explainer; finished shards are left out."""
+    works = [Work(job, n, e, scores, s) for s in job.ranges(part) for n, e in explainers.items()]
+    stale_layouts(job, explainers)
+    return [w for w in works if not w.done]
+
+
+def stale_layouts(job: Explained, explainers: Mapping[str, Explainer]) -> None:
+    """Refuse a folder whose shards were cut with another shard size: their ranges would overlap."""
+    expected = {job.store.shard(job.kind, "", r.start, r.stop).name for r in job.ranges()}
+    for name in explainers:
+        other = [p for p in job.store.shards(job.kind, name) if p.name not in expected]
+        if other:
+            raise UsageError(
+                f"{other[0].parent} holds shards of another shard_size or probe count ({other[0].name}): "
+                f"restore shard_size= and data.probes_per_fold=, choose another name=, or delete that folder"
+            )
+
+
+def explain(
+    job: Explained,
+    explainers: Mapping[str, Explainer],
+    scores: Mapping[str, Score],
+    part: tuple[int, int] = (0, 1),
+    progress: bool = True,
+    on_shard: Callable[[str], None] | None = None,
+) -> int:
+    """Compute and write every missing shard of this part; return how many were written.
+
+    Model outputs that a score needs but that do not depend on the map are computed once per shard and shared by all
+    explainers.
+    """
+    works = work_list(job, explainers, scores, part)
+    fitted = {n: fit_fillers(s, job.colour) for n, s in scores.items()}
+    job.store.remove_temporary()
+    observed: dict[tuple[str, int], Tensor] = {}
+    current: range | None = None
+    total = sum(len(w.shard) for w in works)
+    with tqdm(total=total, unit="map", disable=not progress or not works, dynamic_ncols=True) as bar:
+        for work in works:
+            if work.shard != current:
+                observed, current = {}, work.shard
+            bar.set_description(f"fold {job.store.fold} {work.name}")
+            run(work, fitted, observed, bar)
+            if on_shard is not None:
+                on_shard(work.name)
+    return len(works)
+
+
+def run(work: Work, scores: Mapping[str, Score], observed: dict[tuple[str, int], Tensor], bar: Any) -> None:
+    """Compute one shard's missing maps and scores and write it."""
+    job, shard = work.job, work.shard
+    explainer = fit_fillers(work.explainer, job.colour)
+    maps, values = [], {name: [] for name in work.missing}  # type: ignore[var-annotated]
+    resolved: dict[str, Any] = {}
+    for start in job.batches(shard):
+        images, targets, rng = job.batch(start)
+        inside = slice(max(shard.start - start, 0), min(shard.stop - start, len(images)))
+        if not resolved:
+            resolved = {"explainer": resolve(explainer, job.model, images)}
+            resolved.update({n: resolve(scores[n], job.model, images) for n in scores})
+        if work.tensors:
+            batch_maps = torch.zeros(len(images), *images.shape[-2:], device=images.device)
+            kept = work.tensors["maps"][start + inside.start - shard.start : start + inside.stop - shard.start]
+            batch_maps[inside] = kept.to(images.device)
+        else:
+            batch_maps = explainer(job.model, images, targets, rng)
+            check_maps(batch_maps, images, rng, work)
+        maps.append(batch_maps[inside].float().cpu())
+        for name in work.missing:
+            score = scores[name]
+            if hasattr(score, "observe") and (name, start) not in observed:
+                observed[name, start] = score.observe(job.model, images, targets, rng)
+            value = score(job.model, images, batch_maps, targets, rng, observed.get((name, start)))
+            values[name].append(value[inside].double().cpu())
+        bar.update(inside.stop - inside.start)
+    tensors = {"sample": job.samples[shard.start : shard.stop], "maps": torch.cat(maps), **scored(work.tensors)}
+    tensors.update({f"score/{n}": torch.cat(v) for n, v in values.items()})
+    definitions = {
+        n: {
+            "definition": work.wanted[n],
+            "resolved": resolved.get(n, {}),
+            "higher_is_better": scores[n].higher_is_better,
+        }
+        for n in work.missing
+    }
+    meta = {
+        "fingerprint": work.fingerprint,
+        "resolved": resolved.get("explainer", {}),
+        "scores": {**work.meta.get("scores", {}), **definitions},
+        "version": lit_xai.__version__,
+    }
+    write_tensors(work.path, tensors, meta)
+
+
+def scored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The scores among a shard's tensors."""
+    return {k: v for k, v in tensors.items() if k.startswith("score/")}
+
+
+def check_maps(maps: Tensor, images: Tensor, rng: SampleRng, work: Work) -> None:
+    """Refuse maps of the wrong shape and maps with NaN, before anything is written."""
+    expected = (len(images), *images.shape[-2:])
+    if tuple(maps.shape) != expected:
+        raise UsageError(f"explainer {work.name} gave maps of shape {tuple(maps.shape)}, expected {expected}")
+    bad = torch.nonzero(~torch.isfinite(maps).flatten(1).all(1))[:, 0].tolist()
+    if bad:
+        raise UsageError(
+            f"explainer {work.name} gave NaN for sample {rng.samples[bad[0]]} (fold {work.job.store.fold}): "
+            f"check the checkpoint (train again with another model.lr) or leave the explainer out"
+        )
+
+
+# --------------------------------------------------------------------------------------------------------- predictions
+
+
+def predict(
+    model: nn.Module,
+    images: ImageSet,
+    samples: Int[Tensor, "n"],
+    device: torch.device,
+    rank: int = 0,
+    world: int = 1,
+    batch_size: int = 250,
+    progress: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Predicted class and its softmax for every sample; ranks share the work and all get the whole result."""
+    mine: list[tuple[int, Tensor, Tensor]] = []
+    starts = range(0, len(samples), batch_size)[rank::world]
+    with torch.inference_mode():
+        for start in tqdm(starts, desc="predict", unit="batch", disable=not progress, leave=False):
+            x = images.images(samples[start : start + batch_size].tolist())
+            logits = model(x.to(device, memory_format=torch.channels_last))
+            if not torch.isfinite(logits).all():
+                raise UsageError("the model predicts NaN: train again with another model.lr=, or check the checkpoint")
+            confidence, predicted = logits.float().softmax(-1).max(-1)
+            mine.append((start, predicted.cpu(), confidence.cpu()))
+    parts = [mine]
+    if world > 1:
+        parts = [[] for _ in range(world)]
+        torch.distributed.all_gather_object(parts, mine)
+    everything = sorted((row for part in parts for row in part), key=lambda row: row[0])
+    return torch.cat([p for _, p, _ in everything]), torch.cat([c for _, _, c in everything])
+
+
+def predictions_of(
+    job: Explained, split: Split, fold: int, rank: int = 0, world: int = 1, progress: bool = False
+) -> Predictions:
+    """The store's predictions if they are this checkpoint's, else new ones (written by rank 0)."""
+    meta = {**job.identity, "checkpoint": job.checkpoint, "version": lit_xai.__version__}
+    have = job.store.predictions_file.exists()
+    if have:
+        try:
+            found = job.store.read_predictions()
+        except DamagedFile:
+            have = False
+        else:
+            difference = differences({k: found.meta.get(k) for k in meta if k != "version"}, without(meta, "version"))
+            if not difference:
+                return found
+            if any(d.startswith("checkpoint") for d in difference) and job.store.explainers():
+                raise UsageError(
+                    f"{job.store.root} holds explanations of another checkpoint: delete {job.store.root}/maps, "
+                    f"{job.store.root}/disagreements and {job.store.predictions_file.name}, or choose another name="
+                )
+    predicted, confidence = predict(job.model, job.images, split.samples, job.device, rank, world, progress=progress)
+    held = split.held_out(fold)[:128].tolist()
+    meta["lipschitz"] = float(
+        local_lipschitz(job.model, job.images.images(held).to(job.device)).max() if len(held) and split.k > 1 else 0
+    )
+    out = Predictions(split, fold, predicted, confidence, meta)
+    if rank == 0:
+        job.store.write_predictions(out)
+    return out
+
+
+def without(d: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    """A dictionary without some keys."""
+    return {k: v for k, v in d.items() if k not in keys}
+
+
+# --------------------------------------------------------------------------------------------------------- calibration
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Model passes to come and what they will take."""
+
+    shards: int
+    maps: int
+    passes: Passes
+    minutes: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.maps:,} maps in {self.shards:,} shards, {self.passes.forward:,} forward and "
+            f"{self.passes.backward:,} backward passes of one image, about {self.minutes:.1f} min"
+        )
+
+
+def plan(
+    job: Explained, explainers: Mapping[str, Explainer], scores: Mapping[str, Score], part: tuple[int, int] = (0, 1)
+) -> Plan:
+    """Count what is missing and time one forward and one backward batch."""
+    works = work_list(job, explainers, scores, part)
+    if not works:
+        return Plan(0, 0, Passes(0), 0.0)
+    images, targets, _ = job.batch(0)
+    height, width = images.shape[-2:]
+    total, seen = Passes(0), set()
+    for w in works:
+        each = passes_of(w.explainer, height, width) if not w.tensors else Passes(0)
+        for n in w.missing:
+            if not hasattr(scores[n], "observe") or (n, w.shard) not in seen:
+                each = each + passes_of(scores[n], height, width)
+                seen.add((n, w.shard))
+        total = total + Passes(each.forward * len(w.shard), each.backward * len(w.shard))
+    forward, backward = seconds_per_image(job.model, images, targets)
+    minutes = (total.forward * forward + total.backward * backward) / 60
+    return Plan(len(works), sum(len(w.shard) for w in works), total, minutes)
+
+
+def seconds_per_image(model: nn.Module, images: Tensor, targets: Tensor) -> tuple[float, float]:
+    """Seconds of one image's forward pass, and of its backward pass to the image (one short trial after a warm-up)."""
+    times = []
+    for _ in range(2):
+        began = time.perf_counter()
+        with torch.inference_mode():
+            model(images)[0, 0].item()
+        forward = time.perf_counter() - began
+        began = time.perf_counter()
+        x = images.clone().requires_grad_()
+        torch.autograd.grad(model(x).gather(1, targets[:, None]).sum(), x)[0].sum().item()
+        times.append((forward, max(time.perf_counter() - began - forward, 0.0)))
+    return times[-1][0] / len(images), times[-1][1] / len(images)
+
+
+__all__ = [
+    "Explained",
+    "Plan",
+    "explain",
+    "mend",
+    "model_hash",
+    "plan",
+    "predict",
+    "predictions_of",
+    "work_list",
+]

@@ -1,0 +1,353 @@
+"""The k predictors of one experiment, read from their stores alone: the measures and score tables.
+
+Maps stream chunk by chunk; only one number per pair of maps and per score is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+import lit_xai
+from lit_xai.core import UsageError
+from lit_xai.data.folds import Disagreements, Split
+from lit_xai.metrics.distance import distance_of
+from lit_xai.metrics.stability import MeGe, ReCo
+from lit_xai.metrics.statistics import (
+    Estimate,
+    basic_difference,
+    difference,
+    excludes_zero,
+    mean_estimate,
+)
+from lit_xai.store import DISAGREEMENTS, RANDOM, FoldStore, MapReader, Predictions, differences, mend
+
+CHUNK = 128  # probes whose maps of all folds are in memory at once
+NULL = "random"  # the explainer that is the null of every table
+MAX_SPREAD = 0.03  # comparable accuracy across folds (Fel et al., 4.1)
+MEASURE_COLUMNS = ("mege", "reco", "reco_eq6", "reco_auc", "mege_xplique", "reco_xplique")
+
+
+def measures_for(distance: str, seed: int) -> dict[str, MeGe | ReCo]:
+    """Every column of a table, from one distance."""
+    return {
+        "mege": MeGe(distance=distance, seed=seed),
+        "reco": ReCo(distance=distance, seed=seed),
+        "reco_eq6": ReCo("paper", distance=distance, seed=seed),
+        "reco_auc": ReCo("auc", distance=distance, seed=seed),
+        "mege_xplique": MeGe("xplique", seed=seed),
+        "reco_xplique": ReCo("xplique", seed=seed),
+    }
+
+
+@dataclass
+class Row:
+    """One explainer's numbers: an estimate a column, and its paired difference to the null explainer."""
+
+    explainer: str
+    estimates: dict[str, Estimate] = field(default_factory=dict)
+    differences: dict[str, Estimate] = field(default_factory=dict)
+
+    def marked(self, column: str) -> bool:
+        """Whether the paired difference to the null excludes 0."""
+        return column in self.differences and excludes_zero(self.differences[column])
+
+
+@dataclass
+class Summary:
+    """All numbers of one experiment.
+
+    Attributes:
+        head: what they rest on: folds, probes, accuracy, Lipschitz constants, warnings.
+        columns: names, in order; True where higher is better.
+        rows: one an explainer.
+        definitions: what every column and every explainer is.
+        distances: `{explainer: (S_equal, S_differ)}` for the histograms.
+    """
+
+    head: dict[str, Any]
+    columns: dict[str, bool]
+    rows: list[Row]
+    definitions: dict[str, Any]
+    distances: dict[str, tuple[Tensor, Tensor]]
+
+    def plain(self) -> dict[str, Any]:
+        """JSON-ready."""
+        rows = {}
+        for row in self.rows:
+            cells = {}
+            for name, e in row.estimates.items():
+                cells[name] = e.plain()
+                if name in row.differences:
+                    d = row.differences[name].plain()
+                    cells[name]["difference_to_null"] = {k: d[k] for k in ("value", "low", "high")}
+                    cells[name]["marked"] = row.marked(name)
+            rows[row.explainer] = cells
+        return {
+            "version": lit_xai.__version__,
+            "head": self.head,
+            "columns": {n: {"higher_is_better": up} for n, up in self.columns.items()},
+            "rows": rows,
+            "definitions": self.definitions,
+        }
+
+
+class Ensemble:
+    """The stores of one experiment.
+
+    Args:
+        root: `checkpoints/<name>`.
+        seed: of the resamples.
+        folds: restrict to these; None takes every fold that has predictions.
+
+    Raises:
+        UsageError: nothing is there, or the folds' stores do not belong together.
+    """
+
+    def __init__(self, root: str | Path, seed: int = 0, folds: Sequence[int] | None = None) -> None:
+        self.root, self.seed = Path(root), seed
+        found = sorted(self.root.glob("fold=*"), key=lambda p: int(p.name[5:]) if p.name[5:].isdigit() else -1)
+        stores = [FoldStore(p) for p in found if p.name[5:].isdigit()]
+        stores = [s for s in stores if s.predictions_file.exists() and (folds is None or s.fold in folds)]
+        if not stores:
+            raise UsageError(
+                f"no predictions in {self.root}/fold=*: run python -m lit_xai.train for every fold, or set name= or root="
+            )
+        self.stores = {s.fold: s for s in stores}
+        self.open: dict[tuple[str, str], dict[int, MapReader]] = {}
+        self.predictions: dict[int, Predictions] = {}
+        for fold, store in self.stores.items():
+            p = store.read_predictions()
+            self.require_same(next(iter(self.predictions.values()), p), p, store)
+            self.predictions[fold] = p
+        self.folds = sorted(self.stores)
+        self.split: Split = self.predictions[self.folds[0]].split
+
+    @staticmethod
+    def require_same(first: Predictions, other: Predictions, store: FoldStore) -> None:
+        """Two folds must share data, split and seed."""
+        own = {"checkpoint", "fold", "lipschitz", "version", "checksum", "format"}
+        a, b = ({k: v for k, v in p.meta.items() if k not in own} for p in (first, other))
+        difference = differences(a, b)
+        if difference or not torch.equal(first.split.fold_of, other.split.fold_of):
+            raise UsageError(
+                f"{store.root} and fold={first.fold} do not belong together ({'; '.join(difference) or 'splits differ'}): "
+                f"{mend(store.predictions_file)} after deleting it, or use another name="
+            )
+
+    @property
+    def complete(self) -> bool:
+        """Whether all k predictors are there."""
+        return self.folds == list(range(self.split.k))
+
+    @property
+    def correct(self) -> Tensor:
+        """`[folds, n]` which training samples each predictor gets right."""
+        return torch.stack([self.predictions[f].correct for f in self.folds])
+
+    def explainers(self) -> list[str]:
+        """Explainers of which every fold has something; the null last."""
+        common = set.intersection(*(set(self.stores[f].explainers()) for f in self.folds))
+        return sorted(common, key=lambda n: (n == NULL, n))
+
+    def readers(self, explainer: str, kind: str = RANDOM) -> dict[int, MapReader]:
+        """Readers of all folds, checked to belong together."""
+        if (explainer, kind) in self.open:
+            return self.open[explainer, kind]
+        readers = {f: MapReader(self.stores[f], kind, explainer) for f in self.folds}
+        own = {"checkpoint", "fold", "probes"} if kind == DISAGREEMENTS else {"checkpoint", "fold"}
+        seen: tuple[int, dict[str, Any]] | None = None
+        for f, r in readers.items():
+            if not r.files:
+                continue
+            made_with = self.predictions[f].meta["checkpoint"]
+            if r.fingerprint["checkpoint"] != made_with:
+                raise UsageError(
+                    f"{r.files[0].parent} explains another checkpoint than {self.stores[f].predictions_file}: "
+                    f"delete that folder, then {mend(r.files[0])}"
+                )
+            print_ = {k: v for k, v in r.fingerprint.items() if k not in own}
+            difference = differences(seen[1], print_) if seen else []
+            if seen and difference:
+                raise UsageError(
+                    f"{r.files[0].parent} and fold={seen[0]} were computed otherwise ({'; '.join(difference[:3])}): "
+                    f"delete one of them and explain it again with the other's settings"
+                )
+            seen = (f, print_)
+        # keep what one explainer needs: the index of a large store is not small
+        self.open = {k: v for k, v in self.open.items() if k[0] == explainer} | {(explainer, kind): readers}
+        return readers
+
+    def probes(self, readers: dict[int, MapReader]) -> Tensor:
+        """The random probes, fold by fold: those that every fold has explained."""
+        common = set.intersection(*(set(r.where) for r in readers.values()))
+        samples = torch.tensor(sorted(common), dtype=torch.long)
+        return samples[self.split.fold(samples).sort(stable=True).indices]
+
+    # -------------------------------------------------------------------------------------------------------- pairs
+
+    def pairs(
+        self, readers: dict[int, MapReader], samples: Tensor, distance: str
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Distances between f_i's map (the fold that holds the sample out) and every f_j's.
+
+        Yields `(distance, correct_i, correct_j, sample)`; a pair is left out where one of the two maps is missing.
+        """
+        d = distance_of(distance)
+        for part in samples.split(CHUNK):
+            prepared = {}
+            rows_of = {}
+            for f, reader in readers.items():
+                here = torch.tensor([int(s) in reader for s in part.tolist()])
+                if here.any():
+                    prepared[f] = d.prepare(reader.rows(part[here]))
+                    rows_of[f] = torch.full((len(part),), -1).masked_scatter_(here, torch.arange(int(here.sum())))
+            home = self.split.fold(part)
+            index = torch.searchsorted(self.split.samples, part)
+            for i in prepared:
+                for j in prepared:
+                    both = (home == i) & (rows_of[i] >= 0) & (rows_of[j] >= 0)
+                    if i == j or not bool(both.any()):
+                        continue
+                    value = d.compare(prepared[i][rows_of[i][both]], prepared[j][rows_of[j][both]])
+                    right = [self.predictions[f].correct[index[both]] for f in (i, j)]
+                    yield value.double(), right[0], right[1], part[both]
+
+    def disagreements(self, readers: dict[int, MapReader]) -> Disagreements | None:
+        """The disagreements that were explained, or None if that pass is not complete."""
+        caps = {r.fingerprint.get("cap") for r in readers.values() if r.files}
+        if not self.complete or len(caps) != 1:
+            return None
+        found = Disagreements.find(self.split, self.correct, caps.pop())
+        for column, f in enumerate(self.folds):
+            if not readers[f].has(found.samples[found.concerned[:, column]]):
+                return None
+        return found
+
+    def measure(
+        self, explainer: str, distance: str = "spearman", columns: Sequence[str] = MEASURE_COLUMNS
+    ) -> tuple[dict[str, Estimate], dict[str, Any], tuple[Tensor, Tensor]]:
+        """MeGe and ReCo of one explainer, their definitions, and the two sets of distances."""
+        measures = measures_for(distance, self.seed)
+        measures = {n: measures[n] for n in columns}
+        readers = self.readers(explainer)
+        random = self.probes(readers)
+        number = torch.bincount(self.split.fold_of, minlength=self.split.k).double()
+        drawn = torch.bincount(self.split.fold(random), minlength=self.split.k).double()
+        rate = number / drawn.clamp_min(1)
+        pass_two = self.readers(explainer, DISAGREEMENTS)
+        found = self.disagreements(pass_two)
+        rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # distance, equal, sample, weight
+        for d, right_i, right_j, sample in self.pairs(readers, random, distance):
+            equal = right_i & right_j
+            use = equal if found is not None else right_i | right_j
+            rows.append((d[use], equal[use], sample[use], rate[self.split.fold(sample[use])]))
+        if found is not None:
+            weight_of = dict(zip(found.samples.tolist(), found.weight.tolist(), strict=True))
+            for d, right_i, right_j, sample in self.pairs(pass_two, found.samples, distance):
+                use = right_i ^ right_j
+                weight = torch.tensor([weight_of[s] for s in sample[use].tolist()], dtype=torch.float64)
+                rows.append((d[use], torch.zeros(int(use.sum()), dtype=torch.bool), sample[use], weight))
+        for name, metric in measures.items():
+            for d, equal, sample, weight in rows:
+                # 1 - |rho| is known: Xplique's distance is its root
+                root = name.endswith("xplique") and distance == "spearman"
+                if name.endswith("xplique") and not root:
+                    continue
+                metric.add_distances(d.clamp_min(0).sqrt() if root else d, equal, sample, weight)
+        estimates = {n: m.estimate() for n, m in measures.items()}
+        for name, e in estimates.items():
+            if name.endswith("xplique") and distance != "spearman":
+                e.reason = "only for distance=spearman"
+            elif name.startswith("reco") and found is None and math.isnan(e.value):
+                e.reason += "; run python -m lit_xai.explain probes=disagreements for every fold"
+        return estimates, {n: m.meaning() for n, m in measures.items()}, next(iter(measures.values())).sets()
+
+    # ------------------------------------------------------------------------------------------------------- scores
+
+    def scores(self, explainer: str) -> tuple[dict[str, Tensor], dict[str, Any], Tensor]:
+        """Each score of one explainer `[folds, probes]`, the definitions, and the probes."""
+        readers = self.readers(explainer)
+        samples = self.probes(readers)
+        names = sorted(set.intersection(*(set(r.scores()) for r in readers.values())))
+        values = {n: torch.stack([r.rows(samples, f"score/{n}") for r in readers.values()]) for n in names}
+        meta = next(iter(readers.values())).meta
+        return values, {n: meta["scores"][n] for n in names}, samples
+
+    # ------------------------------------------------------------------------------------------------------ summary
+
+    def head(self) -> dict[str, Any]:
+        """What the numbers rest on."""
+        accuracy = {f: self.predictions[f].held_out_accuracy for f in self.folds}
+        spread = max(accuracy.values()) - min(accuracy.values())
+        warnings = []
+        if spread > 2 * MAX_SPREAD:
+            warnings.append(f"held-out accuracy differs by {100 * spread:.1f} points between folds (comparable: +-3)")
+        if not self.complete:
+            warnings.append(f"{len(self.folds)} of {self.split.k} folds are there")
+        meta = self.predictions[self.folds[0]].meta
+        return {
+            "name": self.root.name,
+            "data": meta.get("data"),
+            "content": meta.get("content"),
+            "samples": len(self.split.samples),
+            "folds": self.split.k,
+            "folds_present": self.folds,
+            "split_seed": self.split.seed,
+            "held_out_accuracy": accuracy,
+            "accuracy_spread": spread,
+            "empirical_lipschitz": {f: self.predictions[f].meta.get("lipschitz") for f in self.folds},
+            "warnings": warnings,
+        }
+
+    def summarise(
+        self,
+        explainers: Sequence[str] | None = None,
+        distance: str = "spearman",
+        progress: bool = True,
+        columns: Sequence[str] = MEASURE_COLUMNS,
+    ) -> Summary:
+        """Every measure and score of every explainer, with intervals, nulls and paired differences to Random."""
+        names = self.explainers() if explainers is None else list(explainers)
+        unknown = [n for n in names if n not in self.explainers()]
+        if unknown:
+            have = ", ".join(self.explainers()) or "none"
+            raise UsageError(f"explainer {unknown[0]} is not explained in every fold of {self.root}; there are: {have}")
+        if not names:
+            raise UsageError(f"{self.root} holds no explanations of all its folds: run python -m lit_xai.explain")
+        head, rows, definitions, sets = self.head(), [], {"explainers": {}}, {}  # type: ignore[var-annotated]
+        directions = dict.fromkeys(columns, True)
+        for name in tqdm(names, desc="evaluate", unit="explainer", disable=not progress, leave=False):
+            estimates, meaning, sets[name] = self.measure(name, distance, columns)
+            definitions.update(meaning)
+            values, scored, samples = self.scores(name)
+            for score, value in values.items():
+                estimates[score] = mean_estimate(value.nanmean(0), self.seed)
+                estimates[score].null = None
+                directions[score] = scored[score]["higher_is_better"]
+            definitions.update(scored)
+            reader = next(iter(self.readers(name).values()))
+            resolved = reader.meta.get("resolved", {})
+            definitions["explainers"][name] = {**reader.fingerprint["explainer"], "resolved": resolved}
+            head["probes"] = len(samples)
+            rows.append(Row(name, estimates))
+        null = next((r for r in rows if r.explainer == NULL), None)
+        for row in rows:
+            if null is None or row is null:
+                continue
+            for column, e in row.estimates.items():
+                if column in null.estimates and len(e.draws) == len(null.estimates[column].draws):
+                    pair = basic_difference if column.startswith("reco") else difference
+                    row.differences[column] = pair(e, null.estimates[column])
+        found = self.disagreements(self.readers(names[0], DISAGREEMENTS))
+        head["disagreements"] = None if found is None else {"found": found.found, "explained": len(found.samples)}
+        head["null"] = NULL if null else "none: explain with explainer=[random] to have a null"
+        head["distance"] = {"name": distance, "meaning": distance_of(distance).meaning}
+        return Summary(head, directions, rows, definitions, sets)

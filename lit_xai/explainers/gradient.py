@@ -1,0 +1,190 @@
+"""Gradient methods: Saliency, Gradient x Input, Integrated Gradients, SmoothGrad.
+
+Definitions follow Fel et al., "How Good is your Explanation?" (2022), appendix B, on the logit of the explained class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lit_xai.core import (
+    Images,
+    Maps,
+    Model,
+    Passes,
+    SampleRng,
+    Targets,
+    UsageError,
+    check_batch,
+    evaluating,
+    in_format_of,
+    row_chunks,
+    select_output,
+)
+
+
+def input_gradient(model: Model, images: Images, targets: Targets, output: str = "logit") -> Images:
+    """d output / d images. No parameter gradient is computed or touched, whatever mode the caller is in."""
+    with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
+        x = images.clone().requires_grad_()
+        selected = select_output(model(x), targets.clone(), output)
+        if not selected.requires_grad:
+            raise UsageError("the model's output does not depend on its input by a gradient: use a perturbation method")
+        (gradient,) = torch.autograd.grad(selected.sum(), x, materialize_grads=True)
+    return gradient
+
+
+def reduce_channels(attribution: Images, how: str) -> Maps:
+    """`mean`, `max` or `sum` over the channels."""
+    if how == "max":
+        return attribution.amax(dim=1)
+    if how in ("mean", "sum"):
+        return getattr(attribution, how)(dim=1)
+    raise UsageError(f"channels must be mean, max or sum, found {how!r}")
+
+
+def mean_gradient(
+    model: Model,
+    images: Images,
+    targets: Targets,
+    weights: Float[Tensor, "n"],
+    make: Callable[[list[int], list[int]], Tensor],
+    max_batch: int,
+    output: str,
+) -> Images:
+    """sum_t weights[t] * gradient at `make(image, t)`, in chunks of `max_batch` rows."""
+    total = torch.zeros_like(images)
+    weights = weights.to(images)
+    for image_of, step_of in row_chunks(len(images), len(weights), max_batch):
+        gradient = input_gradient(model, in_format_of(make(image_of, step_of), images), targets[image_of], output)
+        rows = torch.tensor(image_of, device=images.device)
+        total.index_add_(0, rows, gradient * weights[step_of].view(-1, 1, 1, 1))
+    return total
+
+
+@dataclass(frozen=True)
+class Saliency:
+    """|gradient|, maximum over channels (Simonyan et al., 2014).
+
+    Args:
+        output: `logit` or `probability` of the explained class.
+        channels: reduction over the channels.
+    """
+
+    output: str = "logit"
+    channels: str = "max"
+
+    def passes(self, height: int, width: int) -> Passes:
+        """One forward and one backward pass."""
+        return Passes(1, 1)
+
+    def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
+        check_batch(images, targets)
+        return reduce_channels(input_gradient(model, images, targets, self.output).abs(), self.channels)
+
+
+@dataclass(frozen=True)
+class GradientInput:
+    """x * |gradient|, mean over channels, as printed by Fel et al. (appendix B).
+
+    Args:
+        signed: x * gradient instead, as Shrikumar et al. (2017) and captum's InputXGradient have it.
+        output: `logit` or `probability`.
+        channels: reduction over the channels.
+    """
+
+    signed: bool = False
+    output: str = "logit"
+    channels: str = "mean"
+
+    def passes(self, height: int, width: int) -> Passes:
+        """One forward and one backward pass."""
+        return Passes(1, 1)
+
+    def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
+        check_batch(images, targets)
+        gradient = input_gradient(model, images, targets, self.output)
+        return reduce_channels(images * (gradient if self.signed else gradient.abs()), self.channels)
+
+
+@dataclass(frozen=True)
+class IntegratedGradients:
+    """(x - x0) times the mean gradient on the line from x0 to x (Sundararajan et al., 2017).
+
+    `steps` points, both ends included, trapezoidal weights that sum to one; hence the sum over pixels and channels
+    tends to f(x) - f(x0) (completeness), and on a linear model equals it.
+
+    Args:
+        steps: number of points, at least 2.
+        baseline: the value of every pixel of x0.
+        output: `logit` or `probability`.
+        channels: reduction over the channels.
+        max_batch: most images per model call.
+    """
+
+    steps: int = 60
+    baseline: float = 0.0
+    output: str = "logit"
+    channels: str = "mean"
+    max_batch: int = 64
+
+    def passes(self, height: int, width: int) -> Passes:
+        """One forward and one backward pass a point."""
+        return Passes(self.steps, self.steps)
+
+    def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
+        check_batch(images, targets)
+        if self.steps < 2:
+            raise UsageError(f"integrated gradients need at least 2 steps, found {self.steps}")
+        position = torch.linspace(0, 1, self.steps, dtype=images.dtype, device=images.device)
+        weights = torch.full_like(position, 1 / (self.steps - 1))
+        weights[[0, -1]] /= 2
+        difference = images - self.baseline
+
+        def points(image_of: list[int], step_of: list[int]) -> Tensor:
+            return self.baseline + position[step_of].view(-1, 1, 1, 1) * difference[image_of]
+
+        mean = mean_gradient(model, images, targets, weights, points, self.max_batch, self.output)
+        return reduce_channels(difference * mean, self.channels)
+
+
+@dataclass(frozen=True)
+class SmoothGrad:
+    """Mean gradient over noisy copies of the image (Smilkov et al., 2017). `sigma=0` is the gradient itself.
+
+    Args:
+        samples: noisy copies an image.
+        sigma: standard deviation of the noise, in units of the [0, 1] range.
+        output: `logit` or `probability`.
+        channels: reduction over the channels.
+        max_batch: most images per model call.
+    """
+
+    samples: int = 60
+    sigma: float = 0.2
+    output: str = "logit"
+    channels: str = "mean"
+    max_batch: int = 64
+
+    def passes(self, height: int, width: int) -> Passes:
+        """One forward and one backward pass a copy."""
+        return Passes(self.samples, self.samples)
+
+    def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
+        check_batch(images, targets)
+        if self.samples < 1:
+            raise UsageError(f"SmoothGrad needs at least 1 sample, found {self.samples}")
+        noise_of = SampleRng.default(len(images), rng)
+        weights = torch.full((self.samples,), 1 / self.samples, dtype=torch.float64)
+
+        def noisy(image_of: list[int], draw_of: list[int]) -> Tensor:
+            noise = noise_of.normal("smoothgrad", image_of, draw_of, images.shape[1:])
+            return images[image_of] + self.sigma * noise.to(images)
+
+        mean = mean_gradient(model, images, targets, weights, noisy, self.max_batch, self.output)
+        return reduce_channels(mean, self.channels)

@@ -1,0 +1,93 @@
+"""RISE: random smooth masks, weighted by the model's output (Petsiuk et al., 2018)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from lit_xai.core import (
+    Images,
+    Maps,
+    Model,
+    Passes,
+    SampleRng,
+    Targets,
+    UsageError,
+    autocast,
+    check_batch,
+    evaluating,
+    in_format_of,
+    row_chunks,
+    select_output,
+)
+
+
+@dataclass(frozen=True)
+class RISE:
+    """phi = 1 / (p n) sum_i f_c(x * m_i) m_i, with E[m] = p at every pixel.
+
+    A mask is a `grid x grid` Bernoulli(p) pattern, enlarged bilinearly by the cell size and cropped at a random shift.
+
+    Args:
+        masks: masks an image (4000 for ImageNet in the paper).
+        grid: cells along a side.
+        keep: probability p that a cell stays visible, in (0, 1).
+        output: `logit`, or `probability` as in the authors' code.
+        precision: `float32`, or `bf16` for autocast.
+        max_batch: most images per model call.
+    """
+
+    masks: int = 1000
+    grid: int = 7
+    keep: float = 0.5
+    output: str = "logit"
+    precision: str = "float32"
+    max_batch: int = 64
+
+    def passes(self, height: int, width: int) -> Passes:
+        """One forward pass a mask."""
+        return Passes(self.masks)
+
+    def patterns(self, row: int, height: int, width: int, rng: SampleRng) -> tuple[Tensor, Tensor, Tensor]:
+        """One image's cells `[n, grid, grid]` and the two shifts `[n]` of every mask."""
+        cells = rng.uniform("rise", row, (self.masks, self.grid**2 + 2))
+        shift = cells[:, -2:] * torch.tensor([math.ceil(height / self.grid), math.ceil(width / self.grid)])
+        pattern = (cells[:, :-2] < self.keep).view(-1, self.grid, self.grid)
+        return pattern, shift[:, 0].long(), shift[:, 1].long()
+
+    def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
+        check_batch(images, targets)
+        if self.masks < 1 or self.grid < 1 or not 0 < self.keep < 1:
+            raise UsageError(f"RISE needs masks >= 1, grid >= 1 and keep in (0, 1), found {self}")
+        rng = SampleRng.default(len(images), rng)
+        height, width = images.shape[-2:]
+        drawn = [self.patterns(row, height, width, rng) for row in range(len(images))]
+        pattern = torch.stack([d[0] for d in drawn]).to(images)
+        rows_at = enlargement(self.grid, height).to(images)
+        columns_at = enlargement(self.grid, width).to(images)
+        top = torch.stack([d[1] for d in drawn]).to(images.device)
+        left = torch.stack([d[2] for d in drawn]).to(images.device)
+        span_h, span_w = (torch.arange(side, device=images.device) for side in (height, width))
+        total = images.new_zeros(len(images), height, width)
+        with torch.inference_mode(), evaluating(model):
+            for image_of, mask_of in row_chunks(len(images), self.masks, self.max_batch):
+                b, i = (torch.tensor(t, device=images.device) for t in (image_of, mask_of))
+                # a crop of the enlarged pattern = the pattern between two cropped interpolation matrices
+                up = rows_at[top[b, i, None] + span_h] @ pattern[b, i]
+                mask = up @ columns_at[left[b, i, None] + span_w].mT
+                with autocast(images, self.precision):
+                    logits = model(in_format_of(images[b] * mask[:, None], images))
+                weight = select_output(logits.to(images.dtype), targets[b], self.output)
+                total.index_add_(0, b, mask * weight[:, None, None])
+        return total / (self.keep * self.masks)
+
+
+def enlargement(grid: int, side: int) -> Float[Tensor, "s g"]:
+    """The matrix that enlarges `grid` cells bilinearly to `(grid + 1) * cell` pixels, cell = ceil(side / grid)."""
+    size = (grid + 1) * math.ceil(side / grid)
+    return F.interpolate(torch.eye(grid)[None], size=size, mode="linear", align_corners=False)[0].T.contiguous()

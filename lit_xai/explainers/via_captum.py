@@ -1,0 +1,114 @@
+"""One adapter that runs any of captum's attributions by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_xai.core import (
+    Images,
+    Maps,
+    Model,
+    Passes,
+    SampleRng,
+    Targets,
+    UsageError,
+    accepts,
+    check_batch,
+    evaluating,
+    stable_hash,
+)
+
+BASELINE_REQUIRED = {"GradientShap", "DeepLiftShap"}  # captum wants a distribution of baselines: black images here
+UNRELIABLE_ON_RESIDUAL = {"LRP"}  # captum 0.9 gives wrong relevances where branches are added
+
+
+@dataclass(frozen=True)
+class Captum:
+    """captum's `method`, e.g. `Captum("DeepLift")`; maps are its attributions reduced over the channels.
+
+    Methods that draw random numbers are run image by image from the sample's own seed, so that a map does not depend
+    on its batch.
+
+    Args:
+        method: a class of `captum.attr`.
+        layer: dotted module name, for layer methods.
+        options: keyword arguments of captum's `attribute`.
+        channels: reduction over the channels: mean, max or sum.
+    """
+
+    method: str
+    layer: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    channels: str = "mean"
+
+    def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
+        check_batch(images, targets)
+        rng = SampleRng.default(len(images), rng)
+        maps = []
+        with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
+            attribution = self.build(model)
+            images, targets = images.clone(), targets.clone()
+            single = self.is_random(attribution)
+            for rows in [[r] for r in range(len(images))] if single else [list(range(len(images)))]:
+                with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+                    torch.manual_seed(stable_hash(rng.seed, "captum", rng.samples[rows[0]]))
+                    maps.append(self.attribute(attribution, images[rows], targets[rows]))
+        return torch.cat(maps)
+
+    def build(self, model: Model) -> Any:
+        """The captum object for this model."""
+        import captum.attr
+
+        kind = getattr(captum.attr, self.method, None)
+        if kind is None or not hasattr(kind, "attribute"):
+            known = ", ".join(n for n in sorted(dir(captum.attr)) if hasattr(getattr(captum.attr, n), "attribute"))
+            raise UsageError(f"captum has no attribution {self.method!r}; it has: {known}")
+        if not isinstance(model, nn.Module):
+            raise UsageError(f"captum's {self.method} needs a torch.nn.Module, found a plain function")
+        if self.method in UNRELIABLE_ON_RESIDUAL and is_residual(model):
+            raise UsageError(f"captum's {self.method} is unreliable on residual networks: use another method or network")
+        if self.method == "NoiseTunnel":
+            return kind(captum.attr.Saliency(model))
+        wants = accepts(kind.__init__) or set()
+        if "layer" not in wants:
+            return kind(model)
+        modules = dict(model.named_modules())
+        if self.layer not in modules:
+            raise UsageError(f"captum's {self.method} needs layer=, one of: {', '.join(list(modules)[1:])}")
+        return kind(model, modules[self.layer])
+
+    def is_random(self, attribution: Any) -> bool:
+        """Whether captum draws random numbers for this method (it then takes a number of samples)."""
+        return bool({"n_samples", "nt_samples"} & (accepts(attribution.attribute) or set()))
+
+    def attribute(self, attribution: Any, images: Tensor, targets: Tensor) -> Maps:
+        """One call of captum, brought to image size and one channel."""
+        options = dict(self.options)
+        if self.method in BASELINE_REQUIRED:
+            options.setdefault("baselines", torch.zeros_like(images[:1]).repeat(2, 1, 1, 1))
+        out = attribution.attribute(images.requires_grad_(), target=targets, **options)
+        out = out[0] if isinstance(out, tuple) else out
+        out = out.detach().to(images.dtype)
+        if out.ndim != 4:
+            raise UsageError(f"captum's {self.method} gave shape {tuple(out.shape)}: it is not an attribution of pixels")
+        if out.shape[-2:] != images.shape[-2:]:
+            out = F.interpolate(out, size=images.shape[-2:], mode="bilinear", align_corners=False)
+        if self.channels == "max":
+            return out.amax(dim=1)
+        return out.sum(dim=1) if self.channels == "sum" else out.mean(dim=1)
+
+    def passes(self, height: int, width: int) -> Passes:
+        """A guess from the usual option names."""
+        steps = int(self.options.get("n_steps", self.options.get("n_samples", 1)))
+        return Passes(steps, steps)
+
+
+def is_residual(model: nn.Module) -> bool:
+    """Whether the network adds branches, by the names that residual blocks bear."""
+    return any("block" in type(m).__name__.lower() or "bottleneck" in type(m).__name__.lower() for m in model.modules())

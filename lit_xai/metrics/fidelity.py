@@ -1,0 +1,276 @@
+"""Faithfulness to one model: muFidelity, deletion, insertion. One number per image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lit_xai.core import (
+    BackgroundFiller,
+    Blur,
+    Colour,
+    Filler,
+    Images,
+    Maps,
+    Mean,
+    Model,
+    Passes,
+    SampleRng,
+    Scores,
+    Targets,
+    UsageError,
+    check_batch,
+    describe,
+    evaluate_rows,
+)
+from lit_xai.metrics.distance import argsort_rows, unit_ranks
+
+Masks = Bool[Tensor, "b n h w"]
+
+
+def refill(
+    filler: Filler, images: Images, rng: SampleRng, masks: Any, image_of: list[int], variant_of: list[int], filled: Any
+) -> Tensor:
+    """The rows `(image_of, variant_of)` with their hidden pixels filled; `masks(image_of, variant_of)` = keep."""
+    keep = masks(image_of, variant_of)
+    if filled is not None:
+        return torch.where(keep[:, None], images[image_of], filled[image_of])
+    return filler(images[image_of], keep[:, None], rng.take(image_of))[:, 0, 0]
+
+
+def background(filler: Filler, images: Images) -> Images | None:
+    """The filler's replacement image if it does not depend on the mask, else None."""
+    return filler.background(images) if isinstance(filler, BackgroundFiller) else None
+
+
+# ---------------------------------------------------------------------------------------------------------- muFidelity
+
+
+@dataclass(frozen=True)
+class MuFidelity:
+    """Correlation, over random subsets S of pixels, of the attribution in S with the drop of the output without S.
+
+    Bhatt et al. (2020), Fel et al. (2022) appendix C. In [-1, 1]; NaN for a map or drops that are constant.
+
+    Args:
+        subsets: random subsets an image.
+        definition: `default` and `paper` take subsets of exactly |S| pixels and Pearson; `xplique` has that library's
+            settings: a 9-grid, cells dropped independently with probability .2, Spearman, undefined counted as 0.
+        share: |S| as a share of the image; None = the definition's (.15, or .2).
+        grid: side of the grid of cells that subsets are made of, 0 = pixels; None = the definition's (0, or 9).
+        correlation: `pearson` or `spearman`; None = the definition's.
+        output: `logit` or `probability`.
+        filler: what replaces the pixels of S.
+        max_batch: most images per model call.
+    """
+
+    subsets: int = 200
+    definition: str = "default"
+    share: float | None = None
+    grid: int | None = None
+    correlation: str | None = None
+    output: str = "logit"
+    filler: Filler = field(default_factory=lambda: Colour(0.0))
+    max_batch: int = 64
+    higher_is_better = True
+
+    def __post_init__(self) -> None:
+        if self.definition not in ("default", "paper", "xplique"):
+            raise UsageError(f"muFidelity's definition must be default, paper or xplique, found {self.definition!r}")
+        share, grid, correlation = (0.2, 9, "spearman") if self.definition == "xplique" else (0.15, 0, "pearson")
+        for name, value in (("share", share), ("grid", grid), ("correlation", correlation)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        if self.correlation not in ("pearson", "spearman"):
+            raise UsageError(f"muFidelity's correlation must be pearson or spearman, found {self.correlation!r}")
+        if not 0 < self.share < 1 or self.subsets < 3:  # type: ignore[operator]
+            raise UsageError(f"muFidelity needs share in (0, 1) and 3 subsets, found {self.share}, {self.subsets}")
+
+    def meaning(self) -> dict[str, Any]:
+        """What the number means."""
+        return {**describe(self), "source": "Bhatt et al. 2020, def. 3; Fel et al. 2022, appendix C"}
+
+    def passes(self, height: int, width: int) -> Passes:
+        """One forward pass a subset and one for the image; shared by all explainers of a probe."""
+        return Passes(self.subsets + 1)
+
+    def removed(self, row: int, height: int, width: int, rng: SampleRng) -> Bool[Tensor, "n h w"]:
+        """The subsets S of one image: True = the pixel is removed."""
+        assert self.share is not None
+        rows, columns = (self.grid, self.grid) if self.grid else (height, width)
+        cells = rng.uniform("mufidelity", row, (self.subsets, rows * columns))
+        if self.definition == "xplique":
+            chosen = cells <= self.share
+        else:
+            size = max(1, round(self.share * rows * columns))
+            chosen = torch.zeros_like(cells, dtype=torch.bool).scatter_(1, argsort_rows(cells)[:, :size], True)
+        chosen = chosen.view(self.subsets, rows, columns)
+        if self.grid:
+            chosen = F.interpolate(chosen[:, None].float(), size=(height, width), mode="nearest")[:, 0] > 0.5
+        return chosen
+
+    def removed_of_batch(self, images: Images, rng: SampleRng) -> Masks:
+        """The subsets of every image of the batch."""
+        height, width = images.shape[-2:]
+        masks = [self.removed(row, height, width, rng) for row in range(len(images))]
+        return torch.stack(masks).to(images.device)
+
+    def observe(
+        self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None
+    ) -> Float[Tensor, "b n"]:
+        """The drops f(x) - f(x without S): they do not depend on the map."""
+        rng = SampleRng.default(len(images), rng)
+        removed, filled = self.removed_of_batch(images, rng), background(self.filler, images)
+
+        def make(image_of: list[int], variant_of: list[int]) -> Tensor:
+            return refill(
+                self.filler, images, rng, lambda i, v: ~removed[i, v], image_of, variant_of, filled
+            )
+
+        outputs = evaluate_rows(model, make, images, targets, self.subsets, self.max_batch, self.output)
+        whole = evaluate_rows(model, lambda i, _: images[i], images, targets, 1, self.max_batch, self.output)
+        return whole - outputs
+
+    def __call__(
+        self,
+        model: Model,
+        images: Images,
+        maps: Maps,
+        targets: Targets,
+        rng: SampleRng | None = None,
+        observed: Tensor | None = None,
+    ) -> Scores:
+        check_batch(images, targets)
+        rng = SampleRng.default(len(images), rng)
+        drops = self.observe(model, images, targets, rng) if observed is None else observed
+        removed = self.removed_of_batch(images, rng).flatten(2)
+        sums = torch.einsum("bnp,bp->bn", removed.to(torch.float64), maps.flatten(1).double())
+        value = correlate(sums, drops.double(), str(self.correlation))
+        return torch.nan_to_num(value) if self.definition == "xplique" else value
+
+
+def correlate(a: Float[Tensor, "b n"], b: Float[Tensor, "b n"], how: str) -> Float[Tensor, "b"]:
+    """Row-wise Pearson or Spearman correlation; NaN where a row is constant."""
+    if how == "spearman":
+        return (unit_ranks(a[:, None]) * unit_ranks(b[:, None])).sum(-1)
+    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    size = a.norm(dim=1) * b.norm(dim=1)
+    # rounding leaves a constant row a tiny spread: call it constant
+    tiny = 1e-12 * (1 + a.abs().amax(1)) * (1 + b.abs().amax(1))
+    return torch.where(size > tiny, (a * b).sum(1) / size, torch.nan)
+
+
+# ------------------------------------------------------------------------------------------------ deletion, insertion
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What deletion and insertion share: the target's softmax as pixels change in descending order of the map.
+
+    The area under the curve over the changed fraction in [0, `fraction`] by the trapezoid, never divided by a maximum
+    (Petsiuk et al., 2018). Ties of the map are broken at random, from the sample's own stream.
+
+    Args:
+        step: pixels a step; 0 = the image side (224 px: 225 points).
+        fraction: share of the pixels that is changed in the end, in (0, 1].
+        output: `probability` or `logit`.
+        filler: what stands where a pixel is absent.
+        max_batch: most images per model call.
+    """
+
+    step: int = 0
+    fraction: float = 1.0
+    output: str = "probability"
+    filler: Filler = field(default_factory=Mean)
+    max_batch: int = 64
+    higher_is_better = False
+
+    def meaning(self) -> dict[str, Any]:
+        """What the number means."""
+        return {**describe(self), "source": "Petsiuk et al. 2018 (RISE), area by trapezoid over the changed fraction"}
+
+    def counts(self, height: int, width: int) -> Int[Tensor, "t"]:
+        """How many pixels have changed at every point of the curve."""
+        if not 0 < self.fraction <= 1 or self.step < 0:
+            raise UsageError(f"a curve needs fraction in (0, 1] and step >= 0, found {self.fraction}, {self.step}")
+        last = round(self.fraction * height * width)
+        points = torch.arange(0, last, self.step or max(height, width))
+        return torch.cat([points, torch.tensor([last])])
+
+    def passes(self, height: int, width: int) -> Passes:
+        """One forward pass a point."""
+        return Passes(len(self.counts(height, width)))
+
+    def resolve(self, model: Model, images: Images) -> dict[str, Any]:
+        """The step in pixels and the number of points."""
+        height, width = images.shape[-2:]
+        return {"step": self.step or max(height, width), "points": len(self.counts(height, width))}
+
+    def curve(
+        self, model: Model, images: Images, maps: Maps, targets: Targets, rng: SampleRng | None = None
+    ) -> Float[Tensor, "b t"]:
+        """The output at every point."""
+        rng = SampleRng.default(len(images), rng)
+        height, width = images.shape[-2:]
+        position = descending_position(maps, rng).view(-1, height, width)
+        counts = self.counts(height, width).to(images.device)
+        filled = background(self.filler, images)
+
+        def keep(image_of: list[int], point_of: list[int]) -> Tensor:
+            changed = position[image_of] < counts[point_of].view(-1, 1, 1)
+            return self.keep(changed)
+
+        def make(image_of: list[int], point_of: list[int]) -> Tensor:
+            return refill(self.filler, images, rng, keep, image_of, point_of, filled)
+
+        return evaluate_rows(model, make, images, targets, len(counts), self.max_batch, self.output)
+
+    def keep(self, changed: Tensor) -> Tensor:
+        """Which pixels are visible, given those that have changed."""
+        return ~changed
+
+    def __call__(
+        self,
+        model: Model,
+        images: Images,
+        maps: Maps,
+        targets: Targets,
+        rng: SampleRng | None = None,
+        observed: Tensor | None = None,
+    ) -> Scores:
+        check_batch(images, targets)
+        height, width = images.shape[-2:]
+        at = self.counts(height, width).to(images.device, torch.float64) / (height * width)
+        return torch.trapezoid(self.curve(model, images, maps, targets, rng).double(), at, dim=1)
+
+
+@dataclass(frozen=True)
+class Deletion(Curve):
+    """Area under the probability as the most important pixels are removed: lower is better. Filler: mean colour."""
+
+
+@dataclass(frozen=True)
+class Insertion(Curve):
+    """Area under the probability as the most important pixels appear on a blurred image: higher is better."""
+
+    filler: Filler = field(default_factory=Blur)
+    higher_is_better = True
+
+    def keep(self, changed: Tensor) -> Tensor:
+        """Inserted pixels are visible."""
+        return changed
+
+
+def descending_position(maps: Maps, rng: SampleRng) -> Int[Tensor, "b p"]:
+    """Each pixel's place in descending order of its map (0 = largest); ties in random order, keyed by sample."""
+    flat = maps.flatten(1)
+    places = torch.arange(flat.shape[1], device=maps.device)
+    shuffled = torch.stack([torch.randperm(flat.shape[1], generator=rng.generator("ties", r)) for r in range(len(flat))])
+    shuffled = shuffled.to(maps.device)
+    order = shuffled.gather(1, flat.gather(1, shuffled).argsort(dim=1, descending=True, stable=True))
+    return torch.empty_like(order).scatter_(1, order, places.expand_as(order))

@@ -1,0 +1,138 @@
+"""Intervals and paired differences. The unit of resampling is always the sample, never the pair or the map."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+RESAMPLES = 1000
+LEVEL = 0.95
+CHUNK = 2_000_000  # elements of one block of resamples: bounds memory
+
+
+@dataclass
+class Estimate:
+    """A number with what is needed to read it.
+
+    Attributes:
+        value: the estimate; NaN where it is undefined, with `reason`.
+        low, high: the 95 % interval.
+        se: standard error (bootstrap).
+        null: the value expected without any signal, where the measure has one of its own.
+        samples, pairs, dropped: how many samples and pairs it rests on; pairs dropped for a constant map.
+        draws: the bootstrap replicates, for paired differences.
+    """
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    se: float = math.nan
+    null: float | None = None
+    samples: int = 0
+    pairs: int = 0
+    dropped: int = 0
+    reason: str = ""
+    draws: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+
+    def plain(self) -> dict[str, Any]:
+        """JSON-ready; NaN becomes null."""
+        values = {k: v for k, v in self.__dict__.items() if k != "draws"}
+        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
+
+
+def resamples(
+    strata: Int[Tensor, "n"], resamples: int = RESAMPLES, seed: int = 0
+) -> Iterator[Float[Tensor, "r n"]]:
+    """Blocks of bootstrap counts: how often each of n samples was drawn, with replacement within its stratum."""
+    generator = torch.Generator().manual_seed(seed)
+    n = len(strata)
+    groups = [torch.nonzero(strata == s)[:, 0] for s in strata.unique()]
+    rows = max(1, CHUNK // max(1, n))
+    for start in range(0, resamples, rows):
+        block = min(rows, resamples - start)
+        counts = torch.zeros(block, n, dtype=torch.float64)
+        for members in groups:
+            drawn = torch.randint(len(members), (block, len(members)), generator=generator)
+            counts.scatter_add_(1, members[drawn], torch.ones(1, dtype=torch.float64).expand_as(drawn))
+        yield counts
+
+
+def quantiles(draws: Tensor) -> tuple[float, float]:
+    """The central 95 % of the finite replicates."""
+    finite = draws[torch.isfinite(draws)].numpy()
+    if len(finite) < 2:
+        return math.nan, math.nan
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(finite, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def percentile_interval(value: float, draws: Tensor) -> tuple[float, float]:
+    """The percentile bootstrap interval."""
+    return quantiles(draws)
+
+
+def basic_interval(value: float, draws: Tensor) -> tuple[float, float]:
+    """The basic bootstrap interval, 2 * estimate - quantiles, clipped to [0, 1] (for maxima, biased upwards)."""
+    low, high = quantiles(draws)
+    return min(1.0, max(0.0, 2 * value - high)), min(1.0, max(0.0, 2 * value - low))
+
+
+def finish(
+    value: float,
+    draws: Tensor,
+    interval: Callable[[float, Tensor], tuple[float, float]] = percentile_interval,
+    **counts: Any,
+) -> Estimate:
+    """An estimate from its value and its replicates."""
+    finite = draws[torch.isfinite(draws)]
+    se = float(finite.std()) if len(finite) > 1 else math.nan
+    low, high = interval(value, draws) if math.isfinite(value) else (math.nan, math.nan)
+    return Estimate(value, low, high, se, draws=draws, **counts)
+
+
+def mean_estimate(values: Float[Tensor, "n"], seed: int = 0, n_resamples: int = RESAMPLES) -> Estimate:
+    """Mean over samples with a percentile bootstrap interval; NaN entries (undefined scores) are left out.
+
+    Two calls with the same seed and as many samples use the same resamples, so their draws may be subtracted.
+    """
+    values = values.double()
+    known = torch.isfinite(values)
+    if not known.any():
+        return Estimate(math.nan, reason="undefined for every sample", dropped=len(values))
+    filled = torch.where(known, values, 0.0)
+    draws = []
+    for counts in resamples(torch.zeros(len(values), dtype=torch.long), n_resamples, seed):
+        draws.append((counts @ filled) / (counts @ known.double()))
+    dropped = int((~known).sum())
+    reason = f"undefined for {dropped} of {len(values)} samples" if dropped else ""
+    return finish(float(values[known].mean()), torch.cat(draws), samples=int(known.sum()), dropped=dropped, reason=reason)
+
+
+def difference(a: Estimate, b: Estimate) -> Estimate:
+    """a - b on the same samples, from replicates drawn with the same resamples."""
+    if math.isnan(a.value) or math.isnan(b.value):
+        return Estimate(math.nan, reason=a.reason or b.reason)
+    if len(a.draws) != len(b.draws):
+        raise ValueError("a paired difference needs estimates from the same resamples")
+    return finish(a.value - b.value, a.draws - b.draws, samples=min(a.samples, b.samples))
+
+
+def basic_difference(a: Estimate, b: Estimate) -> Estimate:
+    """`difference` with the basic interval, for measures that are maxima (not clipped: a difference may be negative)."""
+    d = difference(a, b)
+    if math.isfinite(d.value):
+        d.low, d.high = 2 * d.value - d.high, 2 * d.value - d.low
+    return d
+
+
+def excludes_zero(d: Estimate) -> bool:
+    """Whether the interval of a difference leaves 0 outside."""
+    return math.isfinite(d.low) and (d.low > 0 or d.high < 0)

@@ -1,0 +1,9 @@
+"""The classifier module and the networks it trains."""
+
+from lit_xai.models.classifier import Classifier
+from lit_xai.models.lipschitz import lipschitz
+from lit_xai.models.pretrained import Pretrained
+from lit_xai.models.resnet import resnet18, resnet50
+from lit_xai.models.vgg import vgg
+
+__all__ = ["Classifier", "Pretrained", "lipschitz", "resnet18", "resnet50", "vgg"]

@@ -1,0 +1,155 @@
+"""The LightningModule that trains one predictor of the ensemble."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from lit_xai.core import UsageError, stable_hash
+from lit_xai.models.lipschitz import plain
+from lit_xai.models.pretrained import Normalise
+
+SCHEDULES = ("onecycle", "cosine", "constant")
+LOSSES = ("cross_entropy", "tau_cross_entropy", "hkr")
+
+
+class Classifier(pl.LightningModule):
+    """Images in [0, 1] to logits; normalisation is part of the model.
+
+    Args:
+        network: called as `network(channels=, classes=, side=)`.
+        channels, classes, side: given by the data.
+        colour: mean and standard deviation per channel of the training folds.
+        lr: (peak) learning rate of Adam.
+        weight_decay: decoupled (AdamW).
+        schedule: `onecycle`, `cosine` (after 5 % warm-up) or `constant`.
+        label_smoothing: of the cross-entropy.
+        loss: `cross_entropy`; `tau_cross_entropy` and `hkr` are deel-torchlip's, for 1-Lipschitz networks.
+        tau: temperature of `tau_cross_entropy`.
+        hkr_alpha, hkr_margin: weight of the hinge term and margin of `hkr`.
+        scale: divide by the standard deviation as well (must be off where the Lipschitz constant counts).
+    """
+
+    def __init__(
+        self,
+        network: Callable[..., nn.Module],
+        channels: int,
+        classes: int,
+        side: int,
+        colour: tuple[Sequence[float], Sequence[float]] = ((0.5,), (0.5,)),
+        lr: float = 3e-3,
+        weight_decay: float = 0.0,
+        schedule: str = "onecycle",
+        label_smoothing: float = 0.0,
+        loss: str = "cross_entropy",
+        tau: float = 20.0,
+        hkr_alpha: float = 0.95,
+        hkr_margin: float = 0.1,
+        scale: bool = True,
+    ) -> None:
+        super().__init__()
+        for value, known, name in ((schedule, SCHEDULES, "schedule"), (loss, LOSSES, "loss")):
+            if value not in known:
+                raise UsageError(f"model.{name} must be one of {', '.join(known)}, found {value!r}")
+        mean, std = colour
+        self.normalise = Normalise(mean, std if scale else [1.0] * len(std))
+        self.network = network(channels=channels, classes=classes, side=side)
+        self.lr, self.weight_decay, self.schedule = lr, weight_decay, schedule
+        self.label_smoothing, self.loss_name, self.tau = label_smoothing, loss, tau
+        self.hkr_alpha, self.hkr_margin = hkr_alpha, hkr_margin
+        self.classes = classes
+        self.val_accuracy = MulticlassAccuracy(classes, average="micro")
+        self.test_accuracy = nn.ModuleList([MulticlassAccuracy(classes, average="micro") for _ in range(2)])
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        return self.network(self.normalise(images))
+
+    def predictor(self) -> nn.Module:
+        """The network to explain: evaluation mode, plain layers, normalisation first."""
+        return nn.Sequential(self.normalise, plain(self.network)).eval()
+
+    # ------------------------------------------------------------------------------------------------------- training
+
+    def loss(self, logits: Float[Tensor, "b k"], labels: Tensor) -> Tensor:
+        """The training loss of a batch."""
+        if self.loss_name == "cross_entropy":
+            return nn.functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        import deel.torchlip as lip
+
+        if self.loss_name == "tau_cross_entropy":
+            return lip.TauCrossEntropyLoss(self.tau, label_smoothing=self.label_smoothing)(logits, labels)
+        one_hot = nn.functional.one_hot(labels, self.classes)
+        return lip.HKRMulticlassLoss(alpha=self.hkr_alpha, min_margin=self.hkr_margin)(logits, one_hot)
+
+    def on_train_epoch_start(self) -> None:
+        """Dropout's randomness belongs to (seed, epoch, rank), so that a resumed run equals an undisturbed one."""
+        seed = getattr(getattr(self.trainer, "datamodule", None), "seed", 0)
+        torch.manual_seed(stable_hash(seed, "epoch", self.current_epoch, self.global_rank))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        """Loss of one batch."""
+        images, labels = batch
+        loss = self.loss(self(images), labels)
+        if not torch.isfinite(loss):
+            raise UsageError(f"the loss became {float(loss)} in epoch {self.current_epoch}: lower model.lr={self.lr}")
+        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        """Accuracy on V_i: watched, never used to select."""
+        images, labels = batch
+        self.val_accuracy(self(images), labels)
+        self.log("val/acc", self.val_accuracy, prog_bar=True, on_epoch=True, on_step=False)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], index: int, dataloader_idx: int = 0) -> None:
+        """Accuracy on V_i and on the fixed test split."""
+        images, labels = batch
+        accuracy = self.test_accuracy[dataloader_idx]
+        accuracy(self(images), labels)
+        name = ("heldout/acc", "test/acc")[dataloader_idx]
+        self.log(name, accuracy, on_epoch=True, on_step=False, add_dataloader_idx=False)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW and a schedule per step."""
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        if self.schedule == "constant":
+            return optimizer
+        scheduler: Any
+        if self.schedule == "onecycle":
+            scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps + 1)
+        else:
+            warm = max(1, round(0.05 * steps))
+
+            def factor(step: int) -> float:
+                return min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))))
+
+            scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # -------------------------------------------------------------------------------------------------- degradation
+
+    @torch.no_grad()
+    def add_weight_noise(self, share: float, seed: int, fold: int, sigma: float = 0.5) -> None:
+        """Gaussian noise of standard deviation `sigma` on `share` of the convolution parameters.
+
+        The parameters chosen at a smaller share are among those at a larger one, with the same noise (Fel et al., E.2).
+        """
+        if not 0 <= share <= 1:
+            raise UsageError(f"weight_noise must lie in [0, 1], found {share}")
+        for name, module in self.network.named_modules():
+            if not isinstance(module, nn.Conv2d):
+                continue
+            weights = [p for p in module.parameters() if p.ndim == 4]  # under a parametrisation: the raw kernel
+            for p in weights:
+                g = torch.Generator().manual_seed(stable_hash(seed, "weight_noise", fold, name))
+                rank = torch.rand(p.numel(), generator=g).argsort().argsort().view_as(p)
+                noise = torch.randn(p.shape, generator=g) * sigma
+                p += torch.where(rank < round(share * p.numel()), noise, 0.0).to(p)

@@ -1,0 +1,190 @@
+"""The numbers for people: a table on the terminal, JSON, CSV, LaTeX, histograms, and one self-contained page."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from lit_xai import draw
+from lit_xai.callbacks import write_csv
+from lit_xai.core import UsageError
+from lit_xai.ensemble import NULL, Summary
+from lit_xai.metrics.statistics import Estimate
+from lit_xai.store import write_atomically
+
+# which measures a table shows; scores follow
+VIEWS = {
+    "default": ("mege", "reco", "reco_eq6"),
+    "paper": ("mege", "reco_eq6"),
+    "xplique": ("mege_xplique", "reco_xplique"),
+}
+MARK = "*"
+
+
+def shown_or_refuse(definition: str) -> None:
+    """Refuse an unknown view before any work is done."""
+    if definition not in VIEWS:
+        raise UsageError(f"definition must be one of {', '.join(VIEWS)}, found {definition!r}")
+
+
+def shown(summary: Summary, definition: str) -> list[str]:
+    """The columns of a view: its measures, then every score."""
+    shown_or_refuse(definition)
+    measures = [c for c in VIEWS[definition] if c in summary.columns]
+    scores = [c for c in summary.columns if not c.startswith(("mege", "reco"))]
+    return measures + scores
+
+
+def cell(e: Estimate | None, marked: bool = False) -> str:
+    """`value [low, high]`, with the null where the measure has one, `*` if marked; `-` where undefined."""
+    if e is None or math.isnan(e.value):
+        return "-"
+    null = f" /{e.null:.2f}" if e.null is not None else ""
+    return f"{e.value:.3f} [{e.low:.2f}, {e.high:.2f}]{null}{MARK if marked else ''}"
+
+
+def arrow(summary: Summary, column: str) -> str:
+    """The column's name and direction."""
+    return f"{column} {'↑' if summary.columns[column] else '↓'}"
+
+
+def head_lines(summary: Summary) -> list[str]:
+    """What the table rests on."""
+    h = summary.head
+    accuracy = ", ".join(f"f{f} {100 * a:.1f}" for f, a in h["held_out_accuracy"].items())
+    lipschitz = ", ".join(f"f{f} {v:.2f}" for f, v in h["empirical_lipschitz"].items() if v is not None)
+    d = h["disagreements"]
+    differ = f"{d['explained']} of {d['found']} disagreements" if d else "no disagreements explained"
+    lines = [
+        f"{h['name']}: {len(h['folds_present'])} of {h['folds']} folds, {h['samples']:,} samples, "
+        f"{h.get('probes', 0):,} random probes, {differ}, distance {h['distance']['name']}",
+        f"held-out accuracy %: {accuracy} (spread {100 * h['accuracy_spread']:.1f} points)",
+        f"empirical Lipschitz constant on [0, 1] images: {lipschitz}",
+    ]
+    settings = []
+    for name, e in summary.definitions["explainers"].items():
+        count = e.get("masks") or e.get("steps") or e.get("samples")
+        if count:
+            settings.append(f"{name} {count}")
+    for name, s in summary.definitions.items():
+        if isinstance(s, dict) and "subsets" in s.get("definition", {}):
+            settings.append(f"{name} {s['definition']['subsets']} subsets")
+    lines.append(f"counts: {', '.join(settings)}")
+    return lines + [f"warning: {w}" for w in h["warnings"]]
+
+
+def reasons(summary: Summary, columns: Sequence[str]) -> list[str]:
+    """Why numbers are undefined, and how many pairs were dropped, one line a reason."""
+    grouped: dict[str, list[str]] = {}
+    for row in summary.rows:
+        for c in columns:
+            e = row.estimates.get(c)
+            if e is None:
+                continue
+            why = e.reason or (f"{e.dropped} pairs of constant maps dropped" if e.dropped else "")
+            if why:
+                grouped.setdefault(f"{c}: {why}", []).append(row.explainer)
+    every = len(summary.rows)
+    return [f"{why} ({'every row' if len(n) == every else ', '.join(n)})" for why, n in grouped.items()]
+
+
+LEGEND = (
+    f"value [95 % interval]; /x = mean under permuted labels; {MARK} = the paired difference to {NULL} excludes 0; "
+    "- = undefined, reason below"
+)
+
+
+def show(summary: Summary, definition: str = "default", console: Console | None = None) -> None:
+    """Print the table."""
+    console = console or Console(width=None if Console().is_terminal else 180, soft_wrap=False)
+    columns = shown(summary, definition)
+    table = Table(title="\n".join(head_lines(summary)), title_justify="left", caption=LEGEND, caption_justify="left")
+    table.add_column("explainer", no_wrap=True)
+    for c in columns:
+        table.add_column(arrow(summary, c), justify="right")
+    for row in summary.rows:
+        cells = [cell(row.estimates.get(c), row.marked(c)) for c in columns]
+        table.add_row(row.explainer, *cells, style="dim" if row.explainer == NULL else None)
+    console.print(table)
+    for line in reasons(summary, columns):
+        console.print(f"  {line}", style="yellow", markup=False)
+
+
+def write(summary: Summary, folder: Path, definition: str = "default") -> list[Path]:
+    """summary.json, .csv, .tex, histograms as PNG and PDF, report.html. Returns what was written."""
+    columns = shown(summary, definition)
+    out = [folder / f"summary.{s}" for s in ("json", "csv", "tex")]
+    write_atomically(out[0], json.dumps(summary.plain(), indent=1, sort_keys=True, default=str) + "\n")
+    fields = ("value", "low", "high", "se", "null", "samples", "pairs", "dropped", "reason")
+    rows = []
+    for row in summary.rows:
+        for c, e in row.estimates.items():
+            plain = e.plain()
+            rows.append([row.explainer, c, *(plain[f] for f in fields), row.marked(c)])
+    write_csv(out[1], ["explainer", "column", *fields, "marked"], rows)
+    write_atomically(out[2], latex(summary, columns))
+    xlabel = f"distance: {summary.head['distance']['meaning']}"
+    out += draw.histograms(summary.distances, folder / "histograms.png", xlabel)
+    out.append(folder / "report.html")
+    write_atomically(out[-1], page(summary, columns, folder))
+    return out
+
+
+def latex(summary: Summary, columns: Sequence[str]) -> str:
+    """A booktabs table."""
+
+    def escape(text: str) -> str:
+        return text.replace("_", r"\_").replace("%", r"\%")
+
+    lines = [f"% {line}" for line in head_lines(summary)]
+    lines += [r"\begin{tabular}{l" + "r" * len(columns) + "}", r"\toprule"]
+    arrows = [rf"{escape(c)} $\{'uparrow' if summary.columns[c] else 'downarrow'}$" for c in columns]
+    lines += [" & ".join(["explainer", *arrows]) + r" \\", r"\midrule"]
+    for row in summary.rows:
+        cells = [escape(cell(row.estimates.get(c), row.marked(c))) for c in columns]
+        lines.append(" & ".join([escape(row.explainer), *cells]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def page(summary: Summary, columns: Sequence[str], folder: Path) -> str:
+    """One HTML file that needs nothing beside it: table, reasons, pictures, every number's definition."""
+
+    def picture(path: Path) -> str:
+        if not path.exists():
+            return ""
+        data = base64.b64encode(path.read_bytes()).decode()
+        return f'<figure><img src="data:image/png;base64,{data}" alt="{html.escape(path.stem)}"></figure>'
+
+    head = "".join(f"<li>{html.escape(line)}</li>" for line in head_lines(summary))
+    titles = "".join(f"<th>{html.escape(arrow(summary, c))}</th>" for c in columns)
+    body = ""
+    for row in summary.rows:
+        cells = "".join(f"<td>{html.escape(cell(row.estimates.get(c), row.marked(c)))}</td>" for c in columns)
+        body += f"<tr><th>{html.escape(row.explainer)}</th>{cells}</tr>"
+    why = "".join(f"<li>{html.escape(r)}</li>" for r in reasons(summary, columns))
+    galleries = "".join(picture(p) for p in sorted(folder.glob("fold=*/gallery.png"))[:1])
+    definitions = html.escape(json.dumps(summary.definitions, indent=1, sort_keys=True, default=str))
+    return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{html.escape(summary.head["name"])}: can its explanations be trusted?</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem; color: #222 }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px }}
+th, td {{ padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }}
+th:first-child {{ text-align: left }} img {{ max-width: 100% }} .wide {{ overflow-x: auto }}
+pre {{ background: #f6f6f6; padding: 1rem; overflow-x: auto; font-size: 12px }}
+</style>
+<h1>{html.escape(summary.head["name"])}</h1><ul>{head}</ul>
+<div class="wide"><table><tr><th>explainer</th>{titles}</tr>{body}</table></div>
+<p>{html.escape(LEGEND)}</p><ul>{why}</ul>
+<h2>Distances between maps</h2>{picture(folder / "histograms.png")}
+<h2>Maps</h2>{galleries}
+<h2>Definitions</h2><pre>{definitions}</pre></html>
+"""

@@ -1,0 +1,318 @@
+"""From a composed configuration to the objects of one run: data, module, trainer, callbacks, folder."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from lit_xai import engine
+from lit_xai.callbacks import Explain, Gallery, Stability
+from lit_xai.core import Explainer, Score, UsageError, accepts
+from lit_xai.data.folds import FoldData
+from lit_xai.models.classifier import Classifier
+from lit_xai.models.pretrained import Pretrained
+from lit_xai.store import FoldStore, MapReader, differences, write_atomically
+
+SAFE_TARGETS = ("lit_xai.", "torchvision.transforms.", "pytorch_lightning.Trainer")
+ELSEWHERE = ("root", "path", "download", "num_workers", "probes_per_fold")  # where data lie, not what they are
+
+
+def plain(cfg: Any) -> Any:
+    """Resolved, ordinary Python containers."""
+    return OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg
+
+
+def check_targets(node: Any, path: str = "", safe: tuple[str, ...] | None = None) -> None:
+    """Every `_target_` takes all the keys given to it; with `safe`, it also has one of these prefixes.
+
+    Raises:
+        UsageError: naming the key, or the target that a file may not run.
+    """
+    if isinstance(node, list):
+        for i, item in enumerate(node):
+            check_targets(item, f"{path}[{i}]", safe)
+    if not isinstance(node, Mapping):
+        return
+    for key, value in node.items():
+        check_targets(value, f"{path}.{key}" if path else str(key), safe)
+    target = node.get("_target_")
+    if target is None:
+        return
+    if safe is not None and not str(target).startswith(safe):
+        raise UsageError(f"{path}._target_={target} in a saved file is not run: build the model yourself and pass it")
+    try:
+        known = accepts(get_object(target))
+    except Exception as e:
+        raise UsageError(f"{path}._target_={target} cannot be imported ({type(e).__name__}: {e})") from None
+    if known is None:
+        return
+    if path == "data":
+        known |= accepts(get_object(node["source"]["_target_"])) or set()
+    extra = {"name"} if path in ("data", "model") else set()
+    for key in node:
+        if not str(key).startswith("_") and key not in known | extra:
+            raise UsageError(f"unknown key {path}.{key}: {target} takes {', '.join(sorted(known))}")
+
+
+def build_data(cfg: Mapping[str, Any], fold: int, seed: int, label_noise: float) -> FoldData:
+    """The LightningDataModule of a `data` node; keys that FoldData does not take go to its source."""
+    node = dict(cfg)
+    node.pop("_target_", None)
+    own = accepts(FoldData.__init__) or set()
+    options = {k: v for k, v in node.items() if k not in own}
+    source = partial(get_object(node.pop("source")["_target_"]), **options)
+    augment = [instantiate(t) for t in node.pop("augment", [])]
+    kept = {k: v for k, v in node.items() if k in own}
+    return FoldData(source, fold=fold, seed=seed, label_noise=label_noise, augment=augment, **kept)
+
+
+def build_module(cfg: Mapping[str, Any], data: FoldData) -> pl.LightningModule:
+    """The LightningModule of a `model` node, for these data."""
+    channels, height, width = data.source.shape
+    if height != width:
+        raise UsageError(f"images are {height} x {width}: models take square images, set data.size=")
+    node = {k: v for k, v in cfg.items() if k != "name"}
+    return instantiate(
+        node, channels=channels, classes=len(data.source.classes), side=height, colour=data.colour, _convert_="all"
+    )
+
+
+def build(node: Any) -> Any:
+    """Objects from a group of named nodes (explainers or scores)."""
+    return {name: instantiate(n, _convert_="all") for name, n in plain(node or {}).items()}
+
+
+def identity(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes two trainings the same: everything that decides the weights, and nothing else."""
+    trainer = cfg.get("trainer", {})
+    return {
+        "data": {k: v for k, v in cfg["data"].items() if k not in ELSEWHERE},
+        "model": dict(cfg["model"]),
+        "seed": cfg["seed"],
+        "label_noise": cfg["label_noise"],
+        "weight_noise": cfg["weight_noise"],
+        "trainer": {k: trainer.get(k) for k in ("max_epochs", "precision")},
+    }
+
+
+@dataclass
+class Run:
+    """One door's work on one fold, built when it is asked for."""
+
+    cfg: DictConfig
+    job_type: str
+
+    def __post_init__(self) -> None:
+        torch.set_float32_matmul_precision("highest")
+        check_targets(plain(self.cfg))
+        if not 0 <= self.cfg.fold < self.cfg.data.folds:
+            raise UsageError(
+                f"fold={self.cfg.fold} does not exist: folds are 0..{self.cfg.data.folds - 1} "
+                f"(data.folds={self.cfg.data.folds})"
+            )
+
+    @property
+    def name(self) -> str:
+        """The experiment's folder name."""
+        return experiment_name(self.cfg)
+
+    @cached_property
+    def store(self) -> FoldStore:
+        """The fold's folder."""
+        return FoldStore(Path(self.cfg.root) / self.name / f"fold={self.cfg.fold}")
+
+    @property
+    def checkpoint(self) -> Path:
+        """The trained model."""
+        return self.store.root / "model.ckpt"
+
+    @property
+    def resume_from(self) -> Path:
+        """The state after the last complete epoch."""
+        return self.store.root / "last.ckpt"
+
+    @cached_property
+    def data(self) -> FoldData:
+        """The data set, its split and loaders."""
+        cfg = plain(self.cfg)
+        return build_data(cfg["data"], cfg["fold"], cfg["seed"], cfg["label_noise"])
+
+    @cached_property
+    def explainers(self) -> dict[str, Explainer]:
+        """By name."""
+        return build(self.cfg.explainer)
+
+    @cached_property
+    def scores(self) -> dict[str, Score]:
+        """By name."""
+        return build(self.cfg.score)
+
+    def module(self) -> pl.LightningModule:
+        """A fresh module; its initial weights are a function of the seed (the same for every fold)."""
+        pl.seed_everything(self.cfg.seed, workers=True, verbose=False)
+        return build_module(plain(self.cfg.model), self.data)
+
+    def claim(self) -> None:
+        """Refuse a folder that holds another configuration; leave this one's there."""
+        mine = plain(self.cfg)
+        for file in sorted(self.store.root.parent.glob("fold=*/config.yaml")):
+            theirs = read_config(file)
+            difference = differences(identity(theirs), identity(mine))
+            if difference:
+                raise UsageError(
+                    f"{file.parent} holds another configuration ({'; '.join(difference[:3])}): "
+                    f"choose another name=, or restore these settings"
+                )
+        config = self.store.root / "config.yaml"
+        if not config.exists() or read_config(config) != mine:
+            write_atomically(config, OmegaConf.to_yaml(OmegaConf.create(mine)))
+
+    def callbacks(self) -> list[pl.Callback]:
+        """Explain, then what is drawn from explanations."""
+        c = self.cfg
+        explain = Explain(
+            self.explainers,
+            self.scores,
+            self.store,
+            probes=c.get("probes", "random"),
+            seed=c.seed,
+            batch_size=c.batch_size,
+            shard_size=c.shard_size,
+            target=c.target,
+            cap=c.cap,
+            part=c.get("part", "0/1"),
+            progress=c.progress,
+        )
+        if explain.probes != "random":
+            return [explain]
+        after: list[pl.Callback] = [Gallery(self.store, list(self.explainers))]
+        if self.cfg.data.folds > 1:
+            after.insert(0, Stability(self.store, list(self.explainers), c.seed))
+        return [explain, *after]
+
+    def logger(self) -> Any:
+        """The dashboard's logger (nothing on other ranks: Lightning sees to that)."""
+        node = plain(self.cfg.logger)
+        return instantiate(
+            node,
+            folder=self.store.root.parent,
+            name=self.name,
+            run=f"fold={self.cfg.fold}",
+            job_type=self.job_type,
+            config=plain(self.cfg),
+            _convert_="all",
+        )
+
+    def trainer(self, callbacks: list[pl.Callback], logger: Any) -> pl.Trainer:
+        """Lightning's Trainer with what this project needs of it."""
+        options = dict(plain(self.cfg.trainer))
+        options.pop("_target_")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return pl.Trainer(
+                **options,
+                callbacks=callbacks,
+                logger=logger if logger is not None else False,
+                default_root_dir=str(self.store.root),
+                inference_mode=False,  # gradients are needed after trainer.test
+                use_distributed_sampler=False,  # our samplers share without padding
+                reload_dataloaders_every_n_epochs=1,  # an epoch's order and augmentation belong to (seed, epoch)
+                num_sanity_val_steps=0,
+                enable_model_summary=False,
+                enable_progress_bar=bool(self.cfg.progress),
+                log_every_n_steps=5,
+            )
+
+    def load(self) -> pl.LightningModule:
+        """The trained module of this fold."""
+        module = self.module()
+        if isinstance(module, Classifier):
+            load_weights(module, self.checkpoint)
+        return module
+
+    def explained(self, module: pl.LightningModule, callback: Explain) -> engine.Explained:
+        """The job of the `Explain` callback, outside a trainer, for planning."""
+        job = callback.job(module.predictor(), self.data, torch.device("cpu"))  # type: ignore[operator]
+        if callback.probes == "disagreements":
+            job = callback.choose(job, job.store.read_predictions(), self.data)
+        elif job.identity["target"] == "prediction":
+            have = job.store.predictions_file.exists()
+            job.targets = job.store.read_predictions().of(job.samples) if have else job.targets.clamp_min(0)
+        return job
+
+    def complete(self, callback: Explain) -> bool:
+        """Whether this command has nothing left to do, read off the store without loading a model."""
+        if not self.store.predictions_file.exists() or not (self.checkpoint.exists() or not self.trainable):
+            return False
+        predictions = self.store.read_predictions()
+        if callback.probes == "disagreements":
+            return False
+        wanted = set(self.scores)
+        for name in self.explainers:
+            reader = MapReader(self.store, callback.kind, name)
+            if not reader.files or not reader.has(self.data.probes) or not wanted <= set(reader.scores()):
+                return False
+            if reader.fingerprint["checkpoint"] != predictions.meta["checkpoint"]:
+                return False
+        return True
+
+    @property
+    def trainable(self) -> bool:
+        """Whether this model is trained here."""
+        return issubclass(get_object(self.cfg.model._target_), Classifier)
+
+
+def experiment_name(cfg: Any) -> str:
+    """`name=`, or `<data>-<model>` with the degradations that are on."""
+    if cfg.name:
+        return str(cfg.name)
+    parts = [f"{cfg.data.name}-{cfg.model.name}"]
+    parts += [f"{k}={cfg[k]}" for k in ("label_noise", "weight_noise") if cfg[k]]
+    return "-".join(parts)
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """A saved configuration as plain containers."""
+    try:
+        return plain(OmegaConf.load(file))
+    except Exception as e:
+        raise UsageError(f"{file} cannot be read ({type(e).__name__}): delete {file.parent} and train again") from None
+
+
+def save_weights(module: pl.LightningModule, file: Path, config: Mapping[str, Any]) -> None:
+    """Weights and plain configuration, atomically; `torch.load(weights_only=True)` reads it."""
+    import io
+
+    buffer = io.BytesIO()
+    state = {k: v.detach().cpu() for k, v in module.state_dict().items()}
+    torch.save({"state_dict": state, "config": dict(config), "pytorch-lightning_version": pl.__version__}, buffer)
+    write_atomically(file, buffer.getvalue())
+
+
+def load_weights(module: pl.LightningModule, file: Path) -> None:
+    """Weights into a module of the same configuration.
+
+    Raises:
+        UsageError: the file is missing, damaged, or of another model.
+    """
+    if not file.exists():
+        fold, name, root = file.parent.name, file.parent.parent.name, file.parent.parent.parent
+        raise UsageError(f"{file} is missing: run python -m lit_xai.train root={root} name={name} {fold} first")
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
+    except Exception as e:
+        raise UsageError(f"{file} is damaged ({type(e).__name__}): delete it and train this fold again") from None
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as e:
+        first = str(e).splitlines()[1].strip() if "\n" in str(e) else str(e)
+        raise UsageError(f"{file} is a checkpoint of another model ({first[:120]}): set model= and its options") from None

@@ -1,0 +1,252 @@
+"""Predictions, maps and scores of one predictor on disk.
+
+    fold=3/predictions.safetensors                                    all training samples
+    fold=3/maps/<explainer>/000000000-000000063.safetensors           random probes 0..63: maps and scores
+    fold=3/disagreements/<explainer>/000000000-000000063.safetensors  disagreements: maps
+
+Every file is written under a temporary name and renamed, carries a checksum and a fingerprint, and runs no code when it
+is read. The bytes of a shard depend on what was computed alone, not on when, where or by how many processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load as load_bytes
+from safetensors.torch import save as save_bytes
+from torch import Tensor
+
+from lit_xai.core import UsageError
+from lit_xai.data.folds import Split
+
+FORMAT = 1
+RANDOM, DISAGREEMENTS = "maps", "disagreements"
+
+
+class DamagedFile(UsageError):
+    """A file that is cut, altered or of another kind: explaining writes it again, evaluating refuses it."""
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """The whole file or nothing. A full disk leaves no trace and gives one clear line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as f:
+            f.write(data.encode() if isinstance(data, str) else data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except OSError as e:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise UsageError(
+            f"{path} could not be written ({e.strerror}): make room or choose root= elsewhere, then run the same command"
+        ) from None
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> int:
+    """CRC-32 of all tensors by name."""
+    crc = 0
+    for name in sorted(tensors):
+        crc = zlib.crc32(name.encode(), crc)
+        crc = zlib.crc32(tensors[name].contiguous().numpy().reshape(-1).view("uint8"), crc)
+    return crc
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Tensors and their JSON description, atomically."""
+    plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    text = json.dumps({**meta, "format": FORMAT, "checksum": checksum(plain)}, sort_keys=True)
+    write_atomically(path, save_bytes(plain, metadata={"lit_xai": text}))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and description of a whole, unaltered file.
+
+    Raises:
+        DamagedFile: the file is cut, altered, or not one of ours.
+    """
+    try:
+        data = path.read_bytes()
+        size = int.from_bytes(data[:8], "little")
+        meta = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["lit_xai"])
+        tensors = load_bytes(data)
+        whole = meta["checksum"] == checksum(tensors) and meta["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as e:
+        raise DamagedFile(f"{path} is damaged ({type(e).__name__}): {mend(path)}") from None
+    if not whole:
+        raise DamagedFile(f"{path} is damaged (checksum or format differs): {mend(path)}")
+    return tensors, meta
+
+
+def mend(path: Path) -> str:
+    """The command that writes a store's file again."""
+    fold = next((p.name for p in path.parents if p.name.startswith("fold=")), "fold=0")
+    root = next((p.parent for p in path.parents if p.name.startswith("fold=")), path.parent)
+    probes = " probes=disagreements" if DISAGREEMENTS in path.parts else ""
+    return f"run python -m lit_xai.explain root={root.parent} name={root.name} {fold}{probes}"
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`key: a's value, b's value` for everything in which two descriptions differ."""
+    out = []
+    for key in sorted(set(a) | set(b)):
+        left, right, name = a.get(key), b.get(key), f"{prefix}{key}"
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            out += differences(left, right, f"{name}.")
+        elif left != right:
+            out.append(f"{name}: {left} there, {right} here")
+    return out
+
+
+# --------------------------------------------------------------------------------------------------------------- store
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What one predictor says of every training sample, and the split it belongs to."""
+
+    split: Split
+    fold: int
+    predicted: Int[Tensor, "n"]
+    confidence: Float[Tensor, "n"]
+    meta: dict[str, Any]
+
+    @property
+    def correct(self) -> Bool[Tensor, "n"]:
+        """Where the prediction is the label."""
+        return self.predicted == self.split.labels
+
+    @property
+    def held_out_accuracy(self) -> float:
+        """Accuracy on V_i."""
+        held = self.split.fold_of == self.fold
+        return float(self.correct[held].double().mean())
+
+    def of(self, samples: Int[Tensor, "p"]) -> Int[Tensor, "p"]:
+        """The predicted class of some samples."""
+        return self.predicted[torch.searchsorted(self.split.samples, samples)]
+
+
+@dataclass(frozen=True)
+class FoldStore:
+    """The files of one predictor; `root` is `checkpoints/<name>/fold=<i>`."""
+
+    root: Path
+
+    @property
+    def fold(self) -> int:
+        """The fold's index."""
+        return int(self.root.name.removeprefix("fold="))
+
+    @property
+    def predictions_file(self) -> Path:
+        """Where predictions are."""
+        return self.root / "predictions.safetensors"
+
+    def write_predictions(self, p: Predictions) -> None:
+        """All training samples at once."""
+        tensors = {
+            "sample": p.split.samples,
+            "fold_of": p.split.fold_of,
+            "label": p.split.labels,
+            "predicted": p.predicted,
+            "confidence": p.confidence,
+        }
+        meta = {**p.meta, "fold": p.fold, "folds": p.split.k, "split_seed": p.split.seed}
+        write_tensors(self.predictions_file, tensors, meta)
+
+    def read_predictions(self) -> Predictions:
+        """Predictions and split.
+
+        Raises:
+            UsageError: they are not there; DamagedFile: they are not whole.
+        """
+        if not self.predictions_file.exists():
+            raise UsageError(f"{self.predictions_file} is missing: {mend(self.predictions_file)}")
+        t, meta = read_tensors(self.predictions_file)
+        split = Split(t["sample"], t["fold_of"], t["label"], meta["folds"], meta["split_seed"])
+        return Predictions(split, meta["fold"], t["predicted"], t["confidence"], meta)
+
+    def shard(self, kind: str, explainer: str, start: int, stop: int) -> Path:
+        """The file of probes start..stop-1."""
+        return self.root / kind / explainer / f"{start:09d}-{stop - 1:09d}.safetensors"
+
+    def shards(self, kind: str, explainer: str) -> list[Path]:
+        """The files that are there, in order."""
+        return sorted((self.root / kind / explainer).glob("?????????-?????????.safetensors"))
+
+    def explainers(self, kind: str = RANDOM) -> list[str]:
+        """The explainers of which anything is there."""
+        folder = self.root / kind
+        return sorted(d.name for d in folder.iterdir() if d.is_dir()) if folder.is_dir() else []
+
+    def remove_temporary(self) -> None:
+        """Delete what writers that no longer live left behind."""
+        for stale in self.root.rglob(".*.tmp"):
+            pid = stale.name.split(".")[-2]
+            if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+                with contextlib.suppress(OSError):
+                    stale.unlink()
+
+
+def read_shard(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A shard with `sample`, `maps` and its scores (`score/<name>`)."""
+    tensors, meta = read_tensors(path)
+    if not {"sample", "maps"} <= set(tensors) or "fingerprint" not in meta:
+        raise DamagedFile(f"{path} is not a shard of maps: {mend(path)}")
+    return tensors, meta
+
+
+class MapReader:
+    """Maps and scores of one predictor and one explainer by sample, holding one shard at a time."""
+
+    def __init__(self, store: FoldStore, kind: str, explainer: str) -> None:
+        self.files = store.shards(kind, explainer)
+        self.where: dict[int, tuple[int, int]] = {}
+        self.fingerprint: dict[str, Any] = {}
+        self.meta: dict[str, Any] = {}
+        for number, path in enumerate(self.files):
+            tensors, meta = read_shard(path)
+            difference = differences(self.fingerprint, meta["fingerprint"]) if self.fingerprint else []
+            if difference:
+                raise UsageError(f"{path.parent} holds shards of different runs ({difference[0]}): {mend(path)}")
+            self.fingerprint, self.meta = meta["fingerprint"], meta
+            for row, sample in enumerate(tensors["sample"].tolist()):
+                self.where[sample] = (number, row)
+        self.open: tuple[int, dict[str, Tensor]] = (-1, {})
+
+    def __contains__(self, sample: int) -> bool:
+        return sample in self.where
+
+    def has(self, samples: Int[Tensor, "p"]) -> bool:
+        """Whether all of these samples are there."""
+        return all(s in self.where for s in samples.tolist())
+
+    def rows(self, samples: Int[Tensor, "p"], key: str = "maps") -> Tensor:
+        """`maps` or `score/<name>` of these samples, in this order."""
+        out: list[Tensor] = []
+        for s in samples.tolist():
+            number, row = self.where[s]
+            if self.open[0] != number:
+                self.open = (number, read_shard(self.files[number])[0])
+            out.append(self.open[1][key][row])
+        return torch.stack(out)
+
+    def scores(self) -> list[str]:
+        """Names of the scores that every shard holds."""
+        return sorted(self.meta.get("scores", {}))

@@ -1,0 +1,129 @@
+"""`python -m lit_xai.train fold=3`: train the predictor that never saw fold 3, explain with it, score it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lit_xai.cli import door
+
+ABOUT = """Train the predictor that never sees one fold, explain the probes of every fold with it, score the explanations,
+and say how stable they are over the folds that are there. All results go to checkpoints/<name>/fold=<i>/."""
+
+
+@door("train", ABOUT)
+def main(cfg: Any) -> None:
+    """Train, predict, explain, score, measure."""
+    from lit_xai.core import UsageError
+    from lit_xai.runs import Run
+
+    run = Run(cfg, "train")
+    if not run.trainable:
+        raise UsageError(f"model={cfg.model.name} is not trained here: run python -m lit_xai.explain with the same options")
+    train(run)
+
+
+def train(run: Any) -> None:
+    """The main job on one fold."""
+    from pytorch_lightning.callbacks import ModelCheckpoint
+    from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+    from lit_xai.dashboard import Dashboard
+    from lit_xai.runs import load_weights, plain, save_weights
+
+    run.claim()
+    callbacks = run.callbacks()
+    if run.complete(callbacks[0]):
+        say(f"{run.store.root} is complete: nothing to do")
+        return
+    module = run.module()
+    trained = run.checkpoint.exists()
+    if trained:
+        load_weights(module, run.checkpoint)
+    announce(run, module, callbacks[0], trained)
+    if run.cfg.dry_run:
+        return
+    logger = run.logger()
+    each_epoch = ModelCheckpoint(
+        str(run.store.root), "last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
+    )
+    trainer = run.trainer([*callbacks, *([] if trained else [each_epoch])], logger)
+    if not trained:
+        resume = run.resume_from if run.resume_from.exists() else None
+        if resume:
+            say(f"resuming from {resume}")
+        fit(trainer, module, run, resume)
+        module.add_weight_noise(run.cfg.weight_noise, run.cfg.seed, run.cfg.fold)
+        if trainer.is_global_zero:
+            save_weights(module, run.checkpoint, plain(run.cfg))
+            run.resume_from.unlink(missing_ok=True)
+        trainer.strategy.barrier("trained")
+    Dashboard(trainer.loggers).note(checkpoint=str(run.checkpoint))
+    trainer.test(module, run.data, verbose=False)
+    if trainer.is_global_zero:
+        accuracy = {k: round(float(v), 4) for k, v in trainer.callback_metrics.items() if k.endswith("/acc")}
+        say(f"done: {run.store.root} {accuracy}")
+    rank_zero_only(finish)(logger)
+
+
+def fit(trainer: Any, module: Any, run: Any, resume: Any) -> None:
+    """Train, from the last complete epoch where there is one."""
+    from lit_xai.core import UsageError
+
+    try:
+        trainer.fit(module, run.data, ckpt_path=resume, weights_only=True if resume else None)
+    except (RuntimeError, EOFError, KeyError) as e:
+        if resume is None:
+            raise
+        raise UsageError(f"{resume} does not load ({str(e).splitlines()[0][:120]}): delete it and train again") from None
+
+
+def announce(run: Any, module: Any, callback: Any, trained: bool) -> None:
+    """Say what is going to happen and how long it will take, from a short trial."""
+    import torch
+
+    from lit_xai import engine
+
+    with torch.random.fork_rng():
+        plan = engine.plan(run.explained(module, callback), callback.explainers, callback.scores, callback.part)
+        say(f"{run.name} fold {run.cfg.fold} of {run.cfg.data.folds} -> {run.store.root}")
+        if not trained:
+            steps, minutes = training_time(module, run)
+            say(f"train: {run.cfg.trainer.max_epochs} epochs, {steps:,} steps, about {minutes:.1f} min on this CPU")
+    say(f"explain: {plan}")
+
+
+def training_time(module: Any, run: Any) -> tuple[int, float]:
+    """Steps, and minutes by three trial steps of a copy of the module."""
+    import copy
+    import time
+
+    import torch
+
+    data = run.data
+    loader = data.train_dataloader()
+    images, labels = next(iter(loader))
+    trial = copy.deepcopy(module.network).train()
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        torch.nn.functional.cross_entropy(trial(module.normalise(images)), labels).backward()
+        times.append(time.perf_counter() - began)
+    steps = len(loader) * run.cfg.trainer.max_epochs
+    return steps, steps * min(times) / 60
+
+
+def say(text: str) -> None:
+    """A line on the terminal, from rank 0."""
+    from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+    rank_zero_only(print)(text, flush=True)
+
+
+def finish(logger: Any) -> None:
+    """Close the W&B run, so that a multirun's next job gets its own."""
+    if logger is not None and hasattr(logger.experiment, "finish"):
+        logger.experiment.finish()
+
+
+if __name__ == "__main__":
+    main()
