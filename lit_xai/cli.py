@@ -238,9 +238,11 @@ def quiet() -> None:
     """Third parties' chatter off; what lit_xai says itself stays."""
     import warnings
 
+    import pytorch_lightning  # noqa: F401  (it sets its loggers' levels when it is imported)
+
     for logger in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric"):
         logging.getLogger(logger).setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*litlogger.*", ".*treespec.*", ".*reload_dataloaders.*"):
+    for message in (".*does not have many workers.*", ".*exists and is not empty.*", ".*treespec.*", ".*sync_dist.*"):
         warnings.filterwarnings("ignore", message)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)

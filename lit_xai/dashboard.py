@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from lit_xai.core import stable_hash
@@ -41,7 +42,7 @@ def wandb_logger(
     name: str,
     run: str,
     job_type: str,
-    config: Mapping[str, Any],
+    record: Mapping[str, Any],
     project: str = "lit_xai",
     entity: str | None = None,
     mode: str = "auto",
@@ -49,9 +50,7 @@ def wandb_logger(
 ) -> Logger:
     """One run per fold, grouped by experiment; a repeated command continues the run of the same id."""
     mode = wandb_mode(mode)
-    os.environ.setdefault("WANDB_SILENT", "true")
-    folder.mkdir(parents=True, exist_ok=True)
-    return WandbLogger(
+    options: dict[str, Any] = dict(
         project=project,
         entity=entity,
         name=run,
@@ -59,20 +58,26 @@ def wandb_logger(
         group=name,
         job_type=job_type,
         tags=[*tags, *name.split("-")],
-        config=dict(config),
-        save_dir=str(folder),
+        config=dict(record),
+        dir=str(folder),
         mode=mode,
         resume="allow" if mode == "online" else None,
-        settings={"console": "off", "_disable_stats": False},
     )
+    if rank_zero_only.rank != 0:
+        return WandbLogger(offline=True, save_dir=str(folder))  # never started: only rank 0 logs
+    import wandb
+
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = wandb.Settings(silent=True, console="off")
+    return WandbLogger(experiment=wandb.init(**options, settings=settings))
 
 
-def csv_logger(folder: Path, name: str, run: str, job_type: str, config: Mapping[str, Any]) -> Logger:
+def csv_logger(folder: Path, name: str, run: str, job_type: str, record: Mapping[str, Any]) -> Logger:
     """Scalars to `<folder>/csv/<run>-<job_type>/metrics.csv`."""
     return CSVLogger(str(folder), name="csv", version=f"{run}-{job_type}")
 
 
-def no_logger(folder: Path, name: str, run: str, job_type: str, config: Mapping[str, Any]) -> None:
+def no_logger(folder: Path, name: str, run: str, job_type: str, record: Mapping[str, Any]) -> None:
     """Nothing is logged; all results are in the folder all the same."""
     return None
 

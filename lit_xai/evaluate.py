@@ -22,12 +22,10 @@ def main(cfg: Any) -> None:
 
 def evaluate(cfg: Any, folder: Any) -> None:
     """The whole evaluation of one folder."""
-    from hydra.utils import instantiate
-
     from lit_xai import report
     from lit_xai.dashboard import Dashboard
     from lit_xai.ensemble import Ensemble
-    from lit_xai.runs import plain
+    from lit_xai.runs import build_logger, plain
     from lit_xai.train import finish, say
 
     report.shown_or_refuse(cfg.definition)
@@ -43,15 +41,7 @@ def evaluate(cfg: Any, folder: Any) -> None:
     files = report.write(summary, folder, cfg.definition)
     report.show(summary, cfg.definition)
     say(f"written: {folder}/summary.json, {', '.join(f.name for f in files[1:])}")
-    logger = instantiate(
-        plain(cfg.logger),
-        folder=folder,
-        name=folder.name,
-        run="evaluate",
-        job_type="evaluate",
-        config=plain(cfg),
-        _convert_="all",
-    )
+    logger = build_logger(plain(cfg), folder, "evaluate", "evaluate")
     dashboard = Dashboard([logger] if logger is not None else [])
     log(summary, dashboard, folder)
     finish(logger)

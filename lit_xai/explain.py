@@ -20,34 +20,42 @@ def main(cfg: Any) -> None:
 
 
 def with_saved(cfg: Any) -> Any:
-    """With `name=` and no data or model given: those of the folder's configuration."""
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf, open_dict
+    """The configuration, with everything the command line leaves open taken from the folder it names.
 
-    from lit_xai.runs import check_targets, experiment_name, plain, read_config
-
-    given = [o.lstrip("+~").split("=")[0] for o in HydraConfig.get().overrides.task] if HydraConfig.initialized() else []
-    file = next(iter(sorted((cfg_root(cfg) / experiment_name(cfg)).glob("fold=*/config.yaml"))), None)
-    if file is None or any(g.split(".")[0] in ("data", "model") for g in given):
-        return cfg
-    saved = read_config(file)
-    check_targets({k: saved[k] for k in ("data", "model")}, safe=("lit_xai.", "torchvision.transforms."))
-    with open_dict(cfg):
-        for key in ("data", "model", "seed", "label_noise", "weight_noise"):
-            if key not in given:
-                cfg[key] = saved[key]
-        for key in ("max_epochs", "precision"):
-            if f"trainer.{key}" not in given:
-                cfg.trainer[key] = saved["trainer"].get(key)
-        cfg.name = plain(cfg.name) or file.parent.parent.name
-    return OmegaConf.create(plain(cfg))
-
-
-def cfg_root(cfg: Any) -> Any:
-    """`root` as a path."""
+    Where data or model are given, they are taken as given (and refused later if the folder holds others).
+    """
     from pathlib import Path
 
-    return Path(cfg.root)
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    from lit_xai.runs import ELSEWHERE, check_targets, experiment_name, plain, read_config
+
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    given = {o.lstrip("+~").split("=")[0] for o in overrides}
+    folder = Path(cfg.root) / experiment_name(cfg)
+    files = sorted(folder.glob("fold=*/config.yaml"))
+    places = {f"data.{k}" for k in ELSEWHERE}
+    if not files or any(g.split(".")[0] in ("data", "model", "experiment") and g not in places for g in given):
+        return cfg
+    saved, mine = read_config(files[0]), plain(cfg)
+    check_targets({k: saved[k] for k in ("data", "model")}, safe=SAFE_TARGETS)
+    for key in ("data", "model", "seed", "label_noise", "weight_noise", "target", "cap", "batch_size", "shard_size"):
+        if key not in given and key in saved:
+            kept = {k: v for k, v in mine["data"].items() if f"data.{k}" in given} if key == "data" else {}
+            mine[key] = {**saved[key], **kept} if key == "data" else saved[key]
+    for key in ("max_epochs", "precision"):
+        if f"trainer.{key}" not in given:
+            mine["trainer"][key] = saved["trainer"].get(key)
+    for group in ("explainer", "score"):
+        for name in mine[group]:
+            if name in saved[group] and not any(g.startswith(f"{group}.{name}.") for g in given):
+                mine[group][name] = saved[group][name]
+    mine["name"] = folder.name
+    return OmegaConf.create(mine)
+
+
+SAFE_TARGETS = ("lit_xai.", "torchvision.transforms.")
 
 
 def explain(run: Any) -> None:

@@ -22,7 +22,6 @@ from lit_xai.models.classifier import Classifier
 from lit_xai.models.pretrained import Pretrained
 from lit_xai.store import FoldStore, MapReader, differences, write_atomically
 
-SAFE_TARGETS = ("lit_xai.", "torchvision.transforms.", "pytorch_lightning.Trainer")
 ELSEWHERE = ("root", "path", "download", "num_workers", "probes_per_fold")  # where data lie, not what they are
 
 
@@ -75,20 +74,31 @@ def build_data(cfg: Mapping[str, Any], fold: int, seed: int, label_noise: float)
     return FoldData(source, fold=fold, seed=seed, label_noise=label_noise, augment=augment, **kept)
 
 
-def build_module(cfg: Mapping[str, Any], data: FoldData) -> pl.LightningModule:
-    """The LightningModule of a `model` node, for these data."""
+def shape_of(data: FoldData) -> dict[str, Any]:
+    """What a network must know of its data."""
     channels, height, width = data.source.shape
     if height != width:
         raise UsageError(f"images are {height} x {width}: models take square images, set data.size=")
+    return {"channels": channels, "classes": len(data.source.classes), "side": height}
+
+
+def build_module(cfg: Mapping[str, Any], shape: Mapping[str, Any], colour: Any = None) -> pl.LightningModule:
+    """The LightningModule of a `model` node, for data of this shape (see `shape_of`)."""
     node = {k: v for k, v in cfg.items() if k != "name"}
-    return instantiate(
-        node, channels=channels, classes=len(data.source.classes), side=height, colour=data.colour, _convert_="all"
-    )
+    colour = colour or ([0.5] * shape["channels"], [1.0] * shape["channels"])
+    return instantiate(node, **shape, colour=colour, _convert_="all")
 
 
 def build(node: Any) -> Any:
     """Objects from a group of named nodes (explainers or scores)."""
     return {name: instantiate(n, _convert_="all") for name, n in plain(node or {}).items()}
+
+
+def build_logger(cfg: Mapping[str, Any], folder: Path, run: str, job_type: str) -> Any:
+    """The logger of one run of an experiment; the configuration goes on record there."""
+    options = dict(cfg["logger"])
+    make = get_object(options.pop("_target_"))
+    return make(folder=folder, name=folder.name, run=run, job_type=job_type, record=cfg, **options)
 
 
 def identity(cfg: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,7 +169,7 @@ class Run:
     def module(self) -> pl.LightningModule:
         """A fresh module; its initial weights are a function of the seed (the same for every fold)."""
         pl.seed_everything(self.cfg.seed, workers=True, verbose=False)
-        return build_module(plain(self.cfg.model), self.data)
+        return build_module(plain(self.cfg.model), shape_of(self.data), self.data.colour)
 
     def claim(self) -> None:
         """Refuse a folder that holds another configuration; leave this one's there."""
@@ -201,16 +211,7 @@ class Run:
 
     def logger(self) -> Any:
         """The dashboard's logger (nothing on other ranks: Lightning sees to that)."""
-        node = plain(self.cfg.logger)
-        return instantiate(
-            node,
-            folder=self.store.root.parent,
-            name=self.name,
-            run=f"fold={self.cfg.fold}",
-            job_type=self.job_type,
-            config=plain(self.cfg),
-            _convert_="all",
-        )
+        return build_logger(plain(self.cfg), self.store.root.parent, f"fold={self.cfg.fold}", self.job_type)
 
     def trainer(self, callbacks: list[pl.Callback], logger: Any) -> pl.Trainer:
         """Lightning's Trainer with what this project needs of it."""
@@ -290,29 +291,37 @@ def read_config(file: Path) -> dict[str, Any]:
 
 def save_weights(module: pl.LightningModule, file: Path, config: Mapping[str, Any]) -> None:
     """Weights and plain configuration, atomically; `torch.load(weights_only=True)` reads it."""
-    import io
-
     buffer = io.BytesIO()
     state = {k: v.detach().cpu() for k, v in module.state_dict().items()}
     torch.save({"state_dict": state, "config": dict(config), "pytorch-lightning_version": pl.__version__}, buffer)
     write_atomically(file, buffer.getvalue())
 
 
-def load_weights(module: pl.LightningModule, file: Path) -> None:
-    """Weights into a module of the same configuration.
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """A checkpoint's content, without running code from it.
 
     Raises:
-        UsageError: the file is missing, damaged, or of another model.
+        UsageError: the file is missing or damaged.
     """
     if not file.exists():
         fold, name, root = file.parent.name, file.parent.parent.name, file.parent.parent.parent
         raise UsageError(f"{file} is missing: run python -m lit_xai.train root={root} name={name} {fold} first")
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
+        content = torch.load(file, map_location="cpu", weights_only=True)
+        content["state_dict"].keys()
     except Exception as e:
         raise UsageError(f"{file} is damaged ({type(e).__name__}): delete it and train this fold again") from None
+    return content
+
+
+def load_weights(module: torch.nn.Module, file: Path) -> None:
+    """Weights into a module of the same configuration.
+
+    Raises:
+        UsageError: the file is missing, damaged, or of another model.
+    """
     try:
-        module.load_state_dict(state)
+        module.load_state_dict(read_checkpoint(file)["state_dict"])
     except RuntimeError as e:
         first = str(e).splitlines()[1].strip() if "\n" in str(e) else str(e)
         raise UsageError(f"{file} is a checkpoint of another model ({first[:120]}): set model= and its options") from None

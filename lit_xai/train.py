@@ -28,7 +28,7 @@ def train(run: Any) -> None:
     from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
     from lit_xai.dashboard import Dashboard
-    from lit_xai.runs import load_weights, plain, save_weights
+    from lit_xai.runs import load_weights, plain, save_weights, shape_of
 
     run.claim()
     callbacks = run.callbacks()
@@ -54,7 +54,7 @@ def train(run: Any) -> None:
         fit(trainer, module, run, resume)
         module.add_weight_noise(run.cfg.weight_noise, run.cfg.seed, run.cfg.fold)
         if trainer.is_global_zero:
-            save_weights(module, run.checkpoint, plain(run.cfg))
+            save_weights(module, run.checkpoint, {**plain(run.cfg), "shape": shape_of(run.data)})
             run.resume_from.unlink(missing_ok=True)
         trainer.strategy.barrier("trained")
     Dashboard(trainer.loggers).note(checkpoint=str(run.checkpoint))
@@ -79,12 +79,15 @@ def fit(trainer: Any, module: Any, run: Any, resume: Any) -> None:
 
 def announce(run: Any, module: Any, callback: Any, trained: bool) -> None:
     """Say what is going to happen and how long it will take, from a short trial."""
+    import copy
+
     import torch
 
     from lit_xai import engine
 
     with torch.random.fork_rng():
-        plan = engine.plan(run.explained(module, callback), callback.explainers, callback.scores, callback.part)
+        trial = run.explained(copy.deepcopy(module), callback)  # a copy: planning must not touch what will be trained
+        plan = engine.plan(trial, callback.explainers, callback.scores, callback.part)
         say(f"{run.name} fold {run.cfg.fold} of {run.cfg.data.folds} -> {run.store.root}")
         if not trained:
             steps, minutes = training_time(module, run)

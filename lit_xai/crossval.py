@@ -1,0 +1,277 @@
+"""The same split, store, explainers and measures for anybody's model and data, without a config file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from lit_xai import engine, report
+from lit_xai.core import Explainer, Score, UsageError, stable_hash
+from lit_xai.data.folds import Disagreements, Split
+from lit_xai.data.sources import digest
+from lit_xai.ensemble import Ensemble, Summary
+from lit_xai.runs import build_module, check_targets, load_weights, read_checkpoint, read_config, save_weights
+from lit_xai.store import DISAGREEMENTS, RANDOM, FoldStore, MapReader
+
+Train = Callable[[nn.Module, Dataset, int], None]
+
+
+@dataclass(frozen=True)
+class MapStyle:
+    """Any map-style data set of `(image [c, h, w] in [0, 1], label)` as an image set."""
+
+    dataset: Any
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def images(self, indices: Sequence[int]) -> Float[Tensor, "b c h w"]:
+        """A batch of images."""
+        images = torch.stack([torch.as_tensor(self.dataset[i][0]) for i in indices]).float()
+        if images.ndim != 4 or float(images.min()) < 0 or float(images.max()) > 1:
+            raise UsageError(
+                f"the data set gives images of shape {tuple(images.shape[1:])} in "
+                f"[{float(images.min()):.3g}, {float(images.max()):.3g}]: "
+                f"give [c, h, w] in [0, 1] and put normalisation inside the model"
+            )
+        return images
+
+    def labels(self) -> Int[Tensor, "n"]:
+        """All labels (`dataset.targets` where there is one, else by going through the data set)."""
+        known = getattr(self.dataset, "targets", None)
+        if known is not None and len(known) == len(self.dataset):
+            return torch.as_tensor(known).long()
+        return torch.tensor([int(self.dataset[i][1]) for i in range(len(self.dataset))])
+
+    def identity(self, labels: Int[Tensor, "n"]) -> str:
+        """A digest of all labels and of 64 images."""
+        some = torch.linspace(0, len(self) - 1, min(64, len(self))).long().unique().tolist()
+        return digest(labels, self.images(some))
+
+
+def explain_folds(
+    make_module: Callable[[], nn.Module],
+    dataset: Any,
+    explainers: Mapping[str, Explainer],
+    k: int = 5,
+    root: str | Path = "checkpoints/mine",
+    *,
+    scores: Mapping[str, Score] | None = None,
+    train: Train | None = None,
+    trainer: Mapping[str, Any] | None = None,
+    probes_per_fold: int | None = 50,
+    cap: int | None = 200,
+    seed: int = 0,
+    training_batch: int = 64,
+    batch_size: int = 16,
+    shard_size: int = 64,
+    device: str | torch.device = "cpu",
+    distance: str = "spearman",
+    progress: bool = True,
+) -> Summary:
+    """Train k predictors by cross-validation, explain held-out samples, and measure how far the maps can be trusted.
+
+    The files under `root` are those of the commands: `python -m lit_xai.evaluate name=<root>` reads them, and a call
+    that was interrupted goes on where it was.
+
+    Args:
+        make_module: a fresh LightningModule (trained by Lightning), or a plain module (with `train`); called under the
+            seed. It maps images in [0, 1] to logits. If it has `predictor()`, that is what gets explained.
+        dataset: map-style, `(image [c, h, w] in [0, 1], label)`.
+        explainers: by name; include `random=Random()` for a null.
+        k: folds.
+        root: folder of this experiment; one per model and data set.
+        scores: by name; None takes muFidelity, deletion and insertion. `{}` takes none.
+        train: `train(module, training_set, fold)`, for modules that are not LightningModules.
+        trainer: options of `pytorch_lightning.Trainer`, e.g. `dict(max_epochs=5)`.
+        probes_per_fold: random samples of every fold that are explained by every predictor; None = all.
+        cap: most disagreements explained per fold.
+        seed: of the split, the initial weights, the order and all noise.
+        training_batch: batch of the loader that Lightning gets.
+        batch_size, shard_size: images per explainer call, probes per file.
+        device: where models are explained.
+        distance: between maps, see `lit_xai.metrics.DISTANCES`.
+        progress: show bars.
+
+    Returns:
+        The summary, also written to `root` (summary.json, .csv, .tex, histograms, report.html).
+
+    Raises:
+        UsageError: the data, the module or the folder cannot be used; the message says how to mend it.
+    """
+    from lit_xai.metrics import Deletion, Insertion, MuFidelity
+
+    if k < 2:
+        raise UsageError(f"cross-validation needs at least 2 folds, found k={k}")
+    if scores is None:
+        scores = {"mufidelity": MuFidelity(), "deletion": Deletion(), "insertion": Insertion()}
+    images = MapStyle(dataset)
+    labels = images.labels()
+    split = Split.make(labels, k, seed)
+    identity = {
+        "data": type(dataset).__name__,
+        "content": images.identity(labels),
+        "samples": len(labels),
+        "folds": k,
+        "split_seed": seed,
+        "label_noise": 0.0,
+        "target": "label",
+    }
+
+    def job(fold: int, kind: str, samples: Int[Tensor, "p"], extra: Mapping[str, Any] | None = None) -> engine.Explained:
+        store = FoldStore(Path(root) / f"fold={fold}")
+        module = trained(make_module, dataset, split, fold, store, train, trainer or {}, seed, training_batch)
+        model = module.predictor() if hasattr(module, "predictor") else module
+        some = split.training(fold)[:500].tolist()
+        colour = tuple(images.images(some).mean((0, 2, 3)).tolist())
+        return engine.Explained(
+            model=model,
+            images=images,
+            samples=samples,
+            targets=split.label(samples),
+            store=store,
+            identity={**identity, **(extra or {})},
+            colour=colour,
+            kind=kind,
+            seed=seed,
+            batch_size=batch_size,
+            shard_size=shard_size,
+            device=torch.device(device),
+        )
+
+    probes = split.probes(probes_per_fold)
+    for fold in range(k):
+        work = job(fold, RANDOM, probes)
+        engine.predictions_of(work, split, fold, progress=progress)
+        engine.explain(work, explainers, scores, progress=progress)
+    ensemble = Ensemble(root, seed)
+    found = Disagreements.find(ensemble.split, ensemble.correct, cap)
+    for fold in range(k):
+        mine = found.samples[found.concerned[:, fold]]
+        if len(mine):
+            engine.explain(job(fold, DISAGREEMENTS, mine, {"cap": cap}), explainers, {}, progress=progress)
+    summary = Ensemble(root, seed).summarise(list(explainers), distance, progress=progress)
+    report.write(summary, Path(root))
+    return summary
+
+
+def trained(
+    make_module: Callable[[], nn.Module],
+    dataset: Any,
+    split: Split,
+    fold: int,
+    store: FoldStore,
+    train: Train | None,
+    options: Mapping[str, Any],
+    seed: int,
+    batch: int,
+) -> nn.Module:
+    """The predictor of one fold: from its checkpoint, or trained now on everything but that fold."""
+    file = store.root / "model.ckpt"
+    pl.seed_everything(seed, verbose=False)
+    module = make_module()
+    if file.exists():
+        load_weights(module, file)
+        return module
+    training = Subset(dataset, split.training(fold).tolist())
+    torch.manual_seed(stable_hash(seed, "train", fold))
+    if train is not None:
+        train(module, training, fold)
+    elif isinstance(module, pl.LightningModule):
+        g = torch.Generator().manual_seed(stable_hash(seed, "order", fold))
+        settings = {"max_epochs": 5, "logger": False, "enable_model_summary": False, **options}
+        settings.setdefault("enable_checkpointing", False)
+        loader = DataLoader(training, batch_size=batch, shuffle=True, generator=g, drop_last=len(training) > batch)
+        pl.Trainer(**settings).fit(module, loader)
+    else:
+        raise UsageError("a plain nn.Module needs train=function(module, training_set, fold), or a LightningModule")
+    save_weights(module, file, {})
+    return module
+
+
+# ------------------------------------------------------------------------------------------------------------- notebook
+
+
+class MapsOf(Mapping[str, Tensor]):
+    """Maps of one predictor by explainer: `maps["rise"]` is `[p, h, w]`, row by row of `maps.samples`.
+
+    Attributes:
+        samples: `[p]` the probes, as indices of the data set.
+    """
+
+    def __init__(self, store: FoldStore, split: Split) -> None:
+        self.readers = {n: MapReader(store, RANDOM, n) for n in store.explainers()}
+        common = set.intersection(*(set(r.where) for r in self.readers.values())) if self.readers else set()
+        samples = torch.tensor(sorted(common), dtype=torch.long)
+        self.samples = samples[split.fold(samples).sort(stable=True).indices]
+
+    def __getitem__(self, explainer: str) -> Tensor:
+        if explainer not in self.readers:
+            raise UsageError(f"no maps of {explainer!r} in this fold; there are: {', '.join(self.readers) or 'none'}")
+        return self.readers[explainer].rows(self.samples)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.readers)
+
+    def __len__(self) -> int:
+        return len(self.readers)
+
+    def scores(self, explainer: str) -> dict[str, Tensor]:
+        """Every score of an explainer, `[p]`."""
+        reader = self.readers[explainer]
+        return {n: reader.rows(self.samples, f"score/{n}") for n in reader.scores()}
+
+
+class LoadedFold(NamedTuple):
+    """`model, split, maps = lit_xai.load(...)`."""
+
+    model: nn.Module
+    split: Split
+    maps: MapsOf
+
+
+def load(folder: str | Path, fold: int = 0, module: nn.Module | None = None) -> LoadedFold:
+    """The predictor, split and maps of one fold of `checkpoints/<name>`.
+
+    Nothing that a file names is run, except lit_xai's own models; for a model of your own, give `module`.
+
+    Args:
+        folder: `checkpoints/<name>`.
+        fold: which predictor.
+        module: your module, to load the weights into; None builds it from the saved configuration.
+
+    Raises:
+        UsageError: nothing is there, or the files do not fit.
+    """
+    store = FoldStore(Path(folder) / f"fold={fold}")
+    if not store.root.is_dir():
+        have = ", ".join(sorted(p.name for p in Path(folder).glob("fold=*"))) or "nothing"
+        raise UsageError(f"{store.root} is not there ({folder} has {have}): run python -m lit_xai.train fold={fold}")
+    split = store.read_predictions().split
+    if module is None:
+        config = store.root / "config.yaml"
+        if not config.exists():
+            raise UsageError(f"{config} is missing: pass module=, a fresh module to load the weights into")
+        node = read_config(config)["model"]
+        check_targets({"model": node}, safe=("lit_xai.models.",))
+        file = store.root / "model.ckpt"
+        if file.exists():
+            module = build_module(node, read_checkpoint(file)["config"]["shape"])
+            load_weights(module, file)
+        else:
+            module = build_module(node, {"channels": 3, "classes": 0, "side": 0})
+    else:
+        load_weights(module, store.root / "model.ckpt")
+    model = module.predictor() if hasattr(module, "predictor") else module.eval()
+    return LoadedFold(model, split, MapsOf(store, split))
+
+
+__all__ = ["LoadedFold", "MapsOf", "explain_folds", "load"]

@@ -1,0 +1,71 @@
+"""One thread, shape annotations checked, and the small models and images that the tests share."""
+
+from __future__ import annotations
+
+import jaxtyping
+import pytest
+import torch
+from torch import Tensor, nn
+
+torch.set_num_threads(1)
+jaxtyping.install_import_hook("lit_xai", "beartype.beartype")  # before the first import of lit_xai
+
+
+class Linear(nn.Module):
+    """f_k(x) = w_k . x + b_k on images."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("bchw,kchw->bk", x, self.weight) + self.bias
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def rgb() -> Tensor:
+    """Five random RGB images of 12 x 12 pixels."""
+    return torch.rand(5, 3, 12, 12, generator=seeded(1))
+
+
+@pytest.fixture
+def targets() -> Tensor:
+    """One class for each of the five images."""
+    return torch.tensor([0, 3, 1, 2, 3])
+
+
+@pytest.fixture
+def linear() -> Linear:
+    """A linear model of four classes on RGB images of 12 x 12 pixels."""
+    return Linear(torch.randn(4, 3, 12, 12, generator=seeded(2)), torch.randn(4, generator=seeded(3)))
+
+
+@pytest.fixture
+def convnet() -> nn.Module:
+    """A seeded convolutional network of four classes for RGB images, with every kind of layer but dropout."""
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        net = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(8, 6, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(24, 4),
+        )
+    return net.eval()
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """scikit-learn's digits, enlarged to 16 pixels."""
+    from lit_xai.data.sources import digits
+
+    return digits(16)
