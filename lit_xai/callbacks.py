@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +16,7 @@ from lit_xai.core import Explainer, Score, UsageError
 from lit_xai.dashboard import Dashboard
 from lit_xai.data.folds import Disagreements, FoldData
 from lit_xai.ensemble import Ensemble
-from lit_xai.store import DISAGREEMENTS, RANDOM, FoldStore, MapReader, Predictions, write_atomically
+from lit_xai.store import DISAGREEMENTS, RANDOM, FoldStore, MapReader, Predictions, write_csv
 
 
 def parse_part(part: str) -> tuple[int, int]:
@@ -137,15 +135,6 @@ class Explain(pl.Callback):
         write_csv(self.store.root / "scores.csv", columns, rows)
         dashboard.scalars(means)
         dashboard.table("scores", columns, rows)
-
-
-def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A CSV file, atomically."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue())
 
 
 def score_table(

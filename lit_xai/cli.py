@@ -156,7 +156,10 @@ def check_added(cfg: Any, parsed: list[Any]) -> None:
         if not o.is_add() and not o.is_force_add():
             continue
         key = o.key_or_group
-        if key.split("@")[0].split(".")[0] in ("hydra", "hydra/launcher") or (config_dir() / key.split("@")[0]).is_dir():
+        if (
+            key.split("@")[0].split(".")[0] in ("hydra", "hydra/launcher")
+            or (config_dir() / key.split("@")[0]).is_dir()
+        ):
             continue
         parent, _, leaf = key.rpartition(".")
         node = OmegaConf.select(cfg, parent) if parent else None
@@ -217,7 +220,7 @@ def run(name: str, task: Callable[[Any], None]) -> None:
         from hydra.core.hydra_config import HydraConfig
 
         quiet()
-        if HydraConfig.get().mode.name == "MULTIRUN":
+        if str(HydraConfig.get().mode).endswith("MULTIRUN"):
             # a process that is started again for another rank must run this job, not the sweep
             sys.argv[1:] = list(HydraConfig.get().overrides.task)
         from lit_xai.core import UsageError

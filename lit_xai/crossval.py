@@ -126,10 +126,12 @@ def explain_folds(
         "target": "label",
     }
 
-    def job(fold: int, kind: str, samples: Int[Tensor, "p"], extra: Mapping[str, Any] | None = None) -> engine.Explained:
+    def job(
+        fold: int, kind: str, samples: Int[Tensor, "p"], extra: Mapping[str, Any] | None = None
+    ) -> engine.Explained:
         store = FoldStore(Path(root) / f"fold={fold}")
         module = trained(make_module, dataset, split, fold, store, train, trainer or {}, seed, training_batch)
-        model = module.predictor() if hasattr(module, "predictor") else module
+        model = predictor_of(module)
         some = split.training(fold)[:500].tolist()
         colour = tuple(images.images(some).mean((0, 2, 3)).tolist())
         return engine.Explained(
@@ -195,6 +197,11 @@ def trained(
         raise UsageError("a plain nn.Module needs train=function(module, training_set, fold), or a LightningModule")
     save_weights(module, file, {})
     return module
+
+
+def predictor_of(module: nn.Module) -> nn.Module:
+    """What gets explained: `module.predictor()` where there is one."""
+    return (module.predictor() if hasattr(module, "predictor") else module).eval()  # type: ignore[operator]
 
 
 # ------------------------------------------------------------------------------------------------------------- notebook
@@ -270,8 +277,7 @@ def load(folder: str | Path, fold: int = 0, module: nn.Module | None = None) -> 
             module = build_module(node, {"channels": 3, "classes": 0, "side": 0})
     else:
         load_weights(module, store.root / "model.ckpt")
-    model = module.predictor() if hasattr(module, "predictor") else module.eval()
-    return LoadedFold(model, split, MapsOf(store, split))
+    return LoadedFold(predictor_of(module), split, MapsOf(store, split))
 
 
 __all__ = ["LoadedFold", "MapsOf", "explain_folds", "load"]

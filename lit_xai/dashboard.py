@@ -63,7 +63,7 @@ def wandb_logger(
         mode=mode,
         resume="allow" if mode == "online" else None,
     )
-    if rank_zero_only.rank != 0:
+    if getattr(rank_zero_only, "rank", 0) != 0:
         return WandbLogger(offline=True, save_dir=str(folder))  # never started: only rank 0 logs
     import wandb
 
@@ -102,7 +102,7 @@ class Dashboard:
         import wandb
 
         for run in self.runs:
-            run.log({key: wandb.Histogram(values.numpy())})
+            run.log({key: wandb.Histogram(values.tolist())})
 
     def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table."""

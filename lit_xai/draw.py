@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -43,9 +43,7 @@ def limits(maps: Tensor) -> tuple[str, float, float]:
     return ("RdBu_r", -top, top) if (values < 0).any() else ("Reds", 0.0, top)
 
 
-def gallery(
-    images: Tensor, captions: Sequence[str], maps: Mapping[str, Tensor], path: Path, title: str = ""
-) -> Path:
+def gallery(images: Tensor, captions: Sequence[str], maps: Mapping[str, Tensor], path: Path, title: str = "") -> Path:
     """One row a probe, one column an explainer; every explainer has one colour scale for all rows.
 
     Args:
@@ -76,7 +74,7 @@ def gallery(
     return save(figure, path)
 
 
-def _ticks(low: float, high: float) -> object:
+def _ticks(low: float, high: float) -> Any:
     from matplotlib.ticker import FixedLocator
 
     return FixedLocator([low, high] if low == 0 else [low, 0, high])
@@ -95,7 +93,9 @@ def histograms(sets: Mapping[str, tuple[Tensor, Tensor]], path: Path, xlabel: st
         bins = np.linspace(min(0.0, both.min()), max(1.0, both.max()) if both.max() <= 1 else both.max(), 31)
         for values, colour, label in ((equal, "#2166ac", "S_equal"), (differ, "#b2182b", "S_differ")):
             if len(values):
-                axis.hist(values.numpy(), bins, density=True, alpha=0.55, color=colour, label=f"{label} ({len(values)})")
+                axis.hist(
+                    values.numpy(), bins, density=True, alpha=0.55, color=colour, label=f"{label} ({len(values)})"
+                )
         axis.set_title(name, fontsize=8)
         axis.legend(fontsize=6)
         axis.tick_params(labelsize=6)

@@ -25,8 +25,7 @@ def evaluate(cfg: Any, folder: Any) -> None:
     from lit_xai import report
     from lit_xai.dashboard import Dashboard
     from lit_xai.ensemble import Ensemble
-    from lit_xai.runs import build_logger, plain
-    from lit_xai.train import finish, say
+    from lit_xai.runs import build_logger, finish, plain, say
 
     report.shown_or_refuse(cfg.definition)
     ensemble = Ensemble(folder, cfg.seed)

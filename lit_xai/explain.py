@@ -61,7 +61,7 @@ SAFE_TARGETS = ("lit_xai.", "torchvision.transforms.")
 def explain(run: Any) -> None:
     """Predict (if need be), explain, score, measure, draw."""
     from lit_xai import engine
-    from lit_xai.train import finish, say
+    from lit_xai.runs import finish, say
 
     if run.trainable and not run.checkpoint.exists():
         from lit_xai.core import UsageError

@@ -13,11 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_xai import draw
-from lit_xai.callbacks import write_csv
 from lit_xai.core import UsageError
 from lit_xai.ensemble import NULL, Summary
 from lit_xai.metrics.statistics import Estimate
-from lit_xai.store import write_atomically
+from lit_xai.store import write_atomically, write_csv
 
 # which measures a table shows; scores follow
 VIEWS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,13 +14,13 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from lit_xai import engine
 from lit_xai.callbacks import Explain, Gallery, Stability
 from lit_xai.core import Explainer, Score, UsageError, accepts
 from lit_xai.data.folds import FoldData
 from lit_xai.models.classifier import Classifier
-from lit_xai.models.pretrained import Pretrained
 from lit_xai.store import FoldStore, MapReader, differences, write_atomically
 
 ELSEWHERE = ("root", "path", "download", "num_workers", "probes_per_fold")  # where data lie, not what they are
@@ -289,7 +290,7 @@ def read_config(file: Path) -> dict[str, Any]:
         raise UsageError(f"{file} cannot be read ({type(e).__name__}): delete {file.parent} and train again") from None
 
 
-def save_weights(module: pl.LightningModule, file: Path, config: Mapping[str, Any]) -> None:
+def save_weights(module: torch.nn.Module, file: Path, config: Mapping[str, Any]) -> None:
     """Weights and plain configuration, atomically; `torch.load(weights_only=True)` reads it."""
     buffer = io.BytesIO()
     state = {k: v.detach().cpu() for k, v in module.state_dict().items()}
@@ -324,4 +325,17 @@ def load_weights(module: torch.nn.Module, file: Path) -> None:
         module.load_state_dict(read_checkpoint(file)["state_dict"])
     except RuntimeError as e:
         first = str(e).splitlines()[1].strip() if "\n" in str(e) else str(e)
-        raise UsageError(f"{file} is a checkpoint of another model ({first[:120]}): set model= and its options") from None
+        raise UsageError(
+            f"{file} is a checkpoint of another model ({first[:120]}): set model= and its options"
+        ) from None
+
+
+def say(text: str) -> None:
+    """A line on the terminal, from rank 0."""
+    rank_zero_only(print)(text, flush=True)
+
+
+def finish(logger: Any) -> None:
+    """Close the W&B run, so that a multirun's next job gets its own."""
+    if logger is not None and hasattr(logger.experiment, "finish"):
+        logger.experiment.finish()

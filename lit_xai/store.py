@@ -11,10 +11,12 @@ is read. The bytes of a shard depend on what was computed alone, not on when, wh
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,12 +60,21 @@ def write_atomically(path: Path, data: bytes | str) -> None:
         ) from None
 
 
+def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A CSV file, atomically."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())
+
+
 def checksum(tensors: Mapping[str, Tensor]) -> int:
     """CRC-32 of all tensors by name."""
     crc = 0
     for name in sorted(tensors):
         crc = zlib.crc32(name.encode(), crc)
-        crc = zlib.crc32(tensors[name].contiguous().numpy().reshape(-1).view("uint8"), crc)
+        crc = zlib.crc32(tensors[name].contiguous().numpy().tobytes(), crc)
     return crc
 
 

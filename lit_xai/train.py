@@ -18,7 +18,9 @@ def main(cfg: Any) -> None:
 
     run = Run(cfg, "train")
     if not run.trainable:
-        raise UsageError(f"model={cfg.model.name} is not trained here: run python -m lit_xai.explain with the same options")
+        raise UsageError(
+            f"model={cfg.model.name} is not trained here: run python -m lit_xai.explain with the same options"
+        )
     train(run)
 
 
@@ -28,7 +30,7 @@ def train(run: Any) -> None:
     from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
     from lit_xai.dashboard import Dashboard
-    from lit_xai.runs import load_weights, plain, save_weights, shape_of
+    from lit_xai.runs import finish, load_weights, plain, save_weights, say, shape_of
 
     run.claim()
     callbacks = run.callbacks()
@@ -74,7 +76,9 @@ def fit(trainer: Any, module: Any, run: Any, resume: Any) -> None:
     except (RuntimeError, EOFError, KeyError) as e:
         if resume is None:
             raise
-        raise UsageError(f"{resume} does not load ({str(e).splitlines()[0][:120]}): delete it and train again") from None
+        raise UsageError(
+            f"{resume} does not load ({str(e).splitlines()[0][:120]}): delete it and train again"
+        ) from None
 
 
 def announce(run: Any, module: Any, callback: Any, trained: bool) -> None:
@@ -84,6 +88,7 @@ def announce(run: Any, module: Any, callback: Any, trained: bool) -> None:
     import torch
 
     from lit_xai import engine
+    from lit_xai.runs import say
 
     with torch.random.fork_rng():
         trial = run.explained(copy.deepcopy(module), callback)  # a copy: planning must not touch what will be trained
@@ -113,19 +118,6 @@ def training_time(module: Any, run: Any) -> tuple[int, float]:
         times.append(time.perf_counter() - began)
     steps = len(loader) * run.cfg.trainer.max_epochs
     return steps, steps * min(times) / 60
-
-
-def say(text: str) -> None:
-    """A line on the terminal, from rank 0."""
-    from pytorch_lightning.utilities.rank_zero import rank_zero_only
-
-    rank_zero_only(print)(text, flush=True)
-
-
-def finish(logger: Any) -> None:
-    """Close the W&B run, so that a multirun's next job gets its own."""
-    if logger is not None and hasattr(logger.experiment, "finish"):
-        logger.experiment.finish()
 
 
 if __name__ == "__main__":

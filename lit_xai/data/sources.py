@@ -120,7 +120,7 @@ def digest(*arrays: Any) -> str:
         if isinstance(a, str):
             h.update(a.encode())
         else:
-            h.update(np.ascontiguousarray(a.numpy() if isinstance(a, Tensor) else a))
+            h.update(np.ascontiguousarray(a.numpy() if isinstance(a, Tensor) else a).tobytes())
     return h.hexdigest()[:16]
 
 
@@ -135,7 +135,9 @@ def in_memory(
     """A source from uint8 pixels `[n, c, h, w]`."""
     labels = labels.long().flatten()
     if len(labels) != len(pixels):
-        raise UsageError(f"{name} has {len(pixels)} images and {len(labels)} labels: the file is damaged, fetch it again")
+        raise UsageError(
+            f"{name} has {len(pixels)} images and {len(labels)} labels: the file is damaged, fetch it again"
+        )
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
         raise UsageError(f"{name} has labels {int(labels.min())}..{int(labels.max())} for {len(classes)} classes")
     return Source(

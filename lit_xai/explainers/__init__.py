@@ -7,12 +7,12 @@ from lit_xai.explainers.rise import RISE
 from lit_xai.explainers.via_captum import Captum
 
 __all__ = [
+    "RISE",
     "Captum",
     "GradCAM",
     "GradCAMPlusPlus",
     "GradientInput",
     "IntegratedGradients",
-    "RISE",
     "Random",
     "Saliency",
     "SmoothGrad",

@@ -30,7 +30,7 @@ def candidates(model: Model, layer: str | None) -> dict[str, nn.Module]:
             known = ", ".join(name for name, m in modules.items() if isinstance(m, CONVOLUTIONS)) or "none"
             raise UsageError(f"layer={layer} is not in the model; its convolutions are: {known}")
         return {layer: modules[layer]}
-    found = {name: m for name, m in modules.items() if isinstance(m, CONVOLUTIONS)}
+    found: dict[str, nn.Module] = {name: m for name, m in modules.items() if isinstance(m, CONVOLUTIONS)}
     if not found:
         raise UsageError(
             "the model has no convolution, so Grad-CAM has no feature maps: name a layer=, or leave out gradcam"

@@ -29,7 +29,7 @@ from lit_xai.core import (
 
 
 def input_gradient(model: Model, images: Images, targets: Targets, output: str = "logit") -> Images:
-    """d output / d images. No parameter gradient is computed or touched, whatever mode the caller is in."""
+    """D output / d images. No parameter gradient is computed or touched, whatever mode the caller is in."""
     with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
         x = images.clone().requires_grad_()
         selected = select_output(model(x), targets.clone(), output)

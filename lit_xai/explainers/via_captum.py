@@ -72,7 +72,9 @@ class Captum:
         if not isinstance(model, nn.Module):
             raise UsageError(f"captum's {self.method} needs a torch.nn.Module, found a plain function")
         if self.method in UNRELIABLE_ON_RESIDUAL and is_residual(model):
-            raise UsageError(f"captum's {self.method} is unreliable on residual networks: use another method or network")
+            raise UsageError(
+                f"captum's {self.method} is unreliable on residual networks: use another method or network"
+            )
         if self.method == "NoiseTunnel":
             return kind(captum.attr.Saliency(model))
         wants = accepts(kind.__init__) or set()
@@ -96,7 +98,9 @@ class Captum:
         out = out[0] if isinstance(out, tuple) else out
         out = out.detach().to(images.dtype)
         if out.ndim != 4:
-            raise UsageError(f"captum's {self.method} gave shape {tuple(out.shape)}: it is not an attribution of pixels")
+            raise UsageError(
+                f"captum's {self.method} gave shape {tuple(out.shape)}: it is not an attribution of pixels"
+            )
         if out.shape[-2:] != images.shape[-2:]:
             out = F.interpolate(out, size=images.shape[-2:], mode="bilinear", align_corners=False)
         if self.channels == "max":

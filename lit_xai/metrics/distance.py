@@ -150,7 +150,9 @@ def norm(order: int) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 DISTANCES: dict[str, Distance] = {
-    "spearman": Distance("1 - |Spearman|, average ranks for ties", unit_ranks, lambda a, b: 1 - correlation(a, b).abs()),
+    "spearman": Distance(
+        "1 - |Spearman|, average ranks for ties", unit_ranks, lambda a, b: 1 - correlation(a, b).abs()
+    ),
     "sqrt_spearman": Distance(
         "sqrt(1 - |Spearman|), as in Xplique", unit_ranks, lambda a, b: (1 - correlation(a, b).abs()).sqrt()
     ),
@@ -172,6 +174,8 @@ def distance_of(name: str) -> Distance:
 def map_distance(maps_i: Maps, maps_j: Maps, name: str = "spearman") -> Float[Tensor, "b"]:
     """The distance of two batches of maps, float64, NaN where undefined."""
     if maps_i.shape != maps_j.shape:
-        raise UsageError(f"maps to compare have shapes {tuple(maps_i.shape)} and {tuple(maps_j.shape)}: they must agree")
+        raise UsageError(
+            f"maps to compare have shapes {tuple(maps_i.shape)} and {tuple(maps_j.shape)}: they must agree"
+        )
     d = distance_of(name)
     return d.compare(d.prepare(maps_i), d.prepare(maps_j)).double()

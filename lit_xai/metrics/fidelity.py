@@ -128,9 +128,7 @@ class MuFidelity:
         removed, filled = self.removed_of_batch(images, rng), background(self.filler, images)
 
         def make(image_of: list[int], variant_of: list[int]) -> Tensor:
-            return refill(
-                self.filler, images, rng, lambda i, v: ~removed[i, v], image_of, variant_of, filled
-            )
+            return refill(self.filler, images, rng, lambda i, v: ~removed[i, v], image_of, variant_of, filled)
 
         outputs = evaluate_rows(model, make, images, targets, self.subsets, self.max_batch, self.output)
         whole = evaluate_rows(model, lambda i, _: images[i], images, targets, 1, self.max_batch, self.output)
@@ -270,7 +268,9 @@ def descending_position(maps: Maps, rng: SampleRng) -> Int[Tensor, "b p"]:
     """Each pixel's place in descending order of its map (0 = largest); ties in random order, keyed by sample."""
     flat = maps.flatten(1)
     places = torch.arange(flat.shape[1], device=maps.device)
-    shuffled = torch.stack([torch.randperm(flat.shape[1], generator=rng.generator("ties", r)) for r in range(len(flat))])
+    shuffled = torch.stack(
+        [torch.randperm(flat.shape[1], generator=rng.generator("ties", r)) for r in range(len(flat))]
+    )
     shuffled = shuffled.to(maps.device)
     order = shuffled.gather(1, flat.gather(1, shuffled).argsort(dim=1, descending=True, stable=True))
     return torch.empty_like(order).scatter_(1, order, places.expand_as(order))

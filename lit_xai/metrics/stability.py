@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -250,7 +250,7 @@ class MeGe(PairMetric):
         rows = self.table()
         rows = rows[rows[:, 1] == 1]
         known = torch.isfinite(rows[:, 0])
-        counts = {"pairs": int(known.sum()), "dropped": int((~known).sum()), "reason": reason}
+        counts: dict[str, Any] = {"pairs": int(known.sum()), "dropped": int((~known).sum()), "reason": reason}
         if reason:
             return Estimate(value, **counts)
         samples, index = rows[:, 2].unique(return_inverse=True)
@@ -271,7 +271,7 @@ class ReCo(PairMetric):
         distance, seed, resamples: see `PairMetric`.
     """
 
-    KINDS = {"default": "reco", "paper": "reco_eq6", "auc": "reco_auc"}
+    KINDS: ClassVar[dict[str, str]] = {"default": "reco", "paper": "reco_eq6", "auc": "reco_auc"}
 
     def __init__(
         self,

@@ -47,9 +47,7 @@ class Estimate:
         return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
 
 
-def resamples(
-    strata: Int[Tensor, "n"], resamples: int = RESAMPLES, seed: int = 0
-) -> Iterator[Float[Tensor, "r n"]]:
+def resamples(strata: Int[Tensor, "n"], resamples: int = RESAMPLES, seed: int = 0) -> Iterator[Float[Tensor, "r n"]]:
     """Blocks of bootstrap counts: how often each of n samples was drawn, with replacement within its stratum."""
     generator = torch.Generator().manual_seed(seed)
     n = len(strata)
@@ -113,11 +111,13 @@ def mean_estimate(values: Float[Tensor, "n"], seed: int = 0, n_resamples: int = 
         draws.append((counts @ filled) / (counts @ known.double()))
     dropped = int((~known).sum())
     reason = f"undefined for {dropped} of {len(values)} samples" if dropped else ""
-    return finish(float(values[known].mean()), torch.cat(draws), samples=int(known.sum()), dropped=dropped, reason=reason)
+    return finish(
+        float(values[known].mean()), torch.cat(draws), samples=int(known.sum()), dropped=dropped, reason=reason
+    )
 
 
 def difference(a: Estimate, b: Estimate) -> Estimate:
-    """a - b on the same samples, from replicates drawn with the same resamples."""
+    """A - b on the same samples, from replicates drawn with the same resamples."""
     if math.isnan(a.value) or math.isnan(b.value):
         return Estimate(math.nan, reason=a.reason or b.reason)
     if len(a.draws) != len(b.draws):

@@ -111,7 +111,7 @@ class Classifier(pl.LightningModule):
     def test_step(self, batch: tuple[Tensor, Tensor], index: int, dataloader_idx: int = 0) -> None:
         """Accuracy on V_i and on the fixed test split."""
         images, labels = batch
-        accuracy = self.test_accuracy[dataloader_idx]
+        accuracy: Any = self.test_accuracy[dataloader_idx]
         accuracy(self(images), labels)
         name = ("heldout/acc", "test/acc")[dataloader_idx]
         self.log(name, accuracy, on_epoch=True, on_step=False, add_dataloader_idx=False)

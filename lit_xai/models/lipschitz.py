@@ -53,7 +53,7 @@ def plain(network: nn.Module) -> nn.Module:
     """A copy without parametrisations: equal in value, and one ordinary forward pass per call."""
     if hasattr(network, "vanilla_export"):
         with torch.no_grad():
-            return copy.deepcopy(network).eval().vanilla_export()
+            return copy.deepcopy(network).eval().vanilla_export()  # type: ignore[operator]
     return network
 
 

@@ -39,7 +39,9 @@ def read_weights(arch: str, weights: str) -> dict[str, Tensor]:
         try:
             return torchvision.models.get_model_weights(arch).DEFAULT.get_state_dict(progress=True)  # type: ignore[attr-defined]
         except OSError as e:
-            raise UsageError(f"the weights of {arch} cannot be downloaded ({e}): give a file by model.weights=") from None
+            raise UsageError(
+                f"the weights of {arch} cannot be downloaded ({e}): give a file by model.weights="
+            ) from None
     file = Path(weights)
     if not file.is_file():
         raise UsageError(f"no weights at {file}: give the path of a {arch} state dict by model.weights=")

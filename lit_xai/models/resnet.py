@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -63,7 +65,7 @@ class ResNet18(nn.Module):
         self.stages = nn.Sequential(
             *[
                 nn.Sequential(ResidualBlock(a, b, 1 if i == 0 else 2), ResidualBlock(b, b, 1))
-                for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False))
+                for i, (a, b) in enumerate(pairwise(widths))
             ]
         )
         self.head = nn.Sequential(
@@ -85,7 +87,7 @@ def resnet18(
 
 
 def resnet50(channels: int, classes: int, side: int, dropout: float = 0.0, weights: str | None = None) -> nn.Module:
-    """torchvision's ResNet-50 with a new last layer.
+    """Torchvision's ResNet-50 with a new last layer.
 
     Args:
         channels: 3.

@@ -19,7 +19,9 @@ def vgg(channels: int, classes: int, side: int, blocks: int = 3, dense: int = 12
         dropout: before the last layer.
     """
     if not 1 <= blocks <= len(FILTERS) or side < 2**blocks:
-        raise UsageError(f"model=vgg takes 1..{len(FILTERS)} blocks on images of 2^blocks pixels, found {blocks}, {side}")
+        raise UsageError(
+            f"model=vgg takes 1..{len(FILTERS)} blocks on images of 2^blocks pixels, found {blocks}, {side}"
+        )
     layers: list[nn.Module] = []
     for filters in FILTERS[:blocks]:
         for inside in (channels, filters):
