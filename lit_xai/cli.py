@@ -122,17 +122,18 @@ def one_line(error: Exception, overrides: list[str], door: str) -> str:
     if key:
         full = re.search(r"Could not override '([^']+)'", text)
         wrong = full.group(1) if full else key.group(1)
-        return f"unknown key {wrong}{did_you_mean(wrong, door)}"
+        return f"unknown key {wrong}{did_you_mean(wrong, door, overrides)}"
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     return f"{first} (see python -m lit_xai.{door} --help)"
 
 
-def did_you_mean(wrong: str, door: str) -> str:
-    """The nearest keys of the default configuration."""
+def did_you_mean(wrong: str, door: str, overrides: list[str]) -> str:
+    """The nearest keys of the configuration that the command line chooses."""
     from omegaconf import OmegaConf
 
+    choices = [o for o in overrides if o.split("=", 1)[0] in GROUPS]
     try:
-        cfg = compose(door, with_lists([]))
+        cfg = compose(door, choices)
     except CommandError:
         return f": see python -m lit_xai.{door} --help"
     known: list[str] = []

@@ -29,21 +29,22 @@ from lit_xai.metrics.statistics import (
 )
 from lit_xai.store import DISAGREEMENTS, RANDOM, FoldStore, MapReader, Predictions, differences, mend
 
-CHUNK = 128  # probes whose maps of all folds are in memory at once
+VALUES = 1 << 19  # map values of one fold in memory at once
 NULL = "random"  # the explainer that is the null of every table
 MAX_SPREAD = 0.03  # comparable accuracy across folds (Fel et al., 4.1)
 MEASURE_COLUMNS = ("mege", "reco", "reco_eq6", "reco_auc", "mege_xplique", "reco_xplique")
 
 
 def measures_for(distance: str, seed: int) -> dict[str, MeGe | ReCo]:
-    """Every column of a table, from one distance."""
+    """Every column of a table, from one distance. They do not talk to other ranks: the stores hold everything."""
+    alone: dict[str, Any] = {"seed": seed, "sync_on_compute": False}
     return {
-        "mege": MeGe(distance=distance, seed=seed),
-        "reco": ReCo(distance=distance, seed=seed),
-        "reco_eq6": ReCo("paper", distance=distance, seed=seed),
-        "reco_auc": ReCo("auc", distance=distance, seed=seed),
-        "mege_xplique": MeGe("xplique", seed=seed),
-        "reco_xplique": ReCo("xplique", seed=seed),
+        "mege": MeGe(distance=distance, **alone),
+        "reco": ReCo(distance=distance, **alone),
+        "reco_eq6": ReCo("paper", distance=distance, **alone),
+        "reco_auc": ReCo("auc", distance=distance, **alone),
+        "mege_xplique": MeGe("xplique", **alone),
+        "reco_xplique": ReCo("xplique", **alone),
     }
 
 
@@ -201,7 +202,11 @@ class Ensemble:
         Yields `(distance, correct_i, correct_j, sample)`; a pair is left out where one of the two maps is missing.
         """
         d = distance_of(distance)
-        for part in samples.split(CHUNK):
+        if not len(samples):
+            return
+        first = next(r for r in readers.values() if int(samples[0]) in r)
+        pixels = first.rows(samples[:1]).numel()
+        for part in samples.split(max(8, VALUES // pixels)):
             prepared = {}
             rows_of = {}
             for f, reader in readers.items():

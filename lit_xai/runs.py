@@ -18,10 +18,10 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from lit_xai import engine
 from lit_xai.callbacks import Explain, Gallery, Stability
-from lit_xai.core import Explainer, Score, UsageError, accepts
+from lit_xai.core import Explainer, Score, UsageError, accepts, describe
 from lit_xai.data.folds import FoldData
 from lit_xai.models.classifier import Classifier
-from lit_xai.store import FoldStore, MapReader, differences, write_atomically
+from lit_xai.store import DamagedFile, FoldStore, MapReader, differences, write_atomically
 
 ELSEWHERE = ("root", "path", "download", "num_workers", "probes_per_fold")  # where data lie, not what they are
 
@@ -160,12 +160,12 @@ class Run:
     @cached_property
     def explainers(self) -> dict[str, Explainer]:
         """By name."""
-        return build(self.cfg.explainer)
+        return build(self.cfg.get("explainer"))
 
     @cached_property
     def scores(self) -> dict[str, Score]:
         """By name."""
-        return build(self.cfg.score)
+        return build(self.cfg.get("score"))
 
     def module(self) -> pl.LightningModule:
         """A fresh module; its initial weights are a function of the seed (the same for every fold)."""
@@ -227,11 +227,10 @@ class Run:
                 default_root_dir=str(self.store.root),
                 inference_mode=False,  # gradients are needed after trainer.test
                 use_distributed_sampler=False,  # our samplers share without padding
-                reload_dataloaders_every_n_epochs=1,  # an epoch's order and augmentation belong to (seed, epoch)
                 num_sanity_val_steps=0,
                 enable_model_summary=False,
                 enable_progress_bar=bool(self.cfg.progress),
-                log_every_n_steps=5,
+                log_every_n_steps=min(10, len(self.data.train_dataloader())) if self.data.source.labelled else 10,
             )
 
     def load(self) -> pl.LightningModule:
@@ -255,17 +254,22 @@ class Run:
         """Whether this command has nothing left to do, read off the store without loading a model."""
         if not self.store.predictions_file.exists() or not (self.checkpoint.exists() or not self.trainable):
             return False
-        predictions = self.store.read_predictions()
         if callback.probes == "disagreements":
             return False
+        try:
+            predictions = self.store.read_predictions()
+            readers = [MapReader(self.store, callback.kind, name) for name in self.explainers]
+        except DamagedFile:
+            return False  # it is written anew
         wanted = set(self.scores)
-        for name in self.explainers:
-            reader = MapReader(self.store, callback.kind, name)
-            if not reader.files or not reader.has(self.data.probes) or not wanted <= set(reader.scores()):
-                return False
-            if reader.fingerprint["checkpoint"] != predictions.meta["checkpoint"]:
-                return False
-        return True
+        return all(
+            r.files
+            and r.has(self.data.probes)
+            and wanted <= set(r.scores())
+            and r.fingerprint["checkpoint"] == predictions.meta["checkpoint"]
+            and r.fingerprint["explainer"] == describe(self.explainers[r.files[0].parent.name])
+            for r in readers
+        )
 
     @property
     def trainable(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 from lit_xai.cli import door
@@ -69,16 +70,19 @@ def train(run: Any) -> None:
 
 def fit(trainer: Any, module: Any, run: Any, resume: Any) -> None:
     """Train, from the last complete epoch where there is one."""
+    import torch
+
     from lit_xai.core import UsageError
 
+    if resume is None:
+        trainer.fit(module, run.data)
+        return
     try:
-        trainer.fit(module, run.data, ckpt_path=resume, weights_only=True if resume else None)
-    except (RuntimeError, EOFError, KeyError) as e:
-        if resume is None:
-            raise
-        raise UsageError(
-            f"{resume} does not load ({str(e).splitlines()[0][:120]}): delete it and train again"
-        ) from None
+        run.data.first_epoch = torch.load(resume, map_location="cpu", weights_only=True)["epoch"] + 1
+        trainer.fit(module, run.data, ckpt_path=resume, weights_only=True)
+    except (RuntimeError, EOFError, KeyError, OSError, pickle.UnpicklingError) as e:
+        text = (str(e).splitlines() or [type(e).__name__])[0][:120]
+        raise UsageError(f"{resume} does not load ({text}): delete it and train again") from None
 
 
 def announce(run: Any, module: Any, callback: Any, trained: bool) -> None:

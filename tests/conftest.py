@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 torch.set_num_threads(1)
-jaxtyping.install_import_hook("lit_xai", "beartype.beartype")  # before the first import of lit_xai
+jaxtyping.install_import_hook("lit_xai", "checker.check")  # before the first import of lit_xai
 
 
 class Linear(nn.Module):
@@ -69,3 +69,11 @@ def digits():
     from lit_xai.data.sources import digits
 
     return digits(16)
+
+
+@pytest.fixture
+def unchecked():
+    """Shape annotations off, to see the errors of a user who has no type checker."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

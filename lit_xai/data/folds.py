@@ -220,24 +220,33 @@ def as_batch(batch: Any) -> Any:
 
 
 class EpochSampler(Sampler[list[int]]):
-    """Shuffled batches of one rank. The order is a function of (seed, epoch) alone.
+    """Shuffled batches of one rank. Order and augmentation are functions of (seed, epoch) alone.
 
     Every rank gets the same number of batches of the same size: the few samples that do not fill one a rank are left
     out of this epoch (another few in the next).
+
+    Args:
+        data: what is sampled; it is told the epoch, for its augmentation.
+        batch_size: of one rank.
+        seed, rank, world: the run's seed, this process and the number of processes.
+        epoch: says which epoch begins (asked whenever iteration starts, so that a resumed run goes on rightly).
     """
 
-    def __init__(self, n: int, batch_size: int, seed: int, epoch: int, rank: int, world: int) -> None:
-        size = min(batch_size, max(1, n // world))
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(stable_hash(seed, "order", epoch)))
-        whole = n // (size * world)
-        batches = order[: whole * size * world].view(whole, world, size)[:, rank]
-        self.batches: list[list[int]] = batches.tolist()
+    def __init__(
+        self, data: FoldDataset, batch_size: int, seed: int, rank: int, world: int, epoch: Callable[[], int]
+    ) -> None:
+        self.data, self.seed, self.rank, self.world, self.epoch = data, seed, rank, world, epoch
+        self.size = min(batch_size, max(1, len(data) // world))
 
     def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches)
+        n, whole, epoch = len(self.data), len(self), self.epoch()
+        self.data.key = (self.seed, epoch)
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(stable_hash(self.seed, "order", epoch)))
+        mine = order[: whole * self.size * self.world].view(whole, self.world, self.size)[:, self.rank]
+        return iter(mine.tolist())
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.data) // (self.size * self.world)
 
 
 class ShareSampler(Sampler[list[int]]):
@@ -289,6 +298,7 @@ class FoldData(pl.LightningDataModule):
         self.probes_per_fold, self.train_subset = probes_per_fold, train_subset
         self.batch_size, self.num_workers = batch_size, num_workers
         self.augment, self.label_noise, self.name = tuple(augment), label_noise, name
+        self.first_epoch = 0  # whoever resumes sets the number of complete epochs
         if probes_per_fold is not None and probes_per_fold < 1:
             raise UsageError(f"data.probes_per_fold must be at least 1, found {probes_per_fold}")
 
@@ -359,15 +369,19 @@ class FoldData(pl.LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader:
-        """This epoch's batches of D without V_i (made anew every epoch)."""
+        """D without V_i, shuffled anew every epoch."""
         if not self.source.labelled:
             raise UsageError(f"{self.source.name} has no labels to train on: use lit_xai.explain with model=pretrained")
-        epoch = self.trainer.current_epoch if self.trainer else 0
         samples = self.split.training(self.fold)
         labels = noisy_labels(self.split, len(self.source.classes), self.label_noise)
         mine = labels[torch.searchsorted(self.split.samples, samples)]
-        data = FoldDataset(self.source.train, samples, mine, self.augment, (self.seed, epoch))
-        return self.loader(data, EpochSampler(len(data), self.batch_size, self.seed, epoch, *self.rank()))
+        data = FoldDataset(self.source.train, samples, mine, self.augment)
+        rank, world = self.rank()
+        return self.loader(data, EpochSampler(data, self.batch_size, self.seed, rank, world, self.epoch))
+
+    def epoch(self) -> int:
+        """The epoch that begins. A resumed run's loader starts before Lightning knows: see `first_epoch`."""
+        return max(self.trainer.current_epoch if self.trainer else 0, self.first_epoch)
 
     def val_dataloader(self) -> DataLoader:
         """V_i; it never selects a checkpoint."""

@@ -11,10 +11,11 @@ import hashlib
 import io
 import os
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from lit_xai.core import UsageError, stable_hash
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
+@runtime_checkable
 class ImageSet(Protocol):
     """Images by index, in [0, 1]."""
 
@@ -134,12 +136,14 @@ def in_memory(
 ) -> Source:
     """A source from uint8 pixels `[n, c, h, w]`."""
     labels = labels.long().flatten()
-    if len(labels) != len(pixels):
-        raise UsageError(
-            f"{name} has {len(pixels)} images and {len(labels)} labels: the file is damaged, fetch it again"
-        )
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
-        raise UsageError(f"{name} has labels {int(labels.min())}..{int(labels.max())} for {len(classes)} classes")
+    test_labels = test_labels.long().flatten() if test_labels is not None else None
+    for part, x, y in (("training", pixels, labels), ("test", test, test_labels)):
+        if x is None or y is None:
+            continue
+        if len(y) != len(x) or not len(x):
+            raise UsageError(f"{name} has {len(x)} {part} images and {len(y)} labels: fetch or write the file again")
+        if not 0 <= int(y.min()) <= int(y.max()) < len(classes):
+            raise UsageError(f"{name} has {part} labels {int(y.min())}..{int(y.max())} for {len(classes)} classes")
     return Source(
         name,
         InMemory(pixels),
@@ -147,7 +151,7 @@ def in_memory(
         tuple(classes),
         digest(pixels, labels),
         InMemory(test) if test is not None else None,
-        test_labels.long().flatten() if test_labels is not None else None,
+        test_labels,
     )
 
 
@@ -256,7 +260,7 @@ def npz(path: str, classes: Sequence[str] | None = None, name: str | None = None
             if needed:
                 raise UsageError(f"{file} lacks {', '.join(sorted(needed))}; it has: {', '.join(sorted(keys))}")
             arrays = {k: archive[k] for k in keys if k.startswith(("train_", "test_"))}
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError) as e:
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError) as e:
         if isinstance(e, UsageError):
             raise
         raise UsageError(f"{file} is damaged or holds pickled objects ({e}): fetch or write it again") from None
@@ -268,11 +272,11 @@ def npz(path: str, classes: Sequence[str] | None = None, name: str | None = None
         a = a[..., None] if a.ndim == 3 else a
         return torch.from_numpy(a).permute(0, 3, 1, 2).contiguous()
 
-    labels = torch.from_numpy(arrays["train_labels"].astype(np.int64)).flatten()
-    names = list(classes) if classes else [str(i) for i in range(int(labels.max()) + 1)]
+    labels = arrays["train_labels"].astype(np.int64)
+    names = list(classes) if classes else [str(i) for i in range(int(labels.max(initial=-1)) + 1)]
     test = pixels("test_images") if "test_images" in arrays else None
     test_labels = torch.from_numpy(arrays["test_labels"].astype(np.int64)) if "test_labels" in arrays else None
-    return in_memory(name or file.stem, pixels("train_images"), labels, names, test, test_labels)
+    return in_memory(name or file.stem, pixels("train_images"), torch.from_numpy(labels), names, test, test_labels)
 
 
 def pictures_in(folder: Path) -> list[Path]:

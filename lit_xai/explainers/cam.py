@@ -75,8 +75,6 @@ def last_activation(
 
 def to_maps(activation: Tensor, weights: Float[Tensor, "b k"], images: Images) -> Maps:
     """ReLU(sum_k w_k A_k), interpolated to the image."""
-    if activation.ndim != 4:
-        raise UsageError(f"the layer's output has shape {tuple(activation.shape)}: Grad-CAM needs [b, k, u, v]")
     cam = torch.einsum("bk,bkuv->buv", weights, activation).relu()
     return F.interpolate(cam[:, None], size=images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
 
@@ -105,6 +103,8 @@ class GradCAM:
     def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
         check_batch(images, targets)
         _, activation, gradient = last_activation(model, images, targets, self.layer, self.output)
+        if activation.ndim != 4:
+            raise UsageError(f"the layer's output has shape {tuple(activation.shape)}: Grad-CAM needs [b, k, u, v]")
         return to_maps(activation, self.weights(activation, gradient), images)
 
     def weights(self, activation: Tensor, gradient: Tensor) -> Float[Tensor, "b k"]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,9 +25,23 @@ from lit_xai.core import (
     evaluating,
     stable_hash,
 )
+from lit_xai.explainers.gradient import reduce_channels
 
 BASELINE_REQUIRED = {"GradientShap", "DeepLiftShap"}  # captum wants a distribution of baselines: black images here
 UNRELIABLE_ON_RESIDUAL = {"LRP"}  # captum 0.9 gives wrong relevances where branches are added
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's and NumPy's global generators seeded, because captum draws from both; restored afterwards."""
+    state = np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            np.random.set_state(state)  # noqa: NPY002
 
 
 @dataclass(frozen=True)
@@ -56,8 +72,7 @@ class Captum:
             images, targets = images.clone(), targets.clone()
             single = self.is_random(attribution)
             for rows in [[r] for r in range(len(images))] if single else [list(range(len(images)))]:
-                with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-                    torch.manual_seed(stable_hash(rng.seed, "captum", rng.samples[rows[0]]))
+                with seeded(stable_hash(rng.seed, "captum", rng.samples[rows[0]])):
                     maps.append(self.attribute(attribution, images[rows], targets[rows]))
         return torch.cat(maps)
 
@@ -91,7 +106,7 @@ class Captum:
 
     def attribute(self, attribution: Any, images: Tensor, targets: Tensor) -> Maps:
         """One call of captum, brought to image size and one channel."""
-        options = dict(self.options)
+        options = {k: tuple(v) if isinstance(v, list) else v for k, v in self.options.items()}  # captum wants tuples
         if self.method in BASELINE_REQUIRED:
             options.setdefault("baselines", torch.zeros_like(images[:1]).repeat(2, 1, 1, 1))
         out = attribution.attribute(images.requires_grad_(), target=targets, **options)
@@ -103,9 +118,7 @@ class Captum:
             )
         if out.shape[-2:] != images.shape[-2:]:
             out = F.interpolate(out, size=images.shape[-2:], mode="bilinear", align_corners=False)
-        if self.channels == "max":
-            return out.amax(dim=1)
-        return out.sum(dim=1) if self.channels == "sum" else out.mean(dim=1)
+        return reduce_channels(out, self.channels)
 
     def passes(self, height: int, width: int) -> Passes:
         """A guess from the usual option names."""

@@ -39,35 +39,37 @@ def argsort_rows(x: Float[Tensor, "n p"]) -> Int[Tensor, "n p"]:
     return torch.from_numpy(x.detach().numpy().argsort(axis=1))
 
 
-def average_ranks(x: Float[Tensor, "n p"]) -> Float[Tensor, "n p"]:
-    """Ranks 0..p-1 of every row; tied values share the mean of their ranks."""
-    order = argsort_rows(x)
-    ordered = x.gather(1, order)
-    ranks = torch.arange(x.shape[1], dtype=x.dtype, device=x.device).expand_as(x)
-    starts = torch.ones_like(order, dtype=torch.bool)
-    torch.ne(ordered[:, 1:], ordered[:, :-1], out=starts[:, 1:])
-    if not bool(starts.all()):
-        first = torch.nonzero(starts.flatten())[:, 0]
-        length = torch.diff(first, append=torch.tensor([x.numel()], device=x.device))
-        mean = (first % x.shape[1]).to(x.dtype) + (length - 1).to(x.dtype) / 2
-        ranks = mean.repeat_interleave(length, output_size=x.numel()).view_as(x)
-    return torch.empty_like(x).scatter_(1, order, ranks)
+def average_ranks(x: np.ndarray) -> np.ndarray:
+    """Ranks 0..p-1 of every row of `[n, p]`, float64; tied values share the mean of their ranks."""
+    order = x.argsort(axis=1)
+    ordered = np.take_along_axis(x, order, 1)
+    ranks = np.broadcast_to(np.arange(x.shape[1], dtype=np.float64), x.shape)
+    starts = np.ones(x.shape, dtype=bool)
+    np.not_equal(ordered[:, 1:], ordered[:, :-1], out=starts[:, 1:])
+    if not starts.all():
+        first = np.flatnonzero(starts)
+        length = np.diff(first, append=x.size)
+        ranks = np.repeat(first % x.shape[1] + (length - 1) / 2, length).reshape(x.shape)
+    out = np.empty(x.shape)
+    np.put_along_axis(out, order, ranks, 1)
+    return out
 
 
 def unit_ranks(maps: Float[Tensor, "b ..."]) -> Float[Tensor, "b p"]:
-    """Average ranks, centred and scaled to unit length: the Spearman correlation is then a dot product.
+    """Average ranks, centred and scaled to unit length, in float64: the Spearman correlation is then a dot product.
 
-    A constant map becomes NaN. Blocks of rows that fit the cache are ranked one after the other, on all threads.
+    A constant map becomes NaN. Blocks of rows that fit the cache are ranked one after the other, on all threads (in
+    NumPy, which leaves the other threads alone); the sort of a GPU's maps is the CPU's too.
     """
-    flat = maps.flatten(1)
-    out = torch.empty_like(flat)
+    flat = maps.detach().flatten(1).cpu().numpy()
+    out = np.empty(flat.shape)
 
     def rank(start: int) -> None:
-        ranks = average_ranks(flat[start : start + rows]).sub_((flat.shape[1] - 1) / 2)
-        norm = torch.linalg.vector_norm(ranks, dim=1, keepdim=True)
-        torch.div(ranks, torch.where(norm > 0, norm, torch.nan), out=out[start : start + rows])
+        ranks = average_ranks(flat[start : start + rows]) - (flat.shape[1] - 1) / 2
+        norm = np.sqrt(np.einsum("np,np->n", ranks, ranks))[:, None]
+        np.divide(ranks, np.where(norm > 0, norm, np.nan), out=out[start : start + rows])
 
-    rows = max(1, RANK_BLOCK // max(1, flat.shape[1])) if flat.device.type == "cpu" else max(1, len(flat))
+    rows = max(1, RANK_BLOCK // max(1, flat.shape[1]))
     starts = range(0, len(flat), rows)
     threads = min(torch.get_num_threads(), len(starts))
     if threads < 2:
@@ -76,18 +78,18 @@ def unit_ranks(maps: Float[Tensor, "b ..."]) -> Float[Tensor, "b p"]:
     else:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(rank, starts))
-    return out
+    return torch.from_numpy(out).to(maps.device)
 
 
 def correlation(a: Float[Tensor, "b p"], b: Float[Tensor, "b p"]) -> Float[Tensor, "b"]:
     """Dot products of unit vectors, at most 1 in size."""
-    return torch.linalg.vecdot(a, b).double().clamp(-1, 1)
+    return torch.einsum("bp,bp->b", a, b).double().clamp(-1, 1)
 
 
 # ----------------------------------------------------------------------------------------------------- other distances
 
 
-def mass(maps: Maps, most: int = 32) -> Float[Tensor, "b h w"]:
+def mass(maps: Maps, most: int = 32) -> Float[Tensor, "b u v"]:
     """|map| as a distribution over positions, average-pooled to at most `most` pixels a side."""
     mass = maps.abs()[:, None].double()
     if max(maps.shape[-2:]) > most:

@@ -57,14 +57,18 @@ class Thresholds:
         self.first = torch.nonzero(change)[:, 0]  # a run of ties is one threshold
         self.end = torch.cat([self.first[1:], torch.tensor([len(distance)])])
 
-    def rates(self, weight: Float[Tensor, "r p"], equal: Bool[Tensor, "r p"] | None = None) -> dict[str, Tensor]:
-        """Cumulated weight below and up to every threshold, for each row of weights (given in the input's order)."""
-        weight = weight[:, self.order]
-        is_equal = self.equal.expand_as(weight) if equal is None else equal[:, self.order]
+    def rates(self, weight: Float[Tensor, "r p"], equal: Bool[Tensor, "#r p"] | None = None) -> dict[str, Tensor]:
+        """Cumulated weight below and up to every threshold, for each row of weights.
+
+        Columns are in ascending order of distance: index with `order` first.
+        """
+        is_equal = self.equal if equal is None else equal
+        no_ties = len(self.first) == len(self.order)
         out = {}
-        for name, w in (("e", torch.where(is_equal, weight, 0)), ("d", torch.where(is_equal, 0, weight))):
-            total = torch.nn.functional.pad(w.cumsum(1), (1, 0))
-            out[f"{name}_below"], out[f"{name}_upto"] = total[:, self.first], total[:, self.end]
+        for name, w in (("e", weight * is_equal), ("d", weight * ~is_equal)):
+            total = torch.nn.functional.pad(w.cumsum_(1), (1, 0))
+            out[f"{name}_below"] = total[:, :-1] if no_ties else total[:, self.first]
+            out[f"{name}_upto"] = total[:, 1:] if no_ties else total[:, self.end]
             out[f"{name}_all"] = total[:, -1:]
         return out
 
@@ -105,7 +109,7 @@ def of_sets(
     kind = torch.arange(len(distance)) < len(equal)
     t = Thresholds(distance, kind)
     w = torch.ones(1, len(distance), dtype=torch.float64) if weight is None else weight.double()[None]
-    return float(MEASURES[measure](t, t.rates(w)))
+    return float(MEASURES[measure](t, t.rates(w[:, t.order])))
 
 
 def reco_xplique(equal: Float[Tensor, "e"], differ: Float[Tensor, "d"]) -> float:
@@ -176,6 +180,7 @@ class PairMetric(Metric):
         weight = torch.ones_like(distance) if weight is None else weight
         rows = [distance.double(), equal.double(), sample.double(), weight.double()]
         self.pairs.append(torch.stack([r.to(self.device) for r in rows], dim=1))
+        self._computed, self._update_count = None, max(1, self._update_count)  # as torchmetrics does around `update`
 
     def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
         if not self.pairs:  # a rank without pairs must still send a tensor of the right shape and type
@@ -336,10 +341,10 @@ class ReCo(PairMetric):
             return finish(value, draws, basic_interval, **counts)
         measure = MEASURES[self.KINDS[self.variant]]
         t = Thresholds(rows[:, 0], rows[:, 1] == 1)
-        out = []
+        out, cluster, weight = [], index[t.order], rows[t.order, 3]
         for block in resamples(differs, self.resamples, self.seed):
             for part in block.split(max(1, CHUNK // len(rows))):
-                out.append(measure(t, t.rates(part[:, index] * rows[:, 3])))
+                out.append(measure(t, t.rates(part[:, cluster] * weight)))
         estimate = finish(value, torch.cat(out), basic_interval, **counts)
         estimate.null = self._null(rows, index, t)
         return estimate
@@ -353,7 +358,7 @@ class ReCo(PairMetric):
         for start in range(0, PERMUTATIONS, size := max(1, CHUNK // len(rows))):
             n = min(size, PERMUTATIONS - start)
             dealt = torch.stack([label[torch.randperm(len(label), generator=generator)] for _ in range(n)])
-            equal = dealt[:, member]
+            equal = dealt[:, member[t.order]]
             # the weight of a set is its sampling rate's: it goes with the label, not with the sample
             weight = torch.where(equal, self._mean_weight(rows, True), self._mean_weight(rows, False))
             values.append(measure(t, t.rates(weight, equal)))

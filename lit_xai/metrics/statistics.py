@@ -14,7 +14,7 @@ from torch import Tensor
 
 RESAMPLES = 1000
 LEVEL = 0.95
-CHUNK = 2_000_000  # elements of one block of resamples: bounds memory
+CHUNK = 500_000  # elements of one block of resamples: bounds memory
 
 
 @dataclass

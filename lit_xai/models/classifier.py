@@ -43,7 +43,7 @@ class Classifier(pl.LightningModule):
         channels: int,
         classes: int,
         side: int,
-        colour: tuple[Sequence[float], Sequence[float]] = ((0.5,), (0.5,)),
+        colour: Sequence[Sequence[float]] = ((0.5,), (0.5,)),
         lr: float = 3e-3,
         weight_decay: float = 0.0,
         schedule: str = "onecycle",
@@ -88,10 +88,14 @@ class Classifier(pl.LightningModule):
         one_hot = nn.functional.one_hot(labels, self.classes)
         return lip.HKRMulticlassLoss(alpha=self.hkr_alpha, min_margin=self.hkr_margin)(logits, one_hot)
 
-    def on_train_epoch_start(self) -> None:
-        """Dropout's randomness belongs to (seed, epoch, rank), so that a resumed run equals an undisturbed one."""
-        seed = getattr(getattr(self.trainer, "datamodule", None), "seed", 0)
-        torch.manual_seed(stable_hash(seed, "epoch", self.current_epoch, self.global_rank))
+    def on_train_batch_start(self, batch: Any, index: int) -> None:
+        """Dropout's randomness belongs to (seed, epoch, rank), so that a resumed run equals an undisturbed one.
+
+        (Lightning leaves out `on_train_epoch_start` when it resumes after an epoch, hence the first batch.)
+        """
+        if index == 0:
+            seed = getattr(getattr(self.trainer, "datamodule", None), "seed", 0)
+            torch.manual_seed(stable_hash(seed, "epoch", self.current_epoch, self.global_rank))
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         """Loss of one batch."""
@@ -119,9 +123,9 @@ class Classifier(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW and a schedule per step."""
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
-        steps = max(1, int(self.trainer.estimated_stepping_batches))
         if self.schedule == "constant":
             return optimizer
+        steps = self.total_steps()
         scheduler: Any
         if self.schedule == "onecycle":
             scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps + 1)
@@ -134,6 +138,17 @@ class Classifier(pl.LightningModule):
             scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole training.
+
+        Lightning's own estimate starts the first epoch's loader before a resumed run knows its epoch.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None or not self.trainer.max_epochs or self.trainer.max_epochs < 0:
+            return max(1, int(self.trainer.estimated_stepping_batches))
+        batches = len(data.train_dataloader())
+        return max(1, -(-batches // self.trainer.accumulate_grad_batches) * self.trainer.max_epochs)
+
     # -------------------------------------------------------------------------------------------------- degradation
 
     @torch.no_grad()
@@ -141,10 +156,11 @@ class Classifier(pl.LightningModule):
         """Gaussian noise of standard deviation `sigma` on `share` of the convolution parameters.
 
         The parameters chosen at a smaller share are among those at a larger one, with the same noise (Fel et al., E.2).
+        Kernels that a parametrisation keeps are recomputed, also for a share of 0.
         """
         if not 0 <= share <= 1:
             raise UsageError(f"weight_noise must lie in [0, 1], found {share}")
-        for name, module in self.network.named_modules():
+        for name, module in self.network.named_modules() if share else ():
             if not isinstance(module, nn.Conv2d):
                 continue
             weights = [p for p in module.parameters() if p.ndim == 4]  # under a parametrisation: the raw kernel
@@ -153,3 +169,15 @@ class Classifier(pl.LightningModule):
                 rank = torch.rand(p.numel(), generator=g).argsort().argsort().view_as(p)
                 noise = torch.randn(p.shape, generator=g) * sigma
                 p += torch.where(rank < round(share * p.numel()), noise, 0.0).to(p)
+        refresh(self.network)
+
+
+def refresh(network: nn.Module) -> None:
+    """Recompute the kernels that deel-torchlip's parametrisations keep from their last training step."""
+    for module in network.modules():
+        if nn.utils.parametrize.is_parametrized(module):
+            modes = [(m, m.training) for m in module.modules()]
+            module.train()
+            _ = module.weight  # reading it runs the parametrisation
+            for m, mode in modes:
+                m.training = mode

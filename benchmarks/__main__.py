@@ -1,0 +1,68 @@
+"""`python -m benchmarks [names]`: run benchmarks, print their tables, keep the numbers as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from benchmarks.harness import Report, machine
+
+# name: (whether it runs by default, what it measures); each lives in the module and the function of its name
+BENCHMARKS = {
+    "startup": (True, "--help and import lit_xai"),
+    "distances": (True, "Spearman distances of pairs, against one sort and scipy"),
+    "precision": (True, "RISE in bf16 against float32"),
+    "explainers": (True, "explainers and scores, against the bare model calls and the peers"),
+    "evaluate": (True, "memory and time of the final numbers over large stores"),
+    "coverage": (False, "simulated coverage of the intervals of MeGe and ReCo (minutes; only when named)"),
+}
+RESULTS = Path(__file__).parent / "results" / "latest.json"
+
+
+def run(name: str) -> Report:
+    """One benchmark by its name."""
+    report = getattr(importlib.import_module(f"benchmarks.{name}"), name)()
+    assert isinstance(report, Report)
+    return report
+
+
+def main() -> int:
+    """Run what was asked for; the exit status says whether all targets are met."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="name", help=f"any of: {', '.join(BENCHMARKS)}")
+    parser.add_argument("--list", action="store_true", help="say what there is and stop")
+    parser.add_argument("--threads", type=int, default=None, help="torch threads (distances sets its own)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where the JSON goes (default: %(default)s)")
+    options = parser.parse_args()
+    if options.list:
+        for name, (default, about) in BENCHMARKS.items():
+            print(f"{name:12}{about}{'' if default else ' [not by default]'}")
+        return 0
+    unknown = [name for name in options.names if name not in BENCHMARKS]
+    if unknown:
+        parser.error(f"benchmark {unknown[0]!r} is unknown; choose from: {', '.join(BENCHMARKS)}")
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    console, results = Console(width=180), {}
+    for name in options.names or [n for n, (default, _) in BENCHMARKS.items() if default]:
+        began = time.perf_counter()
+        report = run(name)
+        report.show(console)
+        results[name] = {**report.plain(), "seconds": time.perf_counter() - began}
+        # after every benchmark: a run that is stopped keeps what it has measured
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps({"machine": machine(), "benchmarks": results}, indent=2))
+    missed = [t["name"] for r in results.values() for t in r["targets"] if not t["met"]]
+    console.print(f"{options.out}; " + (f"{len(missed)} targets missed: {'; '.join(missed)}" if missed else "all met"))
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

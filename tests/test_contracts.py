@@ -1,0 +1,275 @@
+"""What every explainer, score and filler promises. Each is found by its yaml: a new one is covered when that exists."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from lit_xai.cli import config_dir
+from lit_xai.core import SampleRng, describe, fit_fillers, passes_of
+from lit_xai.core import resolve as resolved
+from lit_xai.models import resnet18
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from conftest import seeded
+
+CONFIGS = config_dir()
+COUNTS = {"masks": 12, "steps": 6, "samples": 5, "subsets": 14, "n_samples": 4}  # where a yaml has such a key
+RNG = SampleRng(7, (31, 4, 15, 9, 26))
+
+
+def shrunk(node: Any) -> Any:
+    """The yaml's content with smaller counts."""
+    if not isinstance(node, dict):
+        return node
+    return {k: min(v, COUNTS[k]) if k in COUNTS and v else shrunk(v) for k, v in node.items()}
+
+
+def every(group: str) -> Any:
+    """A parameter for every yaml of a group of configurations."""
+    files = sorted((CONFIGS / group).rglob("*.yaml"))
+    names = [str(f.relative_to(CONFIGS / group).with_suffix("")) for f in files]
+    return pytest.mark.parametrize("file", files, ids=names)
+
+
+def build(file: Path) -> Any:
+    """The object of a yaml; fillers that want the data's mean colour are given one."""
+    node = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    return fit_fillers(instantiate(shrunk(node), _convert_="all"), (0.4,))
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    """The project's own small residual network, its batch statistics no longer those of a fresh one."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = resnet18(1, 4, 16, width=4, dropout=0.5)
+        network(torch.rand(32, 1, 16, 16))
+    return network.eval()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.rand(5, 1, 16, 16, generator=seeded(1))
+
+
+@pytest.fixture
+def maps() -> Tensor:
+    """Maps with ties, as real ones have."""
+    return (4 * torch.randn(5, 16, 16, generator=seeded(2))).round()
+
+
+def snapshot(model: nn.Module) -> list[Any]:
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return [
+        [m.training for m in model.modules()],
+        [(p.requires_grad, p.grad) for p in model.parameters()],
+        [len(getattr(m, h)) for m in model.modules() for h in hooks],
+    ]
+
+
+def used_twice(use: Any, model: nn.Module) -> None:
+    """`use(model)` leaves modes, gradients, hooks and state as they were, whatever they were."""
+    model.train()
+    model.head.eval()
+    next(model.parameters()).requires_grad_(False)
+    state, before = copy.deepcopy(model.state_dict()), snapshot(model)
+    use(model)
+    assert snapshot(model) == before
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+def is_frozen(thing: Any) -> bool:
+    return dataclasses.is_dataclass(thing) and thing.__dataclass_params__.frozen
+
+
+def test_there_is_something_to_check():
+    assert all(list((CONFIGS / group).rglob("*.yaml")) for group in ("explainer", "score", "filler"))
+
+
+# ----------------------------------------------------------------------------------------------------------- explainers
+
+
+@every("explainer")
+class TestExplainer:
+    def test_is_a_frozen_dataclass_with_a_plain_description(self, file):
+        explainer = build(file)
+        assert is_frozen(explainer)
+        assert describe(explainer) == describe(build(file))
+
+    def test_yaml_places_it_under_its_own_name(self, file):
+        assert file.read_text().splitlines()[0] == f"# @package explainer.{file.stem}"
+
+    def test_maps_are_finite_image_sized_and_of_the_images_type(self, file, model, images, targets):
+        maps = build(file)(model, images, targets, RNG)
+        assert maps.shape == (5, 16, 16)
+        assert maps.dtype == images.dtype
+        assert bool(torch.isfinite(maps).all())
+        assert not maps.requires_grad
+
+    def test_maps_are_not_all_the_same(self, file, model, images, targets):
+        maps = build(file)(model, images, targets, RNG)
+        assert float(maps.std()) > 0
+
+    def test_maps_do_not_depend_on_the_batch(self, file, model, images, targets):
+        explainer, model, images = build(file), model.double(), images.double()
+        whole = explainer(model, images, targets, RNG)
+        alone = torch.cat([explainer(model, images[[i]], targets[[i]], RNG.take([i])) for i in range(5)])
+        assert torch.allclose(whole, alone, rtol=0, atol=1e-9)
+
+    def test_maps_repeat_whatever_the_global_generators_hold(self, file, model, images, targets):
+        import numpy as np
+
+        results = []
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            np.random.seed(seed)  # noqa: NPY002 - third parties draw from it
+            results.append(build(file)(model, images, targets, RNG))
+        assert torch.equal(*results)
+
+    def test_without_an_rng_the_samples_are_numbered(self, file, model, images, targets):
+        explainer = build(file)
+        assert torch.equal(
+            explainer(model, images, targets), explainer(model, images, targets, SampleRng(0, (*range(5),)))
+        )
+
+    def test_model_is_left_as_found(self, file, model, images, targets):
+        used_twice(lambda m: build(file)(m, images, targets, RNG), model)
+
+    def test_images_are_left_as_found(self, file, model, images, targets):
+        before = images.clone()
+        build(file)(model, images, targets, RNG)
+        assert torch.equal(images, before)
+        assert images.grad is None
+
+    def test_works_inside_inference_mode(self, file, model, images, targets):
+        expected = build(file)(model, images, targets, RNG)
+        with torch.inference_mode():
+            inside = build(file)(model, images.clone(), targets.clone(), RNG)
+        assert torch.allclose(inside, expected, rtol=1e-4, atol=1e-6)
+
+    def test_cost_is_not_negative(self, file):
+        assert min(passes_of(build(file), 16, 16)) >= 0
+
+    def test_what_it_resolves_is_plain(self, file, model, images):
+        values = resolved(build(file), model, images).values()
+        assert all(isinstance(v, str | int | float | bool | None) for v in values)
+
+
+# --------------------------------------------------------------------------------------------------------------- scores
+
+
+@every("score")
+class TestScore:
+    def test_is_a_frozen_dataclass_with_a_direction_and_a_meaning(self, file):
+        score = build(file)
+        assert is_frozen(score)
+        assert isinstance(score.higher_is_better, bool)
+        assert score.meaning()["source"]
+
+    def test_yaml_places_it_under_its_own_name(self, file):
+        assert file.read_text().splitlines()[0] == f"# @package score.{file.stem}"
+
+    def test_gives_one_finite_number_a_sample(self, file, model, images, maps, targets):
+        values = build(file)(model, images, maps, targets, RNG)
+        assert values.shape == (5,)
+        assert bool(torch.isfinite(values).all())
+        assert not values.requires_grad
+
+    def test_depends_on_the_map(self, file, model, images, maps, targets):
+        score = build(file)
+        values = score(model, images, maps, targets, RNG)
+        assert not torch.equal(values, score(model, images, maps.flip(1), targets, RNG))
+
+    def test_does_not_depend_on_the_batch(self, file, model, images, maps, targets):
+        score, model, images = build(file), model.double(), images.double()
+        whole = score(model, images, maps, targets, RNG)
+        alone = [score(model, images[[i]], maps[[i]], targets[[i]], RNG.take([i])) for i in range(5)]
+        assert torch.allclose(whole, torch.cat(alone), rtol=0, atol=1e-9)
+
+    def test_repeats_whatever_the_global_generator_holds(self, file, model, images, maps, targets):
+        results = []
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            results.append(build(file)(model, images, maps, targets, RNG))
+        assert torch.equal(*results)
+
+    def test_shared_observations_give_the_same_value(self, file, model, images, maps, targets):
+        score = build(file)
+        observed = score.observe(model, images, targets, RNG) if hasattr(score, "observe") else None
+        shared = score(model, images, maps, targets, RNG, observed)
+        assert torch.equal(shared, score(model, images, maps, targets, RNG))
+
+    def test_model_and_map_are_left_as_found(self, file, model, images, maps, targets):
+        before = maps.clone()
+        used_twice(lambda m: build(file)(m, images, maps, targets, RNG), model)
+        assert torch.equal(maps, before)
+
+    def test_cost_is_not_negative(self, file):
+        assert min(passes_of(build(file), 16, 16)) >= 0
+
+    def test_what_it_resolves_is_plain(self, file, model, images):
+        values = resolved(build(file), model, images).values()
+        assert all(isinstance(v, str | int | float | bool | None) for v in values)
+
+
+# -------------------------------------------------------------------------------------------------------------- fillers
+
+
+@pytest.fixture
+def keep() -> Tensor:
+    return torch.rand(5, 3, 16, 16, generator=seeded(3)) < 0.6
+
+
+@every("filler")
+class TestFiller:
+    def test_is_a_frozen_dataclass(self, file):
+        assert is_frozen(build(file))
+
+    def test_kept_pixels_are_identical(self, file, images, keep):
+        filled = build(file)(images, keep, RNG, draws=2)
+        assert filled.shape == (5, 3, 2, 1, 16, 16)
+        visible = keep[:, :, None, None].expand_as(filled)
+        assert torch.equal(filled[visible], images[:, None, None].expand_as(filled)[visible])
+
+    def test_hidden_pixels_change(self, file, images, keep):
+        filled = build(file)(images, keep, RNG)
+        hidden = ~keep[:, :, None, None].expand_as(filled)
+        changed = filled[hidden] != images[:, None, None].expand_as(filled)[hidden]
+        assert float(changed.float().mean()) > 0.5
+
+    def test_values_stay_in_the_unit_interval(self, file, images, keep):
+        filled = build(file)(images, keep, RNG)
+        assert -1e-6 <= float(filled.min()) <= float(filled.max()) <= 1 + 1e-6
+
+    def test_does_not_depend_on_the_batch(self, file, images, keep):
+        filler, images = build(file), images.double()
+        whole = filler(images, keep, RNG)
+        alone = [filler(images[[i]], keep[[i]], RNG.take([i])) for i in range(5)]
+        assert torch.allclose(whole, torch.cat(alone), rtol=0, atol=1e-9)
+
+    def test_repeats_whatever_the_global_generator_holds(self, file, images, keep):
+        results = []
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            results.append(build(file)(images, keep, RNG))
+        assert torch.equal(*results)
+
+    def test_background_is_what_stands_where_everything_is_hidden(self, file, images):
+        filler = build(file)
+        nothing = torch.zeros(5, 1, 16, 16, dtype=torch.bool)
+        if hasattr(filler, "background"):
+            assert torch.equal(filler(images, nothing, RNG)[:, 0, 0], filler.background(images))
+        else:
+            assert filler(images, nothing, RNG).shape == (5, 1, 1, 1, 16, 16)
+
+    def test_images_are_left_as_found(self, file, images, keep):
+        before = images.clone()
+        build(file)(images, keep, RNG)
+        assert torch.equal(images, before)

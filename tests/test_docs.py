@@ -1,0 +1,115 @@
+"""The worked examples of docs/ do what they say."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
+
+
+def test_your_own_model_gives_a_summary_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = blocks("your_own_model.md", "python")[0]
+    exec(compile(code, "your_own_model.md", "exec"), {"__name__": "example"})
+    printed = capsys.readouterr().out
+    assert {line.split()[0] for line in printed.splitlines() if line} >= {"saliency", "gradcam", "random"}
+    folder = tmp_path / "checkpoints" / "mine"
+    files = {f: f.read_bytes() for f in folder.rglob("*.safetensors")}
+    assert len([f for f in files if "maps" in f.parts]) == 3 * 3
+    summary = (folder / "summary.json").read_bytes()
+    victim = next(f for f in files if "gradcam" in f.parts and "maps" in f.parts)
+    victim.unlink()
+    exec(compile(code, "your_own_model.md", "exec"), {"__name__": "example"})
+    assert {f: f.read_bytes() for f in folder.rglob("*.safetensors")} == files
+    assert (folder / "summary.json").read_bytes() == summary
+
+
+def test_a_plain_module_needs_and_takes_a_training_function(tmp_path: Path) -> None:
+    import torch
+    from lit_xai.core import UsageError
+    from lit_xai.crossval import explain_folds, load
+    from lit_xai.explainers import Random, Saliency
+    from torch import nn
+    from torch.utils.data import DataLoader, TensorDataset
+
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(40) % 2
+    images = torch.rand(40, 1, 8, 8, generator=generator) / 2 + labels.view(-1, 1, 1, 1) / 2
+    dataset = TensorDataset(images, labels)
+
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+
+    def fit(module: nn.Module, training_set: object, fold: int) -> None:
+        optimizer = torch.optim.Adam(module.parameters(), 0.05)
+        for x, y in DataLoader(training_set, batch_size=16):  # type: ignore[arg-type]
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(module(x), y).backward()
+            optimizer.step()
+
+    explainers = {"saliency": Saliency(), "random": Random()}
+    with pytest.raises(UsageError, match="train="):
+        explain_folds(make, dataset, explainers, k=2, root=tmp_path / "none", scores={}, progress=False)
+    summary = explain_folds(
+        make, dataset, explainers, k=2, root=tmp_path / "plain", train=fit, scores={}, progress=False
+    )
+    assert [row.explainer for row in summary.rows] == ["saliency", "random"]
+    model, split, maps = load(tmp_path / "plain", 1, make())
+    assert maps["saliency"].shape == (40, 8, 8)
+    assert split.k == 2
+    assert isinstance(model, nn.Module)
+
+
+def test_images_outside_the_unit_range_are_refused(tmp_path: Path) -> None:
+    import torch
+    from lit_xai.core import UsageError
+    from lit_xai.crossval import explain_folds
+    from lit_xai.explainers import Random
+    from torch.utils.data import TensorDataset
+
+    dataset = TensorDataset(torch.full((8, 1, 4, 4), 255.0), torch.arange(8) % 2)
+    with pytest.raises(UsageError, match=r"\[0, 1\]"):
+        explain_folds(torch.nn.Flatten, dataset, {"random": Random()}, k=2, root=tmp_path)
+
+
+def test_a_new_explainer_is_one_file_and_one_yaml(tmp_path: Path) -> None:
+    for part in ("lit_xai", "configs"):
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "lit_xai" / "explainers" / "blurred_gradient.py").write_text(blocks("new_explainer.md", "python")[0])
+    (tmp_path / "configs" / "explainer" / "blurred_gradient.yaml").write_text(blocks("new_explainer.md", "yaml")[0])
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+    def python(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *arguments], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=240
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        return done.stdout
+
+    assert "|gradient| at a blurred image" in python("-m", "lit_xai.train", "--help")
+    small = ["data.train_subset=200", "data.folds=2", "data.probes_per_fold=4", "data.size=16", "model.network.width=4"]
+    small += ["trainer.max_epochs=1", "score=[deletion]", "explainer.rise.masks=4", "explainer.smoothgrad.samples=2"]
+    small += ["explainer.integrated_gradients.steps=2", "progress=false", "logger=csv"]
+    python("-m", "lit_xai.train", "-m", "fold=0,1", *small)
+    assert "blurred_gradient" in python("-m", "lit_xai.evaluate", *small)
+    folder = tmp_path / "checkpoints" / "digits-resnet18"
+    assert "blurred_gradient" in json.loads((folder / "summary.json").read_text())["rows"]
+    logged = "".join(f.read_text() for f in folder.rglob("metrics.csv"))
+    assert "deletion/blurred_gradient" in logged
+    assert "mege/blurred_gradient" in logged
+    contract = [str(ROOT / "tests" / "test_contracts.py"), "-k", "blurred_gradient", "-p", "no:cacheprovider"]
+    assert "passed" in python("-m", "pytest", *contract, "-c", str(ROOT / "pyproject.toml"))

@@ -1,0 +1,400 @@
+"""The commands as a user runs them: real processes, real data, one experiment for all tests of this file."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = [
+    "data.train_subset=300",
+    "data.folds=2",
+    "data.probes_per_fold=9",
+    "data.size=16",
+    "model.network.width=4",
+    "trainer.max_epochs=2",
+    "explainer=[saliency,gradcam,smoothgrad,rise,random]",
+    "explainer.rise.masks=20",
+    "explainer.smoothgrad.samples=3",
+    "score.mufidelity.subsets=12",
+    "batch_size=4",
+    "shard_size=8",
+    "progress=false",
+]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "PYTHONWARNINGS": "ignore"}
+
+
+def command(door: str, root: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", f"lit_xai.{door}", f"root={root}", *SMALL, *options]
+
+
+@dataclass
+class Done:
+    """What a command left: its exit status and what it printed."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(door: str, root: Path, *options: str, check: bool = True) -> Done:
+    """A door's `main` in this process: what `python -m` runs, without paying for the imports again."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    main = importlib.import_module(f"lit_xai.{door}").main
+    argv, environment = sys.argv, dict(os.environ)
+    try:
+        sys.argv = [f"lit_xai/{door}.py", *command(door, root, *options)[3:]]
+        os.environ.update(ENVIRONMENT)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main()
+    except SystemExit as e:
+        code = int(e.code or 0)
+    finally:
+        sys.argv = argv
+        os.environ.clear()
+        os.environ.update(environment)
+    done = Done(code, out.getvalue(), err.getvalue())
+    assert not check or code == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+def run_process(door: str, root: Path, *options: str) -> Done:
+    """A door as its own process (for several ranks)."""
+    done = subprocess.run(
+        command(door, root, *options), capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT, timeout=240
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def shards(root: Path) -> dict[str, bytes]:
+    """Every file of maps and predictions below a folder, by relative name."""
+    return {str(f.relative_to(root)): f.read_bytes() for f in sorted(root.rglob("*.safetensors"))}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two folds trained, explained, disagreements explained, evaluated."""
+    root = tmp_path_factory.mktemp("finished")
+    run("train", root, "-m", "fold=range(2)")
+    run("explain", root, "-m", "fold=range(2)", "probes=disagreements", "logger=none")
+    run("evaluate", root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def folder(finished: Path) -> Path:
+    return finished / "digits-resnet18"
+
+
+def test_every_result_file_is_there(folder: Path) -> None:
+    for name in ("summary.json", "summary.csv", "summary.tex", "report.html", "histograms.png", "histograms.pdf"):
+        assert (folder / name).stat().st_size > 0, name
+    for name in ("model.ckpt", "config.yaml", "predictions.safetensors", "scores.csv", "gallery.png"):
+        assert (folder / "fold=1" / name).stat().st_size > 0, name
+    assert not list(folder.rglob("*.tmp")), "temporary files are left"
+
+
+def test_no_number_of_the_summary_stands_bare(folder: Path) -> None:
+    summary = json.loads((folder / "summary.json").read_text())
+    assert set(summary["rows"]) == {"saliency", "gradcam", "smoothgrad", "rise", "random"}
+    for explainer, cells in summary["rows"].items():
+        assert {"mege", "reco", "reco_eq6", "reco_auc", "mufidelity", "deletion", "insertion"} <= set(cells)
+        for name, cell in cells.items():
+            if cell["value"] is None:
+                assert cell["reason"], (explainer, name)
+            else:
+                assert cell["low"] <= cell["high"], (explainer, name)
+            assert explainer == "random" or cell["value"] is None or "difference_to_null" in cell
+    for column in summary["columns"]:
+        assert summary["definitions"][column], f"{column} has no definition"
+    assert summary["definitions"]["explainers"]["gradcam"]["resolved"]["layer"].endswith("conv2")
+
+
+def test_a_complete_run_does_nothing(finished: Path) -> None:
+    before = {f: f.stat().st_mtime_ns for f in finished.rglob("*.safetensors")}
+    for door, options in (("train", []), ("explain", []), ("explain", ["probes=disagreements"])):
+        assert "nothing to do" in run(door, finished, "fold=1", *options).stdout
+    assert before == {f: f.stat().st_mtime_ns for f in finished.rglob("*.safetensors")}
+
+
+def test_disagreements_are_explained_by_the_predictors_concerned(folder: Path) -> None:
+    predictions = [load_file(folder / f"fold={i}" / "predictions.safetensors") for i in (0, 1)]
+    correct = [p["predicted"] == p["label"] for p in predictions]
+    expected = predictions[0]["sample"][correct[0] != correct[1]].tolist()
+    for fold in (0, 1):
+        files = sorted((folder / f"fold={fold}" / "disagreements" / "rise").glob("*.safetensors"))
+        found = [s for f in files for s in load_file(f)["sample"].tolist()]
+        assert sorted(found) == expected
+
+
+def test_only_missing_maps_and_scores_are_computed(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    fold = copy / "digits-resnet18" / "fold=0"
+    original = shards(fold)
+    victim = next((fold / "maps" / "rise").glob("*.safetensors"))
+    victim.unlink()
+    cut = next((fold / "maps" / "saliency").glob("*.safetensors"))
+    cut.write_bytes(cut.read_bytes()[:-50])
+    out = run("explain", copy, "fold=0", "logger=none").stdout
+    assert "done: 2 shards" in out
+    assert shards(fold) == original
+
+
+def test_a_part_does_its_share_and_all_parts_do_everything(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "parts"
+    shutil.copytree(finished, copy)
+    fold = copy / "digits-resnet18" / "fold=0"
+    original = shards(fold)
+    shutil.rmtree(fold / "maps")
+    run("explain", copy, "fold=0", "part=1/2", "logger=none")
+    names = {f.name for f in (fold / "maps" / "rise").iterdir()}
+    assert names == {"000000008-000000015.safetensors"}
+    run("explain", copy, "fold=0", "part=0/2", "logger=none")
+    assert shards(fold) == original
+
+
+def test_two_processes_write_the_same_bytes_as_one(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "two"
+    shutil.copytree(finished, copy)
+    fold = copy / "digits-resnet18" / "fold=0"
+    original, scores = shards(fold), (fold / "scores.csv").read_bytes()
+    shutil.rmtree(fold / "maps")
+    for name in ("predictions.safetensors", "scores.csv"):
+        (fold / name).unlink()
+    run_process("explain", copy, "fold=0", "trainer=ddp_cpu", "logger=none")
+    assert shards(fold) == original
+    assert (fold / "scores.csv").read_bytes() == scores
+
+
+def test_shard_size_does_not_change_a_map(finished: Path, tmp_path: Path) -> None:
+    fold = finished / "digits-resnet18" / "fold=0"
+    copy = tmp_path / "digits-resnet18" / "fold=0"
+    copy.mkdir(parents=True)
+    for name in ("model.ckpt", "config.yaml", "predictions.safetensors"):
+        shutil.copy(fold / name, copy / name)
+    run("explain", tmp_path, "fold=0", "shard_size=5", "logger=none")
+    for explainer in ("rise", "smoothgrad", "gradcam"):
+        both = []
+        for base in (fold, copy):
+            files = sorted((base / "maps" / explainer).glob("*.safetensors"))
+            both.append([load_file(f) for f in files])
+        for key in ("maps", "score/mufidelity", "score/deletion"):
+            a, b = (torch.cat([t[key] for t in x]).numpy().tobytes() for x in both)
+            assert a == b, (explainer, key)
+
+
+def interrupted(door: str, root: Path, ready: Path | str, *options: str) -> None:
+    """Start a command and kill it (SIGKILL) as soon as `ready` exists below `root`."""
+    process = subprocess.Popen(
+        command(door, root, *options), env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.time() + 120
+    while time.time() < deadline and process.poll() is None and not list(root.rglob(str(ready))):
+        time.sleep(0.02)
+    assert process.poll() is None, "the command ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_killed_in_training_and_in_explaining_ends_with_equal_numbers(finished: Path, tmp_path: Path) -> None:
+    longer = ["trainer.max_epochs=2", "fold=1", "logger=none"]
+    interrupted("train", tmp_path, "last.ckpt", *longer)
+    assert not list(tmp_path.rglob("model.ckpt"))
+    interrupted("train", tmp_path, "rise/*.safetensors", *longer)
+    run("train", tmp_path, *longer)
+    undisturbed = shards(finished / "digits-resnet18" / "fold=1")
+    undisturbed = {k: v for k, v in undisturbed.items() if not k.startswith("disagreements")}
+    assert shards(tmp_path / "digits-resnet18" / "fold=1") == undisturbed
+
+
+def test_two_process_training_completes_and_resumes(tmp_path: Path) -> None:
+    options = ["trainer=ddp_cpu", "fold=0", "logger=csv"]
+    interrupted("train", tmp_path, "last.ckpt", *options)
+    time.sleep(1)  # the second process notices and ends
+    out = run_process("train", tmp_path, *options).stdout
+    assert "resuming from" in out
+    assert (tmp_path / "digits-resnet18" / "fold=0" / "model.ckpt").exists()
+    assert list(tmp_path.rglob("metrics.csv"))
+
+
+def test_dry_run_writes_no_results(tmp_path: Path) -> None:
+    out = run("train", tmp_path, "fold=1", "dry_run=true").stdout
+    assert "forward" in out
+    assert "min" in out
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_load_gives_model_split_and_maps(folder: Path) -> None:
+    import lit_xai
+
+    model, split, maps = lit_xai.load(folder, fold=1)
+    assert split.k == 2
+    assert maps["rise"].shape == (18, 16, 16)
+    assert maps.scores("rise")["deletion"].shape == (18,)
+    from lit_xai.data.sources import digits
+    from lit_xai.store import FoldStore
+
+    predictions = FoldStore(folder / "fold=1").read_predictions()
+    samples = split.samples[:20]
+    with torch.no_grad():
+        predicted = model(digits(16).train.images(samples.tolist())).argmax(1)
+    assert torch.equal(predicted, predictions.of(samples))
+
+
+def test_wandb_files_hold_every_promised_key(folder: Path) -> None:
+    logged = {}
+    for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        keys, config = read_wandb(file)
+        logged[config["job_type"], config["name"]] = keys
+        assert config["group"] == "digits-resnet18"
+    assert {j for j, _ in logged} == {"train", "evaluate"}
+    fold = logged["train", "fold=1"]
+    for key in ("train/loss", "val/acc", "scores", "gallery", "stability/folds", "summary:checkpoint", "config:fold"):
+        assert key in fold, key
+    for explainer in ("saliency", "gradcam", "smoothgrad", "rise", "random"):
+        for prefix in ("mufidelity", "deletion", "insertion", "mege", "reco"):
+            assert f"{prefix}/{explainer}" in fold
+            assert f"{prefix}/{explainer}" in logged["evaluate", "evaluate"]
+        assert f"distances/{explainer}/equal" in fold
+        assert f"distances/{explainer}/differ" in logged["evaluate", "evaluate"]
+
+
+def read_wandb(file: Path) -> tuple[set[str], dict[str, str]]:
+    """History keys of an offline run, with `summary:` and `config:` keys, and what identifies the run."""
+    from wandb.proto import wandb_internal_pb2 as pb
+
+    keys: set[str] = set()
+    about: dict[str, str] = {}
+    for data in wandb_records(file.read_bytes()):
+        record = pb.Record()
+        record.ParseFromString(data)
+        kind = record.WhichOneof("record_type")
+        if kind == "history":
+            keys |= {i.key or "/".join(i.nested_key) for i in record.history.item}
+        elif kind == "summary":
+            keys |= {f"summary:{i.key or '/'.join(i.nested_key)}" for i in record.summary.update}
+        elif kind == "run":
+            about = {"job_type": record.run.job_type, "name": record.run.display_name, "group": record.run.run_group}
+            keys |= {f"config:{i.key}" for i in record.run.config.update}
+    return keys, about
+
+
+def wandb_records(data: bytes) -> list[bytes]:
+    """The records of W&B's log: LevelDB's format, blocks of 32 KiB, after a header of 7 bytes."""
+    records, pending, at = [], b"", 7
+    while at + 7 <= len(data):
+        left = 32768 - at % 32768
+        if left < 7:
+            at += left
+            continue
+        size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        pending += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # a whole record, or its last part
+            records.append(pending)
+            pending = b""
+    return records
+
+
+BAD = {
+    "unknown key": ("train", ["fodl=1"], "fold"),
+    "added unknown key": ("train", ["+typo=1"], "typo"),
+    "unknown nested key": ("train", ["trainer.max_epoch=1"], "trainer.max_epochs"),
+    "unknown data set": ("train", ["data=digit"], "digits"),
+    "fold outside": ("train", ["fold=7"], "0..1"),
+    "negative fold": ("explain", ["fold=-1"], "0..1"),
+    "bad part": ("explain", ["part=3/2"], "part"),
+    "data root missing": ("train", ["data=folder", "data.root=/nowhere"], "data.root="),
+    "another configuration": ("train", ["model.lr=0.5"], "name="),
+    "other explainer parameters": ("explain", ["explainer.rise.masks=21"], "rise"),
+    "not trained": ("explain", ["name=nobody"], "lit_xai.train"),
+    "nothing to evaluate": ("evaluate", ["name=nobody"], "lit_xai.train"),
+    "unknown distance": ("evaluate", ["distance=euclid"], "spearman"),
+    "unknown definition": ("evaluate", ["definition=mine"], "default"),
+    "scarce class": ("train", ["name=scarce", "data.folds=40", "data.train_subset=100"], "data.folds="),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_line_that_names_the_mend(case: str, finished: Path) -> None:
+    door, options, hint = BAD[case]
+    done = run(door, finished, "fold=0", *options, check=False)
+    assert done.returncode != 0
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert hint in done.stderr
+
+
+def test_a_damaged_store_is_refused_by_evaluate(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "damaged"
+    shutil.copytree(finished, copy)
+    file = next((copy / "digits-resnet18" / "fold=1" / "maps" / "rise").glob("*.safetensors"))
+    whole = bytearray(file.read_bytes())
+    whole[-7] ^= 1  # one flipped bit
+    file.write_bytes(whole)
+    done = run("evaluate", copy, check=False)
+    assert done.returncode != 0
+    assert "damaged" in done.stderr
+    assert "lit_xai.explain" in done.stderr
+
+
+def test_a_checkpoint_of_another_model_is_refused(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "other"
+    shutil.copytree(finished, copy)
+    run(
+        "train",
+        copy,
+        "name=wide",
+        "model.network.width=5",
+        "fold=0",
+        "logger=none",
+    )
+    shutil.copy(copy / "wide" / "fold=0" / "model.ckpt", copy / "digits-resnet18" / "fold=0" / "model.ckpt")
+    shutil.rmtree(copy / "digits-resnet18" / "fold=0" / "maps")
+    done = run("explain", copy, "fold=0", check=False)
+    assert done.returncode != 0
+    assert "another model" in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0 and sys.platform != "linux", reason="needs a file size limit")
+def test_a_full_disk_leaves_nothing_half_written(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "full"
+    shutil.copytree(finished, copy)
+    fold = copy / "digits-resnet18" / "fold=0"
+    original = shards(fold)
+    shutil.rmtree(fold / "maps" / "rise")
+    limited = f"ulimit -f 3; trap '' XFSZ; exec {' '.join(repr(c) for c in command('explain', copy, 'fold=0', 'logger=none'))}"
+    done = subprocess.run(
+        ["bash", "-c", limited], capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT, timeout=120
+    )
+    assert done.returncode != 0
+    assert "could not be written" in done.stderr
+    assert not list(copy.rglob("*.tmp"))
+    run("explain", copy, "fold=0", "logger=none")
+    assert shards(fold) == original
+
+
+def test_help_lists_every_choice_without_torch() -> None:
+    check = "import sys, lit_xai.train as t; sys.argv[1:] = ['--help']; t.main(); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for group in ("data", "model", "explainer", "score"):
+        for file in (ROOT / "configs" / group).rglob("*.yaml"):
+            assert str(file.relative_to(ROOT / "configs" / group).with_suffix("")) in done.stdout

@@ -1,0 +1,161 @@
+"""The loop over probes and the store: what it refuses, what it leaves behind."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from lit_xai import engine
+from lit_xai.core import UsageError
+from lit_xai.data.folds import Split
+from lit_xai.data.sources import digits
+from lit_xai.ensemble import Ensemble
+from lit_xai.explainers import Random, Saliency
+from lit_xai.metrics import Deletion
+from lit_xai.store import DamagedFile, FoldStore, read_tensors, write_tensors
+from torch import Tensor, nn
+
+SOURCE = digits(16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spoiled:
+    """Saliency, with NaN in the map of one sample."""
+
+    sample: int
+
+    def __call__(self, model, images, targets, rng=None) -> Tensor:
+        maps = Saliency()(model, images, targets)
+        maps[[s == self.sample for s in rng.samples]] = torch.nan
+        return maps
+
+
+def job(root: Path, fold: int = 0, seed: int = 0, split_seed: int = 0, **changes) -> engine.Explained:
+    """A seeded linear predictor with 20 probes of a two-fold split."""
+    with torch.random.fork_rng():
+        torch.manual_seed(fold)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(256, 10))
+    split = Split.make(SOURCE.labels, 2, split_seed, 200)
+    probes = split.probes(10)
+    values = dict(
+        model=model,
+        images=SOURCE.train,
+        samples=probes,
+        targets=split.label(probes),
+        store=FoldStore(root / f"fold={fold}"),
+        identity={"data": "digits", "split_seed": split_seed, "folds": 2, "target": "label"},
+        colour=(0.3,),
+        seed=seed,
+        batch_size=4,
+        shard_size=8,
+    )
+    return engine.Explained(**{**values, **changes})
+
+
+def predicted(work: engine.Explained, split_seed: int = 0) -> engine.Explained:
+    engine.predictions_of(work, Split.make(SOURCE.labels, 2, split_seed, 200), work.store.fold)
+    return work
+
+
+def test_a_map_with_nan_is_refused_and_nothing_is_written(tmp_path):
+    work = job(tmp_path)
+    bad = int(work.samples[5])
+    with pytest.raises(UsageError, match=f"NaN for sample {bad}"):
+        engine.explain(work, {"spoiled": Spoiled(bad)}, {}, progress=False)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_model_that_predicts_nan_is_refused(tmp_path):
+    work = job(tmp_path)
+    nn.init.constant_(work.model[1].weight, torch.nan)
+    with pytest.raises(UsageError, match="NaN"):
+        predicted(work)
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 64])
+def test_shards_partition_the_probes_for_any_number_of_parts(tmp_path, size):
+    work = job(tmp_path, shard_size=size)
+    for parts in (1, 2, 3, 7):
+        seen = [i for part in range(parts) for r in work.ranges((part, parts)) for i in r]
+        assert sorted(seen) == list(range(20))
+
+
+def test_another_shard_size_in_the_same_folder_is_refused(tmp_path):
+    engine.explain(job(tmp_path), {"random": Random()}, {}, progress=False)
+    with pytest.raises(UsageError, match="shard_size"):
+        engine.explain(job(tmp_path, shard_size=5), {"random": Random()}, {}, progress=False)
+
+
+def test_maps_of_other_parameters_are_refused(tmp_path):
+    engine.explain(job(tmp_path), {"saliency": Saliency()}, {}, progress=False)
+    with pytest.raises(UsageError, match=r"explainer\.output: logit there, probability here"):
+        engine.explain(job(tmp_path), {"saliency": Saliency(output="probability")}, {}, progress=False)
+
+
+def test_a_score_asked_for_later_equals_one_computed_with_the_maps(tmp_path):
+    explainers, scores = {"saliency": Saliency()}, {"deletion": Deletion()}
+    engine.explain(job(tmp_path / "at once"), explainers, scores, progress=False)
+    engine.explain(job(tmp_path / "later"), explainers, {}, progress=False)
+    assert engine.explain(job(tmp_path / "later"), explainers, scores, progress=False) == 3
+    for file in (tmp_path / "at once").rglob("*.safetensors"):
+        twin = tmp_path / "later" / file.relative_to(tmp_path / "at once")
+        assert twin.read_bytes() == file.read_bytes()
+
+
+def test_folds_of_different_splits_do_not_belong_together(tmp_path):
+    predicted(job(tmp_path, fold=0))
+    predicted(job(tmp_path, fold=1, split_seed=1), split_seed=1)
+    with pytest.raises(UsageError, match="do not belong together"):
+        Ensemble(tmp_path)
+
+
+def test_folds_of_different_explainer_parameters_are_not_compared(tmp_path):
+    for fold, output in ((0, "logit"), (1, "probability")):
+        work = predicted(job(tmp_path, fold=fold))
+        engine.explain(work, {"saliency": Saliency(output=output)}, {}, progress=False)
+    with pytest.raises(UsageError, match=r"explainer\.output"):
+        Ensemble(tmp_path).measure("saliency")
+
+
+def test_without_disagreements_reco_says_why_and_mege_stands(tmp_path):
+    for fold in (0, 1):
+        engine.explain(predicted(job(tmp_path, fold=fold)), {"random": Random()}, {}, progress=False)
+    ensemble = Ensemble(tmp_path)
+    estimates, _, _ = ensemble.measure("random")
+    assert "probes=disagreements" in estimates["reco"].reason
+    assert estimates["reco"].value != estimates["reco"].value
+
+
+def test_a_file_cut_anywhere_is_never_read_as_whole(tmp_path):
+    file = tmp_path / "x.safetensors"
+    write_tensors(file, {"a": torch.arange(100)}, {"note": "whole"})
+    whole = file.read_bytes()
+    assert read_tensors(file)[1]["note"] == "whole"
+    for length in range(0, len(whole), 37):
+        file.write_bytes(whole[:length])
+        with pytest.raises(DamagedFile):
+            read_tensors(file)
+
+
+def test_a_flipped_bit_in_the_data_is_noticed(tmp_path):
+    file = tmp_path / "x.safetensors"
+    write_tensors(file, {"a": torch.arange(100)}, {})
+    data = bytearray(file.read_bytes())
+    data[-20] ^= 4
+    file.write_bytes(data)
+    with pytest.raises(DamagedFile, match="checksum"):
+        read_tensors(file)
+
+
+def test_temporary_files_of_dead_writers_are_removed_and_of_living_ones_kept(tmp_path):
+    import os
+
+    dead = tmp_path / "fold=0" / ".x.safetensors.999999999.tmp"
+    alive = tmp_path / "fold=0" / f".y.safetensors.{os.getpid()}.tmp"
+    dead.parent.mkdir()
+    for f in (dead, alive):
+        f.write_bytes(b"half")
+    FoldStore(tmp_path / "fold=0").remove_temporary()
+    assert (dead.exists(), alive.exists()) == (False, True)

@@ -1,0 +1,294 @@
+"""muFidelity, deletion and insertion against hand values and plain loops; the fillers they use."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from lit_xai.core import Blur, Colour, Mean, SampleRng, UsageError, fit_fillers
+from lit_xai.metrics import Deletion, Insertion, MuFidelity
+from lit_xai.metrics.fidelity import descending_position
+from scipy.ndimage import correlate1d
+from torch import Tensor
+
+from conftest import Linear, seeded
+
+
+@pytest.fixture
+def evidence(linear, rgb, targets) -> Tensor:
+    """The exact contribution of every pixel to the linear model's logit."""
+    return (rgb * linear.weight.detach()[targets]).sum(1)
+
+
+def untied_maps(n: int, side: int = 12, seed: int = 5) -> Tensor:
+    return torch.randn(n, side, side, generator=seeded(seed))
+
+
+# ----------------------------------------------------------------------------------------------------------- muFidelity
+
+
+@pytest.mark.parametrize("options", [{}, {"correlation": "spearman"}, {"grid": 4}, {"definition": "xplique"}], ids=str)
+def test_mufidelity_of_the_exact_contributions_is_one(linear, rgb, targets, evidence, options):
+    score = MuFidelity(subsets=40, **options)(linear.double(), rgb.double(), evidence.double(), targets)
+    assert score.tolist() == pytest.approx([1.0] * 5, abs=1e-6)
+
+
+def test_mufidelity_of_the_negated_contributions_is_minus_one(linear, rgb, targets, evidence):
+    score = MuFidelity(subsets=40)(linear.double(), rgb.double(), -evidence.double(), targets)
+    assert score.tolist() == pytest.approx([-1.0] * 5, abs=1e-6)
+
+
+def test_mufidelity_with_a_grey_filler_measures_the_distance_to_grey(linear, rgb, targets):
+    maps = ((rgb - 0.5) * linear.weight.detach()[targets]).sum(1).double()
+    score = MuFidelity(subsets=40, filler=Colour(0.5))(linear.double(), rgb.double(), maps, targets)
+    assert score.tolist() == pytest.approx([1.0] * 5, abs=1e-6)
+
+
+def test_mufidelity_of_a_random_map_is_zero_on_average():
+    n = 60
+    images, maps = torch.rand(n, 1, 8, 8, generator=seeded(1)), untied_maps(n, 8)
+    model = Linear(torch.randn(1, 1, 8, 8, generator=seeded(2)), torch.zeros(1))
+    score = MuFidelity(subsets=100)(model, images, maps, torch.zeros(n, dtype=torch.long))
+    assert abs(float(score.mean())) < 3 * float(score.std()) / math.sqrt(n)
+    assert float(score.std()) < 0.4
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -3.7])
+def test_mufidelity_of_a_constant_map_is_undefined(linear, rgb, targets, value):
+    score = MuFidelity(subsets=20)(linear, rgb, torch.full((5, 12, 12), value), targets)
+    assert bool(torch.isnan(score).all())
+
+
+def test_mufidelity_of_a_model_that_ignores_its_input_is_undefined(rgb, targets):
+    score = MuFidelity(subsets=20)(lambda x: torch.ones(len(x), 4), rgb, untied_maps(5), targets)
+    assert bool(torch.isnan(score).all())
+
+
+def test_xplique_counts_an_undefined_mufidelity_as_zero(linear, rgb, targets):
+    score = MuFidelity(subsets=20, definition="xplique")(linear, rgb, torch.zeros(5, 12, 12), targets)
+    assert score.tolist() == [0] * 5
+
+
+def test_subsets_hold_exactly_their_share_of_the_pixels():
+    removed = MuFidelity(subsets=30).removed(0, 12, 10, SampleRng(0, (7,)))
+    assert removed.sum((1, 2)).tolist() == [18] * 30  # 15 % of 120
+    assert len(removed.flatten(1).unique(dim=0)) == 30
+
+
+def test_subsets_reach_every_pixel_equally_often():
+    removed = MuFidelity(subsets=2000).removed(0, 6, 6, SampleRng(0, (7,)))
+    assert removed.float().mean(0).flatten().tolist() == pytest.approx([5 / 36] * 36, abs=0.035)  # 4 standard errors
+
+
+def test_subsets_on_a_grid_remove_whole_cells():
+    removed = MuFidelity(subsets=10, grid=3).removed(0, 12, 12, SampleRng(0, (7,))).float()
+    cells = torch.nn.functional.avg_pool2d(removed[:, None], 4)
+    assert set(cells.unique().tolist()) <= {0.0, 1.0}
+    assert cells.sum((1, 2, 3)).tolist() == [1] * 10  # 15 % of 9 cells
+
+
+def test_xplique_removes_a_fifth_of_the_cells_of_a_nine_grid_independently():
+    score = MuFidelity(subsets=400, definition="xplique")
+    assert (score.grid, score.share, score.correlation) == (9, 0.2, "spearman")
+    cells = score.removed(0, 9, 9, SampleRng(0, (7,))).float()
+    assert float(cells.mean()) == pytest.approx(0.2, abs=0.01)
+    assert len(cells.sum((1, 2)).unique()) > 5
+
+
+def test_mufidelity_from_shared_observations_equals_mufidelity(convnet, rgb, targets):
+    score, rng = MuFidelity(subsets=20), SampleRng(4, (9, 8, 7, 6, 5))
+    observed = score.observe(convnet, rgb, targets, rng)
+    expected = score(convnet, rgb, untied_maps(5), targets, rng)
+    assert torch.equal(score(convnet, rgb, untied_maps(5), targets, rng, observed), expected)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"definition": "best"}, {"correlation": "kendall"}, {"share": 0.0}, {"share": 1.0}, {"subsets": 2}],
+    ids=str,
+)
+def test_mufidelity_refuses_parameters_that_mean_nothing(wrong):
+    with pytest.raises(UsageError):
+        MuFidelity(**wrong)
+
+
+# ------------------------------------------------------------------------------------------------- deletion, insertion
+
+
+def additive(x: Tensor) -> Tensor:
+    """The share of the light in the image, as a logit."""
+    return x.mean((1, 2, 3))[:, None]
+
+
+WHITE, FIRST = torch.ones(1, 1, 8, 8), torch.tensor([0])
+
+
+def loop_curve(model, image: Tensor, filled: Tensor, scores: Tensor, target: int, insert: bool, step: int, last: int):
+    """One image's curve, pixel after pixel; no ties."""
+    order = scores.flatten().argsort(descending=True).tolist()
+    start, end = (filled, image) if insert else (image, filled)
+    values, fractions, n = [], [], scores.numel()
+    for count in [*range(0, last, step), last]:
+        x = start.clone()
+        for pixel in order[:count]:
+            row, column = divmod(pixel, scores.shape[-1])
+            x[:, row, column] = end[:, row, column]
+        with torch.no_grad():
+            values.append(model(x[None]).softmax(1)[0, target].item())
+        fractions.append(count / n)
+    return values, np.trapezoid(values, fractions)
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+@pytest.mark.parametrize("step", [0, 7])
+@pytest.mark.parametrize("kind", [Deletion, Insertion])
+def test_curve_and_area_equal_a_plain_loop(convnet, rgb, targets, kind, step, fraction):
+    model, images, maps = convnet.double(), rgb.double()[:2], untied_maps(2)
+    score = kind(step=step, fraction=fraction, filler=Colour(0.5), max_batch=5)
+    curve = score.curve(model, images, maps, targets[:2])
+    area = score(model, images, maps, targets[:2])
+    for row in range(2):
+        filled = torch.full_like(images[row], 0.5)
+        args = (int(targets[row]), kind is Insertion, step or 12, round(fraction * 144))
+        values, expected = loop_curve(model, images[row], filled, maps[row], *args)
+        assert curve[row].tolist() == pytest.approx(values, abs=1e-9)
+        assert area[row].item() == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize(("fraction", "area"), [(1.0, 0.5), (0.5, 0.375)])
+def test_deletion_of_a_line_is_the_raw_area_under_it(fraction, area):
+    # the output falls from 1 to 0 by the changed fraction; the area is not divided by its width
+    score = Deletion(fraction=fraction, output="logit", filler=Colour(0.0))
+    assert score(additive, WHITE, untied_maps(1, 8), FIRST).item() == pytest.approx(area, abs=1e-6)
+
+
+def test_default_step_is_the_image_side():
+    assert Deletion().counts(224, 224).tolist() == list(range(0, 224 * 224 + 1, 224))
+
+
+def test_last_point_changes_every_pixel_even_if_the_step_does_not_divide():
+    assert Deletion(step=30).counts(8, 8).tolist() == [0, 30, 60, 64]
+
+
+def test_deletion_runs_from_the_image_to_the_filler(convnet, rgb, targets):
+    curve = Deletion(filler=Colour(0.2)).curve(convnet, rgb, untied_maps(5), targets)
+    ends = [convnet(x).softmax(1).gather(1, targets[:, None])[:, 0] for x in (rgb, torch.full_like(rgb, 0.2))]
+    assert torch.allclose(curve[:, [0, -1]], torch.stack(ends, 1), atol=1e-6)
+
+
+def test_insertion_runs_from_the_blur_to_the_image(linear, rgb, targets):
+    curve = Insertion(output="logit").curve(linear, rgb, untied_maps(5), targets)
+    ends = [linear(x).gather(1, targets[:, None])[:, 0] for x in (Blur().background(rgb), rgb)]
+    assert bool(((ends[0] - ends[1]).abs() > 5e-3).all())
+    assert torch.allclose(curve[:, [0, -1]], torch.stack(ends, 1), atol=1e-4)
+
+
+def test_insertion_of_a_map_is_deletion_of_its_negative_read_backwards(convnet, rgb, targets):
+    filler, maps = Colour(0.5), untied_maps(5)
+    inserted = Insertion(filler=filler).curve(convnet, rgb, maps, targets)
+    deleted = Deletion(filler=filler).curve(convnet, rgb, -maps, targets)
+    assert torch.allclose(inserted, deleted.flip(1), atol=1e-6)
+
+
+def test_exact_contributions_delete_faster_than_their_opposite(linear, rgb, targets, evidence):
+    score = Deletion(output="logit", filler=Colour(0.0))
+    assert bool((score(linear, rgb, evidence, targets) < score(linear, rgb, -evidence, targets)).all())
+
+
+def test_directions_are_the_papers():
+    assert (MuFidelity().higher_is_better, Deletion().higher_is_better, Insertion().higher_is_better) == (
+        True,
+        False,
+        True,
+    )
+
+
+def test_positions_put_the_largest_value_first():
+    maps = torch.tensor([[[0.1, 0.9], [-2.0, 0.5]]])
+    assert descending_position(maps, SampleRng(0, (0,))).tolist() == [[2, 0, 3, 1]]
+
+
+def test_ties_are_broken_at_random_but_reproducibly():
+    flat = torch.zeros(1, 12, 12)
+    first, again = (descending_position(flat, SampleRng(0, (3,))) for _ in range(2))
+    assert torch.equal(first, again)
+    assert sorted(first[0].tolist()) == list(range(144))
+    assert abs(np.corrcoef(first[0], range(144))[0, 1]) < 0.3
+
+
+@pytest.mark.parametrize("other", [SampleRng(0, (4,)), SampleRng(1, (3,))], ids=["sample", "seed"])
+def test_ties_depend_on_the_sample_and_the_seed(other):
+    flat = torch.zeros(1, 12, 12)
+    assert not torch.equal(descending_position(flat, SampleRng(0, (3,))), descending_position(flat, other))
+
+
+def test_ties_do_not_depend_on_the_batch():
+    rng = SampleRng(0, (3, 8, 5))
+    whole = descending_position(torch.zeros(3, 6, 6), rng)
+    assert torch.equal(whole[[1]], descending_position(torch.zeros(1, 6, 6), rng.take([1])))
+
+
+def test_only_tied_pixels_are_shuffled():
+    flat = torch.zeros(1, 4, 4)
+    flat[0, 2, 1], flat[0, 0, 0] = 1.0, -1.0
+    position = descending_position(flat, SampleRng(0, (3,)))[0].view(4, 4)
+    assert (int(position[2, 1]), int(position[0, 0])) == (0, 15)
+
+
+@pytest.mark.parametrize("wrong", [{"fraction": 0.0}, {"fraction": 1.5}, {"step": -1}, {"output": "odds"}], ids=str)
+def test_deletion_refuses_parameters_that_mean_nothing(wrong):
+    with pytest.raises(UsageError):
+        Deletion(filler=Colour(0.0), **wrong)(additive, WHITE, untied_maps(1, 8), FIRST)
+
+
+# -------------------------------------------------------------------------------------------------------------- fillers
+
+
+@pytest.mark.parametrize("side", [224, 64, 20])
+def test_blur_equals_an_explicit_convolution_with_mirrored_borders(side):
+    images = torch.rand(1, 2, side, side, generator=seeded(1), dtype=torch.float64)
+    sizes = Blur().resolve(lambda x: x, images)
+    offsets = np.arange(sizes["kernel"]) - sizes["kernel"] // 2
+    kernel = np.exp(-(offsets**2) / (2 * sizes["sigma"] ** 2))
+    expected = images.numpy()
+    for axis in (2, 3):
+        expected = correlate1d(expected, kernel / kernel.sum(), axis=axis, mode="mirror")
+    assert np.allclose(Blur().background(images), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(("side", "kernel", "sigma"), [(224, 11, 5.0), (112, 7, 2.5), (32, 3, 5 / 7)])
+def test_blur_is_given_for_224_pixels_and_scales(side, kernel, sigma):
+    sizes = Blur().resolve(lambda x: x, torch.zeros(1, 1, side, side))
+    assert sizes == {"kernel": kernel, "sigma": pytest.approx(sigma)}
+
+
+def test_blur_takes_any_filler_for_the_hidden_pixels_only(rgb):
+    keep = torch.rand(5, 3, 12, 12, generator=seeded(1)) < 0.5
+    filled = Blur()(rgb, keep, SampleRng.default(5), draws=2)
+    assert filled.shape == (5, 3, 2, 3, 12, 12)
+    hidden = ~keep[:, :, None, None].expand_as(filled)
+    blurred = Blur().background(rgb)[:, None, None].expand_as(filled)
+    assert torch.equal(filled[hidden], blurred[hidden])
+
+
+def test_a_colour_of_another_number_of_channels_is_refused(rgb):
+    with pytest.raises(UsageError, match="2 values"):
+        Colour((0.1, 0.2)).background(rgb)
+
+
+def test_a_mean_filler_without_its_colour_is_refused(rgb):
+    with pytest.raises(UsageError, match="does not know its colour"):
+        Mean().background(rgb)
+
+
+def test_fitting_gives_the_mean_colour_to_fillers_inside_scores(rgb):
+    score = fit_fillers(Deletion(step=3), (0.1, 0.2, 0.3))
+    assert score == Deletion(step=3, filler=Mean((0.1, 0.2, 0.3)))
+    assert score.filler.background(rgb)[0, :, 0, 0].tolist() == pytest.approx([0.1, 0.2, 0.3])
+
+
+def test_fitting_leaves_a_colour_that_was_given(rgb):
+    score = Deletion(filler=Mean((0.9,)))
+    assert fit_fillers(score, (0.1,)) == score
