@@ -184,7 +184,9 @@ def parameters(target: str) -> set[str] | None:
 
 
 def fail(message: str) -> None:
-    """One clear line and a non-zero exit."""
+    """One clear line and a non-zero exit (of an error in a loader process: its own last line)."""
+    if "Original Traceback" in message:
+        message = message.strip().splitlines()[-1].partition("UsageError: ")[2]
     print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     raise SystemExit(1)
 

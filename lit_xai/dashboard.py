@@ -96,13 +96,15 @@ class Dashboard:
             logger.log_metrics(plain)
 
     def histogram(self, key: str, values: Tensor) -> None:
-        """The distribution of some numbers."""
-        if not self.runs or not len(values):
+        """The distribution of some numbers; an empty one if there are none yet."""
+        if not self.runs:
             return
+        import numpy as np
         import wandb
 
         for run in self.runs:
-            run.log({key: wandb.Histogram(values.tolist())})
+            counts, edges = np.histogram(values.numpy(), bins=64 if len(values) else 1)
+            run.log({key: wandb.Histogram(np_histogram=(counts, edges))})
 
     def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table."""

@@ -51,7 +51,7 @@ def log(summary: Any, dashboard: Any, folder: Any) -> None:
     values = {f"{c}/{row.explainer}": e.value for row in summary.rows for c, e in row.estimates.items()}
     values["stability/folds"] = len(summary.head["folds_present"])
     for fold, accuracy in summary.head["held_out_accuracy"].items():
-        values[f"heldout/acc/fold={fold}"] = accuracy
+        values[f"heldout/acc/fold={fold}"] = accuracy["value"]
     dashboard.scalars(values)
     for name, (equal, differ) in summary.distances.items():
         dashboard.histogram(f"distances/{name}/equal", equal)

@@ -6,6 +6,7 @@ import base64
 import html
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,7 +47,8 @@ def cell(e: Estimate | None, marked: bool = False) -> str:
     if e is None or math.isnan(e.value):
         return "-"
     null = f" /{e.null:.2f}" if e.null is not None else ""
-    return f"{e.value:.3f} [{e.low:.2f}, {e.high:.2f}]{null}{MARK if marked else ''}"
+    low, high = (re.sub(r"^(-?)0\.", r"\1.", f"{v:.3f}") for v in (e.low, e.high))
+    return f"{e.value:.3f} [{low}, {high}]{null}{MARK if marked else ''}"
 
 
 def arrow(summary: Summary, column: str) -> str:
@@ -57,15 +59,19 @@ def arrow(summary: Summary, column: str) -> str:
 def head_lines(summary: Summary) -> list[str]:
     """What the table rests on."""
     h = summary.head
-    accuracy = ", ".join(f"f{f} {100 * a:.1f}" for f, a in h["held_out_accuracy"].items())
+    shares = h["held_out_accuracy"]
+    accuracy = ", ".join(
+        f"f{f} {100 * a['value']:.1f} [{100 * a['low']:.1f}, {100 * a['high']:.1f}]" for f, a in shares.items()
+    )
+    chance = next(iter(shares.values()))["null"]
     lipschitz = ", ".join(f"f{f} {v:.2f}" for f, v in h["empirical_lipschitz"].items() if v is not None)
     d = h["disagreements"]
     differ = f"{d['explained']} of {d['found']} disagreements" if d else "no disagreements explained"
     lines = [
         f"{h['name']}: {len(h['folds_present'])} of {h['folds']} folds, {h['samples']:,} samples, "
         f"{h.get('probes', 0):,} random probes, {differ}, distance {h['distance']['name']}",
-        f"held-out accuracy %: {accuracy} (spread {100 * h['accuracy_spread']:.1f} points)",
-        f"empirical Lipschitz constant on [0, 1] images: {lipschitz}",
+        f"held-out accuracy %: {accuracy} (spread {100 * h['accuracy_spread']:.1f} points; chance {100 * chance:.1f})",
+        f"empirical Lipschitz constant (largest local one at 128 held-out images): {lipschitz}",
     ]
     settings = []
     for name, e in summary.definitions["explainers"].items():

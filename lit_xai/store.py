@@ -143,10 +143,9 @@ class Predictions:
         return self.predicted == self.split.labels
 
     @property
-    def held_out_accuracy(self) -> float:
-        """Accuracy on V_i."""
-        held = self.split.fold_of == self.fold
-        return float(self.correct[held].double().mean())
+    def held_out(self) -> Bool[Tensor, "v"]:
+        """Whether each sample of V_i is predicted rightly."""
+        return self.correct[self.split.fold_of == self.fold]
 
     def of(self, samples: Int[Tensor, "p"]) -> Int[Tensor, "p"]:
         """The predicted class of some samples."""

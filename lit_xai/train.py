@@ -65,6 +65,7 @@ def train(run: Any) -> None:
     if trainer.is_global_zero:
         accuracy = {k: round(float(v), 4) for k, v in trainer.callback_metrics.items() if k.endswith("/acc")}
         say(f"done: {run.store.root} {accuracy}")
+        say_stability(callbacks)
     rank_zero_only(finish)(logger)
 
 
@@ -83,6 +84,19 @@ def fit(trainer: Any, module: Any, run: Any, resume: Any) -> None:
     except (RuntimeError, EOFError, KeyError, OSError, pickle.UnpicklingError) as e:
         text = (str(e).splitlines() or [type(e).__name__])[0][:120]
         raise UsageError(f"{resume} does not load ({text}): delete it and train again") from None
+
+
+def say_stability(callbacks: Any) -> None:
+    """MeGe and ReCo over the folds that are there, in a line each."""
+    from lit_xai.callbacks import Stability
+    from lit_xai.runs import say
+
+    values = next((c.values for c in callbacks if isinstance(c, Stability)), {})
+    for measure in ("mege", "reco"):
+        known = {k.partition("/")[2]: v for k, v in values.items() if k.startswith(f"{measure}/") and v == v}
+        if known:
+            text = ", ".join(f"{n} {v:.3f}" for n, v in known.items())
+            say(f"{measure} over {values['stability/folds']:.0f} folds: {text}")
 
 
 def announce(run: Any, module: Any, callback: Any, trained: bool) -> None:

@@ -272,8 +272,9 @@ def test_wandb_files_hold_every_promised_key(folder: Path) -> None:
         for prefix in ("mufidelity", "deletion", "insertion", "mege", "reco"):
             assert f"{prefix}/{explainer}" in fold
             assert f"{prefix}/{explainer}" in logged["evaluate", "evaluate"]
-        assert f"distances/{explainer}/equal" in fold
-        assert f"distances/{explainer}/differ" in logged["evaluate", "evaluate"]
+        for which in ("equal", "differ"):
+            assert f"distances/{explainer}/{which}" in fold
+            assert f"distances/{explainer}/{which}" in logged["evaluate", "evaluate"]
 
 
 def read_wandb(file: Path) -> tuple[set[str], dict[str, str]]:
@@ -287,9 +288,9 @@ def read_wandb(file: Path) -> tuple[set[str], dict[str, str]]:
         record.ParseFromString(data)
         kind = record.WhichOneof("record_type")
         if kind == "history":
-            keys |= {i.key or "/".join(i.nested_key) for i in record.history.item}
+            keys |= {i.key or i.nested_key[0] for i in record.history.item}
         elif kind == "summary":
-            keys |= {f"summary:{i.key or '/'.join(i.nested_key)}" for i in record.summary.update}
+            keys |= {f"summary:{i.key or i.nested_key[0]}" for i in record.summary.update}
         elif kind == "run":
             about = {"job_type": record.run.job_type, "name": record.run.display_name, "group": record.run.run_group}
             keys |= {f"config:{i.key}" for i in record.run.config.update}

@@ -159,3 +159,24 @@ def test_temporary_files_of_dead_writers_are_removed_and_of_living_ones_kept(tmp
         f.write_bytes(b"half")
     FoldStore(tmp_path / "fold=0").remove_temporary()
     assert (dead.exists(), alive.exists()) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("0.500 [.250, .750]", (0.5, 0.25, 0.75)), ("-0.100 [-.200, 10.050]*", (-0.1, -0.2, 10.05))]
+)
+def test_a_cell_shows_value_interval_and_mark(text, value):
+    from lit_xai.metrics import Estimate
+    from lit_xai.report import cell
+
+    assert cell(Estimate(*value), marked=text.endswith("*")) == text
+
+
+def test_an_accuracy_has_a_wilson_interval():
+    from lit_xai.metrics.statistics import share_estimate
+
+    e = share_estimate(torch.arange(100) < 90, null=0.1)
+    z, p, n = 1.959963984540054, 0.9, 100  # Wilson (1927)
+    centre, half = (p + z * z / 2 / n), z * (p * (1 - p) / n + z * z / 4 / n / n) ** 0.5
+    low, high = ((centre + sign * half) / (1 + z * z / n) for sign in (-1, 1))
+    assert (e.value, e.null) == (0.9, 0.1)
+    assert (e.low, e.high) == pytest.approx((low, high), abs=1e-12)

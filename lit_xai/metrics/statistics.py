@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+from scipy.stats import binomtest
 from torch import Tensor
 
 RESAMPLES = 1000
@@ -114,6 +115,16 @@ def mean_estimate(values: Float[Tensor, "n"], seed: int = 0, n_resamples: int = 
     return finish(
         float(values[known].mean()), torch.cat(draws), samples=int(known.sum()), dropped=dropped, reason=reason
     )
+
+
+def share_estimate(correct: Bool[Tensor, "n"], null: float | None = None) -> Estimate:
+    """A share of samples (an accuracy) with its Wilson interval; `null` is the share without any skill."""
+    n, hits = len(correct), int(correct.sum())
+    if n == 0:
+        return Estimate(math.nan, reason="no samples")
+    interval = binomtest(hits, n).proportion_ci(LEVEL, method="wilson")
+    p = hits / n
+    return Estimate(p, float(interval.low), float(interval.high), math.sqrt(p * (1 - p) / n), null, samples=n)
 
 
 def difference(a: Estimate, b: Estimate) -> Estimate:
