@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from lit_xai import draw, engine
@@ -124,7 +125,12 @@ class Explain(pl.Callback):
         job = self.choose(job, predictions, data)
         index, of = self.part
         part = (index * world + rank, of * world)
-        self.written = engine.explain(job, self.explainers, self.scores, part, show)
+
+        def heed_signals(explainer: str) -> None:
+            if trainer.received_sigterm:  # Lightning has caught it: end between two shards
+                raise SIGTERMException
+
+        self.written = engine.explain(job, self.explainers, self.scores, part, show, heed_signals)
         trainer.strategy.barrier("explained")
         if rank == 0 and self.probes == "random":
             self.report(Dashboard(trainer.loggers), data, predictions)
