@@ -91,6 +91,7 @@ def compose(door: str, overrides: list[str], hydra_config: bool = False) -> Any:
     from hydra import initialize_config_dir
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
@@ -107,16 +108,29 @@ def compose(door: str, overrides: list[str], hydra_config: bool = False) -> Any:
     except (HydraException, OmegaConfBaseException) as e:
         raise CommandError(one_line(e, overrides, door)) from None
     check_added(cfg, parsed)
+    known = set(GROUPS) | set(keys_of("train")) | set(keys_of(door)) | {"hydra"}
+    for key in map(str, cfg):
+        if key not in known:
+            raise CommandError(f"unknown key {key} (in an experiment's file?){did_you_mean(key, door, [])}")
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise CommandError(f"{missing[0]} is needed: give {missing[0]}=...")
     return cfg
+
+
+def keys_of(door: str) -> list[str]:
+    """The top-level keys of a door's own file."""
+    lines = (config_dir() / f"{door}.yaml").read_text().splitlines()
+    return [line.split(":")[0] for line in lines if re.match(r"^[a-z_]+:", line)]
 
 
 def one_line(error: Exception, overrides: list[str], door: str) -> str:
     """Hydra's message as one line that names the mend."""
     text = str(error)
     key = re.search(r"Key '([^']+)' is not in struct|Could not override '([^']+)'", text)
-    if "In '" in text and "Could not find '" in text:
-        wanted = re.search(r"Could not find '([^']+)'", text)
-        group, _, choice = (wanted.group(1) if wanted else "").rpartition("/")
+    wanted = re.search(r"Could not (?:find|load) '([^']+)'", text)
+    if wanted:
+        group, _, choice = wanted.group(1).partition("/")
         if group in GROUPS:
             return f"{group}={choice} is not there; choose one of: {', '.join(options(group))}"
     if key:
@@ -200,9 +214,8 @@ def door(name: str, about: str) -> Callable[[Callable[[Any], None]], Callable[[]
             if any(a in ("-h", "--help") for a in arguments):
                 print(help_text(name, about))
                 return
-            overrides = [a for a in arguments if not a.startswith("-")]
+            overrides, flags = parted(arguments)
             if not any(a in ("--hydra-help", "--version") for a in arguments):
-                flags = [a for a in arguments if a.startswith("-")]
                 try:
                     compose(name, with_lists(overrides))
                 except CommandError as e:
@@ -213,6 +226,19 @@ def door(name: str, about: str) -> Callable[[Callable[[Any], None]], Callable[[]
         return main
 
     return decorate
+
+
+TAKE_A_VALUE: tuple[str, ...] = ("--cfg", "-c", "--package", "-p", "--info", "-i", "--experimental-rerun")
+TAKE_A_VALUE += ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
+
+
+def parted(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """`key=value` overrides, and hydra's own flags with their values."""
+    overrides: list[str] = []
+    flags: list[str] = []
+    for a, before in zip(arguments, ["", *arguments], strict=False):
+        (flags if a.startswith("-") or before in TAKE_A_VALUE else overrides).append(a)
+    return overrides, flags
 
 
 def run(name: str, task: Callable[[Any], None]) -> None:
@@ -234,8 +260,12 @@ def run(name: str, task: Callable[[Any], None]) -> None:
             fail(str(e))
         except OSError as e:
             if e.errno not in (27, 28, 122):  # file too large, disk full, quota
-                raise
+                fail(f"{type(e).__name__}: {e} (HYDRA_FULL_ERROR=1 shows where)")
             fail(f"{e.strerror} while writing {e.filename or 'results'}: make room, then run the same command again")
+        except Exception as e:
+            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+                raise
+            fail(f"{type(e).__name__}: {str(e)[:400]} (HYDRA_FULL_ERROR=1 shows where)")
 
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(job)()
 

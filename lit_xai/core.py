@@ -173,7 +173,7 @@ def describe(thing: Any) -> dict[str, Any]:
 
 
 def check_batch(images: Images, targets: Targets) -> None:
-    """Refuse what no explainer can use: values outside [0, 1], a target per image missing."""
+    """Refuse what no explainer can use: images that are not a batch, a target per image missing."""
     if images.ndim != 4:
         raise UsageError(f"images must be [batch, channels, height, width], found shape {tuple(images.shape)}")
     if len(targets) != len(images):

@@ -33,6 +33,7 @@ from lit_xai.data.folds import Split
 from lit_xai.data.sources import ImageSet, digest
 from lit_xai.models.lipschitz import local_lipschitz
 from lit_xai.store import (
+    DISAGREEMENTS,
     RANDOM,
     DamagedFile,
     FoldStore,
@@ -106,7 +107,8 @@ class Explained:
             **self.identity,
             "kind": self.kind,
             "seed": self.seed,
-            "probes": digest(self.samples, self.targets),
+            "probes": digest(self.samples),
+            "targets": digest(self.targets),
             "explainer": describe(explainer),
             "checkpoint": self.checkpoint,
             "fold": self.store.fold,
@@ -145,7 +147,10 @@ class Work:
             tensors, meta = read_shard(self.path)
         except DamagedFile:
             return  # written anew
-        difference = differences(meta["fingerprint"], self.fingerprint)
+        ours = self.fingerprint
+        if not self.job.checkpoint:  # not trained yet: a repeated training gives the same weights
+            ours = {**ours, "checkpoint": meta["fingerprint"]["checkpoint"]}
+        difference = differences(meta["fingerprint"], ours)
         for name, wanted in self.wanted.items():
             if name in meta["scores"]:
                 difference += differences(meta["scores"][name]["definition"], wanted, f"score.{name}.")
@@ -330,10 +335,10 @@ def predictions_of(
             difference = differences({k: found.meta.get(k) for k in meta if k != "version"}, without(meta, "version"))
             if not difference:
                 return found
-            if any(d.startswith("checkpoint") for d in difference) and job.store.explainers():
+            if job.store.explainers() or job.store.explainers(DISAGREEMENTS):
                 raise UsageError(
-                    f"{job.store.root} holds explanations of another checkpoint: delete {job.store.root}/maps, "
-                    f"{job.store.root}/disagreements and {job.store.predictions_file.name}, or choose another name="
+                    f"{job.store.root} holds explanations of another run ({'; '.join(difference[:3])}): delete its maps/, "
+                    f"disagreements/ and {job.store.predictions_file.name}, or choose another name="
                 )
     predicted, confidence = predict(job.model, job.images, split.samples, job.device, rank, world, progress=progress)
     held = split.held_out(fold)[:128].tolist()

@@ -164,8 +164,8 @@ class Ensemble:
         if (explainer, kind) in self.open:
             return self.open[explainer, kind]
         readers = {f: MapReader(self.stores[f], kind, explainer) for f in self.folds}
-        own = {"checkpoint", "fold", "probes"} if kind == DISAGREEMENTS else {"checkpoint", "fold"}
-        seen: tuple[int, dict[str, Any]] | None = None
+        own = {"checkpoint", "fold", "targets"} | ({"probes"} if kind == DISAGREEMENTS else set())
+        seen: tuple[int, dict[str, Any], dict[str, Any]] | None = None
         for f, r in readers.items():
             if not r.files:
                 continue
@@ -176,13 +176,17 @@ class Ensemble:
                     f"delete that folder, then {mend(r.files[0])}"
                 )
             print_ = {k: v for k, v in r.fingerprint.items() if k not in own}
+            definitions = {n: s["definition"] for n, s in r.meta["scores"].items()}
             difference = differences(seen[1], print_) if seen else []
+            if seen:
+                both = set(definitions) & set(seen[2])
+                difference += differences({n: seen[2][n] for n in both}, {n: definitions[n] for n in both}, "score.")
             if seen and difference:
                 raise UsageError(
                     f"{r.files[0].parent} and fold={seen[0]} were computed otherwise ({'; '.join(difference[:3])}): "
                     f"delete one of them and explain it again with the other's settings"
                 )
-            seen = (f, print_)
+            seen = (f, print_, definitions)
         # keep what one explainer needs: the index of a large store is not small
         self.open = {k: v for k, v in self.open.items() if k[0] == explainer} | {(explainer, kind): readers}
         return readers
@@ -229,7 +233,12 @@ class Ensemble:
     def disagreements(self, readers: dict[int, MapReader]) -> Disagreements | None:
         """The disagreements that were explained, or None if that pass is not complete."""
         caps = {r.fingerprint.get("cap") for r in readers.values() if r.files}
-        if not self.complete or len(caps) != 1:
+        if not self.complete:
+            return None
+        if not caps:  # nothing to explain is explained: the predictors may never contradict each other
+            none = Disagreements.find(self.split, self.correct, None)
+            return none if not none.found else None
+        if len(caps) != 1:
             return None
         found = Disagreements.find(self.split, self.correct, caps.pop())
         for column, f in enumerate(self.folds):
@@ -272,8 +281,11 @@ class Ensemble:
         for name, e in estimates.items():
             if name.endswith("xplique") and distance != "spearman":
                 e.reason = "only for distance=spearman"
-            elif name.startswith("reco") and found is None and math.isnan(e.value):
-                e.reason += "; run python -m lit_xai.explain probes=disagreements for every fold"
+            elif name.startswith("reco") and math.isnan(e.value) and "disagree" in e.reason:
+                if found is None:
+                    e.reason += "; run python -m lit_xai.explain probes=disagreements for every fold"
+                elif not found.found:
+                    e.reason = "the predictors never contradict each other"
         return estimates, {n: m.meaning() for n, m in measures.items()}, next(iter(measures.values())).sets()
 
     # ------------------------------------------------------------------------------------------------------- scores
@@ -331,6 +343,7 @@ class Ensemble:
             raise UsageError(f"{self.root} holds no explanations of all its folds: run python -m lit_xai.explain")
         head, rows, definitions, sets = self.head(), [], {"explainers": {}}, {}  # type: ignore[var-annotated]
         directions = dict.fromkeys(columns, True)
+        probes: dict[str, Tensor] = {}
         for name in tqdm(names, desc="evaluate", unit="explainer", disable=not progress, leave=False):
             estimates, meaning, sets[name] = self.measure(name, distance, columns)
             definitions.update(meaning)
@@ -343,11 +356,15 @@ class Ensemble:
             reader = next(iter(self.readers(name).values()))
             resolved = reader.meta.get("resolved", {})
             definitions["explainers"][name] = {**reader.fingerprint["explainer"], "resolved": resolved}
-            head["probes"] = len(samples)
+            probes[name] = samples
             rows.append(Row(name, estimates))
+        head["probes"] = max(len(s) for s in probes.values())
+        for name, samples in probes.items():
+            if len(samples) < head["probes"]:
+                head["warnings"].append(f"{name} is explained on {len(samples)} of {head['probes']} probes")
         null = next((r for r in rows if r.explainer == NULL), None)
         for row in rows:
-            if null is None or row is null:
+            if null is None or row is null or not torch.equal(probes[row.explainer], probes[NULL]):
                 continue
             for column, e in row.estimates.items():
                 if column in null.estimates and len(e.draws) == len(null.estimates[column].draws):

@@ -29,7 +29,8 @@ def evaluate(cfg: Any, folder: Any) -> None:
 
     report.shown_or_refuse(cfg.definition)
     ensemble = Ensemble(folder, cfg.seed)
-    chosen = list(plain(cfg.only)) if cfg.only else None
+    only = plain(cfg.only)
+    chosen = [only] if isinstance(only, str) else only
     say(
         f"{folder}: {len(ensemble.folds)} of {ensemble.split.k} folds, {len(chosen or ensemble.explainers())} explainers; "
         f"no model calls, maps are read once"

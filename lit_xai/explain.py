@@ -29,7 +29,7 @@ def with_saved(cfg: Any) -> Any:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
-    from lit_xai.runs import ELSEWHERE, check_targets, experiment_name, plain, read_config
+    from lit_xai.runs import ELSEWHERE, HOW, check_targets, experiment_name, plain, read_config
 
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     given = {o.lstrip("+~").split("=")[0] for o in overrides}
@@ -44,9 +44,9 @@ def with_saved(cfg: Any) -> Any:
         if key not in given and key in saved:
             kept = {k: v for k, v in mine["data"].items() if f"data.{k}" in given} if key == "data" else {}
             mine[key] = {**saved[key], **kept} if key == "data" else saved[key]
-    for key in ("max_epochs", "precision"):
-        if f"trainer.{key}" not in given:
-            mine["trainer"][key] = saved["trainer"].get(key)
+    for key, value in saved["trainer"].items():
+        if f"trainer.{key}" not in given and key not in HOW:
+            mine["trainer"][key] = value
     for group in ("explainer", "score"):
         for name in mine[group]:
             if name in saved[group] and not any(g.startswith(f"{group}.{name}.") for g in given):
@@ -69,7 +69,7 @@ def explain(run: Any) -> None:
         raise UsageError(
             f"{run.checkpoint} is missing: run python -m lit_xai.train with the same options and fold={run.cfg.fold} first"
         )
-    run.claim()
+    run.check_folder()
     callbacks = run.callbacks()
     callback = callbacks[0]
     if run.complete(callback):
@@ -78,12 +78,17 @@ def explain(run: Any) -> None:
     module = run.load()
     plan = engine.plan(run.explained(module, callback), callback.explainers, callback.scores, callback.part)
     say(f"{run.name} fold {run.cfg.fold} of {run.cfg.data.folds}, {callback.probes} probes -> {run.store.root}")
-    if plan.maps == 0 and run.store.predictions_file.exists() and callback.probes == "disagreements":
+    if (
+        plan.maps == 0
+        and run.store.predictions_file.exists()
+        and (callback.probes == "disagreements" or callback.part != (0, 1))
+    ):
         say("complete: nothing to do")
         return
     say(f"explain: {plan}")
     if run.cfg.dry_run:
         return
+    run.claim()
     logger = run.logger()
     trainer = run.trainer(callbacks, logger)
     trainer.test(module, run.data, verbose=False)

@@ -23,6 +23,7 @@ from lit_xai.data.folds import FoldData
 from lit_xai.models.classifier import Classifier
 from lit_xai.store import DamagedFile, FoldStore, MapReader, differences, write_atomically
 
+HOW = ("_target_", "accelerator", "devices", "num_nodes", "strategy", "num_sanity_val_steps", "profiler")  # not what
 ELSEWHERE = ("root", "path", "download", "num_workers", "probes_per_fold")  # where data lie, not what they are
 
 
@@ -104,14 +105,14 @@ def build_logger(cfg: Mapping[str, Any], folder: Path, run: str, job_type: str) 
 
 def identity(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """What makes two trainings the same: everything that decides the weights, and nothing else."""
-    trainer = cfg.get("trainer", {})
+    trainer = {k: v for k, v in cfg.get("trainer", {}).items() if k not in HOW}
     return {
         "data": {k: v for k, v in cfg["data"].items() if k not in ELSEWHERE},
         "model": dict(cfg["model"]),
         "seed": cfg["seed"],
         "label_noise": cfg["label_noise"],
         "weight_noise": cfg["weight_noise"],
-        "trainer": {k: trainer.get(k) for k in ("max_epochs", "precision")},
+        "trainer": trainer,
     }
 
 
@@ -123,7 +124,7 @@ class Run:
     job_type: str
 
     def __post_init__(self) -> None:
-        torch.set_float32_matmul_precision("highest")
+        check_values(self.cfg)
         check_targets(plain(self.cfg))
         if not 0 <= self.cfg.fold < self.cfg.data.folds:
             raise UsageError(
@@ -172,19 +173,27 @@ class Run:
         pl.seed_everything(self.cfg.seed, workers=True, verbose=False)
         return build_module(plain(self.cfg.model), shape_of(self.data), self.data.colour)
 
-    def claim(self) -> None:
-        """Refuse a folder that holds another configuration; leave this one's there."""
+    def check_folder(self) -> None:
+        """Refuse a folder that holds results of another configuration."""
         mine = plain(self.cfg)
         for file in sorted(self.store.root.parent.glob("fold=*/config.yaml")):
-            theirs = read_config(file)
-            difference = differences(identity(theirs), identity(mine))
+            if not any((file.parent / f).exists() for f in ("model.ckpt", "last.ckpt", "predictions.safetensors")):
+                continue  # a run that came to nothing
+            there, here = identity(read_config(file)), identity(mine)
+            if self.job_type != "train":  # how long it was trained is the checkpoint's affair
+                there.pop("trainer"), here.pop("trainer")
+            difference = differences(there, here)
             if difference:
                 raise UsageError(
                     f"{file.parent} holds another configuration ({'; '.join(difference[:3])}): "
                     f"choose another name=, or restore these settings"
                 )
-        config = self.store.root / "config.yaml"
-        if not config.exists() or read_config(config) != mine:
+
+    @rank_zero_only
+    def claim(self) -> None:
+        """Leave this run's configuration in its folder (explaining does not replace the training's)."""
+        mine, config = plain(self.cfg), self.store.root / "config.yaml"
+        if not config.exists() or (self.job_type == "train" and read_config(config) != mine):
             write_atomically(config, OmegaConf.to_yaml(OmegaConf.create(mine)))
 
     def callbacks(self) -> list[pl.Callback]:
@@ -218,6 +227,11 @@ class Run:
         """Lightning's Trainer with what this project needs of it."""
         options = dict(plain(self.cfg.trainer))
         options.pop("_target_")
+        for file in self.store.root.glob("hpc_ckpt_*"):
+            # Lightning would load what a signal left over the weights we give it; last.ckpt is what we resume from
+            file.unlink(missing_ok=True)
+        if options.get("accelerator") == "gpu" and not torch.cuda.is_available():
+            raise UsageError("trainer=gpu, ddp and their bf16 forms need a GPU and none is found: use trainer=cpu")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return pl.Trainer(
@@ -261,13 +275,20 @@ class Run:
             readers = [MapReader(self.store, callback.kind, name) for name in self.explainers]
         except DamagedFile:
             return False  # it is written anew
-        wanted = set(self.scores)
+        if not all(r.files and r.has(self.data.probes) for r in readers):
+            return False
+        wanted = {n: s.meaning() for n, s in self.scores.items()}
+        target = self.cfg.target if self.data.source.labelled else "prediction"
+        expected = {
+            **self.data.identity(),
+            "target": target,
+            "seed": self.cfg.seed,
+            "checkpoint": predictions.meta["checkpoint"],
+        }
         return all(
-            r.files
-            and r.has(self.data.probes)
-            and wanted <= set(r.scores())
-            and r.fingerprint["checkpoint"] == predictions.meta["checkpoint"]
+            not differences({k: r.fingerprint.get(k) for k in expected}, expected)
             and r.fingerprint["explainer"] == describe(self.explainers[r.files[0].parent.name])
+            and not differences({n: s["definition"] for n, s in r.meta["scores"].items() if n in wanted}, wanted)
             for r in readers
         )
 
@@ -275,6 +296,24 @@ class Run:
     def trainable(self) -> bool:
         """Whether this model is trained here."""
         return issubclass(get_object(self.cfg.model._target_), Classifier)
+
+
+def check_values(cfg: Any) -> None:
+    """Numbers that would fail late, or in somebody else's code."""
+    for key in ("fold", "seed", "batch_size", "shard_size", "data.folds", "data.batch_size", "trainer.max_epochs"):
+        value = OmegaConf.select(cfg, key)
+        least = {"fold": None, "seed": 0}.get(key, 1)
+        if not isinstance(value, int) or isinstance(value, bool) or (least is not None and value < least):
+            raise UsageError(
+                f"{key} must be a whole number{'' if least is None else f' of at least {least}'}, found {value}"
+            )
+    for key in ("label_noise", "weight_noise"):
+        if not isinstance(cfg[key], int | float) or not 0 <= cfg[key] <= 1:
+            raise UsageError(f"{key} must lie in [0, 1], found {cfg[key]}")
+    for group in ("explainer", "score"):
+        for name, node in (cfg.get(group) or {}).items():
+            if "_target_" not in node:
+                raise UsageError(f"{group}.{name} has no _target_: choose it by {group}=[{name}], or correct its name")
 
 
 def experiment_name(cfg: Any) -> str:

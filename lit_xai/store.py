@@ -15,6 +15,7 @@ import csv
 import io
 import json
 import os
+import platform
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ class DamagedFile(UsageError):
 def write_atomically(path: Path, data: bytes | str) -> None:
     """The whole file or nothing. A full disk leaves no trace and gives one clear line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as f:
             f.write(data.encode() if isinstance(data, str) else data)
@@ -206,8 +207,8 @@ class FoldStore:
         return sorted(d.name for d in folder.iterdir() if d.is_dir()) if folder.is_dir() else []
 
     def remove_temporary(self) -> None:
-        """Delete what writers that no longer live left behind."""
-        for stale in self.root.rglob(".*.tmp"):
+        """Delete what writers on this machine that no longer live left behind."""
+        for stale in self.root.rglob(f".*.{platform.node()}.*.tmp"):
             pid = stale.name.split(".")[-2]
             if pid.isdigit() and not Path(f"/proc/{pid}").exists():
                 with contextlib.suppress(OSError):
@@ -232,9 +233,14 @@ class MapReader:
         self.meta: dict[str, Any] = {}
         for number, path in enumerate(self.files):
             tensors, meta = read_shard(path)
-            difference = differences(self.fingerprint, meta["fingerprint"]) if self.fingerprint else []
-            if difference:
-                raise UsageError(f"{path.parent} holds shards of different runs ({difference[0]}): {mend(path)}")
+            if self.meta:
+                common = {n: s for n, s in self.meta["scores"].items() if n in meta["scores"]}
+                theirs = {n: meta["scores"][n]["definition"] for n in common}
+                difference = differences(self.fingerprint, meta["fingerprint"])
+                difference += differences({n: s["definition"] for n, s in common.items()}, theirs, "score.")
+                if difference:
+                    raise UsageError(f"{path.parent} holds shards of different runs ({difference[0]}): {mend(path)}")
+                meta = {**meta, "scores": common}
             self.fingerprint, self.meta = meta["fingerprint"], meta
             for row, sample in enumerate(tensors["sample"].tolist()):
                 self.where[sample] = (number, row)

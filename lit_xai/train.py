@@ -30,10 +30,13 @@ def train(run: Any) -> None:
     from pytorch_lightning.callbacks import ModelCheckpoint
     from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+    from lit_xai.core import UsageError
     from lit_xai.dashboard import Dashboard
     from lit_xai.runs import finish, load_weights, plain, save_weights, say, shape_of
 
-    run.claim()
+    if run.cfg.data.folds < 2:
+        raise UsageError("training needs data.folds of at least 2: with one fold there is nothing to train on")
+    run.check_folder()
     callbacks = run.callbacks()
     if run.complete(callbacks[0]):
         say(f"{run.store.root} is complete: nothing to do")
@@ -45,6 +48,7 @@ def train(run: Any) -> None:
     announce(run, module, callbacks[0], trained)
     if run.cfg.dry_run:
         return
+    run.claim()
     logger = run.logger()
     each_epoch = ModelCheckpoint(
         str(run.store.root), "last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
@@ -110,6 +114,8 @@ def announce(run: Any, module: Any, callback: Any, trained: bool) -> None:
 
     with torch.random.fork_rng():
         trial = run.explained(copy.deepcopy(module), callback)  # a copy: planning must not touch what will be trained
+        if not trained:
+            trial.checkpoint = ""  # not known yet
         plan = engine.plan(trial, callback.explainers, callback.scores, callback.part)
         say(f"{run.name} fold {run.cfg.fold} of {run.cfg.data.folds} -> {run.store.root}")
         if not trained:

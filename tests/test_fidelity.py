@@ -292,3 +292,13 @@ def test_fitting_gives_the_mean_colour_to_fillers_inside_scores(rgb):
 def test_fitting_leaves_a_colour_that_was_given(rgb):
     score = Deletion(filler=Mean((0.9,)))
     assert fit_fillers(score, (0.1,)) == score
+
+
+@pytest.mark.parametrize(
+    "score", [MuFidelity(subsets=5), Deletion(filler=Colour(0.0)), Insertion()], ids=lambda s: type(s).__name__
+)
+def test_a_map_with_nan_has_no_score(score, convnet, rgb, targets):
+    maps = torch.rand(5, 12, 12)
+    maps[2, 3, 4] = torch.nan
+    with pytest.raises(UsageError, match="NaN"):
+        score(convnet, rgb, maps, targets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -109,7 +110,9 @@ class Captum:
         options = {k: tuple(v) if isinstance(v, list) else v for k, v in self.options.items()}  # captum wants tuples
         if self.method in BASELINE_REQUIRED:
             options.setdefault("baselines", torch.zeros_like(images[:1]).repeat(2, 1, 1, 1))
-        out = attribution.attribute(images.requires_grad_(), target=targets, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # captum announces the hooks it sets and removes
+            out = attribution.attribute(images.requires_grad_(), target=targets, **options)
         out = out[0] if isinstance(out, tuple) else out
         out = out.detach().to(images.dtype)
         if out.ndim != 4:

@@ -43,6 +43,15 @@ def refill(
     return filler(images[image_of], keep[:, None], rng.take(image_of))[:, 0, 0]
 
 
+def check_scored(images: Images, maps: Tensor, targets: Targets) -> None:
+    """Refuse maps that are not the images' or hold NaN: a score of them would look like any other."""
+    check_batch(images, targets)
+    if maps.shape != (len(images), *images.shape[-2:]):
+        raise UsageError(f"maps of shape {tuple(maps.shape)} do not belong to images of shape {tuple(images.shape)}")
+    if not bool(torch.isfinite(maps).all()):
+        raise UsageError("a map holds NaN or infinite values: explain that image again, or leave it out")
+
+
 def background(filler: Filler, images: Images) -> Images | None:
     """The filler's replacement image if it does not depend on the mask, else None."""
     return filler.background(images) if isinstance(filler, BackgroundFiller) else None
@@ -143,7 +152,7 @@ class MuFidelity:
         rng: SampleRng | None = None,
         observed: Tensor | None = None,
     ) -> Scores:
-        check_batch(images, targets)
+        check_scored(images, maps, targets)
         rng = SampleRng.default(len(images), rng)
         drops = self.observe(model, images, targets, rng) if observed is None else observed
         removed = self.removed_of_batch(images, rng).flatten(2)
@@ -241,7 +250,7 @@ class Curve:
         rng: SampleRng | None = None,
         observed: Tensor | None = None,
     ) -> Scores:
-        check_batch(images, targets)
+        check_scored(images, maps, targets)
         height, width = images.shape[-2:]
         at = self.counts(height, width).to(images.device, torch.float64) / (height * width)
         return torch.trapezoid(self.curve(model, images, maps, targets, rng).double(), at, dim=1)

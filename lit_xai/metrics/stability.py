@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -155,11 +156,14 @@ class PairMetric(Metric):
         self,
         maps_i: Maps,
         maps_j: Maps,
-        correct_i: Bool[Tensor, "b"],
-        correct_j: Bool[Tensor, "b"],
+        correct_i: Shaped[Tensor, "b"],
+        correct_j: Shaped[Tensor, "b"],
         sample: Int[Tensor, "b"],
     ) -> None:
         """Add pairs of maps of the same samples, sample by sample, from two predictors."""
+        correct_i, correct_j = correct_i.bool(), correct_j.bool()
+        if not len(maps_i) == len(maps_j) == len(correct_i) == len(correct_j) == len(sample):
+            raise UsageError("maps_i, maps_j, correct_i, correct_j and sample must have one entry per sample")
         keep = correct_i | correct_j
         if not bool(keep.any()):
             return
@@ -345,7 +349,8 @@ class ReCo(PairMetric):
         for block in resamples(differs, self.resamples, self.seed):
             for part in block.split(max(1, CHUNK // len(rows))):
                 out.append(measure(t, t.rates(part[:, cluster] * weight)))
-        estimate = finish(value, torch.cat(out), basic_interval, **counts)
+        least = -1.0 if self.variant == "auc" else 0.0
+        estimate = finish(value, torch.cat(out), partial(basic_interval, least=least), **counts)
         estimate.null = self._null(rows, index, t)
         return estimate
 

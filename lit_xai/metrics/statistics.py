@@ -78,10 +78,10 @@ def percentile_interval(value: float, draws: Tensor) -> tuple[float, float]:
     return quantiles(draws)
 
 
-def basic_interval(value: float, draws: Tensor) -> tuple[float, float]:
-    """The basic bootstrap interval, 2 * estimate - quantiles, clipped to [0, 1] (for maxima, biased upwards)."""
+def basic_interval(value: float, draws: Tensor, least: float = 0.0) -> tuple[float, float]:
+    """The basic bootstrap interval, 2 * estimate - quantiles, clipped to [least, 1] (for maxima, biased upwards)."""
     low, high = quantiles(draws)
-    return min(1.0, max(0.0, 2 * value - high)), min(1.0, max(0.0, 2 * value - low))
+    return min(1.0, max(least, 2 * value - high)), min(1.0, max(least, 2 * value - low))
 
 
 def finish(
