@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -266,12 +267,12 @@ def scaled(pixels: float, side: int, odd: bool = True, least: int = 3) -> int:
     return size + 1 if odd and size % 2 == 0 else size
 
 
-class BackgroundFiller:
+class BackgroundFiller(ABC):
     """A filler whose replacement image does not depend on the mask."""
 
+    @abstractmethod
     def background(self, images: Images) -> Images:
         """The whole replacement image of every image."""
-        raise NotImplementedError
 
     def __call__(
         self,

@@ -6,6 +6,7 @@ for them, so a map is bitwise the same for any rank count and shard size.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -39,7 +40,6 @@ from lit_xai.store import (
     FoldStore,
     Predictions,
     differences,
-    mend,
     read_shard,
     write_tensors,
 )
@@ -136,15 +136,14 @@ class Work:
         self.path = job.store.shard(job.kind, name, shard.start, shard.stop)
         self.wanted = {n: s.meaning() for n, s in scores.items()}
         self.fingerprint = job.fingerprint(explainer)
-        self.tensors: dict[str, Tensor] = {}
-        self.meta: dict[str, Any] = {}
+        self.meta: dict[str, Any] = {}  # of what an earlier run left; its tensors are read again when they are used
         if self.path.exists():
-            self.read()
+            self.check()
 
-    def read(self) -> None:
+    def check(self) -> None:
         """Take over what an earlier run left, if it is whole; refuse what another configuration left."""
         try:
-            tensors, meta = read_shard(self.path)
+            meta = read_shard(self.path)[1]
         except DamagedFile:
             return  # written anew
         ours = self.fingerprint
@@ -159,26 +158,25 @@ class Work:
                 f"{self.path.parent} was computed otherwise ({'; '.join(difference[:3])}): "
                 f"choose another name=, restore the setting, or delete that folder"
             )
-        self.tensors, self.meta = tensors, meta
+        self.meta = meta
 
     @property
     def missing(self) -> list[str]:
         """The scores to compute; all of them where there are no maps."""
-        have = self.meta.get("scores", {}) if self.tensors else {}
-        return [n for n in self.wanted if n not in have]
+        return [n for n in self.wanted if n not in self.meta.get("scores", {})]
 
     @property
     def done(self) -> bool:
         """Nothing to do."""
-        return bool(self.tensors) and not self.missing
+        return bool(self.meta) and not self.missing
 
 
 def work_list(
     job: Explained, explainers: Mapping[str, Explainer], scores: Mapping[str, Score], part: tuple[int, int] = (0, 1)
 ) -> list[Work]:
     """What this part has to do, shard by shard, explainer by explainer; finished shards are left out."""
-    works = [Work(job, n, e, scores, s) for s in job.ranges(part) for n, e in explainers.items()]
     stale_layouts(job, explainers)
+    works = (Work(job, n, e, scores, s) for s in job.ranges(part) for n, e in explainers.items())
     return [w for w in works if not w.done]
 
 
@@ -230,15 +228,16 @@ def run(work: Work, scores: Mapping[str, Score], observed: dict[tuple[str, int],
     explainer = fit_fillers(work.explainer, job.colour)
     maps, values = [], {name: [] for name in work.missing}  # type: ignore[var-annotated]
     resolved: dict[str, Any] = {}
+    had = read_shard(work.path)[0] if work.meta else {}
     for start in job.batches(shard):
         images, targets, rng = job.batch(start)
         inside = slice(max(shard.start - start, 0), min(shard.stop - start, len(images)))
         if not resolved:
             resolved = {"explainer": resolve(explainer, job.model, images)}
             resolved.update({n: resolve(scores[n], job.model, images) for n in scores})
-        if work.tensors:
+        if had:
             batch_maps = torch.zeros(len(images), *images.shape[-2:], device=images.device)
-            kept = work.tensors["maps"][start + inside.start - shard.start : start + inside.stop - shard.start]
+            kept = had["maps"][start + inside.start - shard.start : start + inside.stop - shard.start]
             batch_maps[inside] = kept.to(images.device)
         else:
             batch_maps = explainer(job.model, images, targets, rng)
@@ -251,7 +250,8 @@ def run(work: Work, scores: Mapping[str, Score], observed: dict[tuple[str, int],
             value = score(job.model, images, batch_maps, targets, rng, observed.get((name, start)))
             values[name].append(value[inside].double().cpu())
         bar.update(inside.stop - inside.start)
-    tensors = {"sample": job.samples[shard.start : shard.stop], "maps": torch.cat(maps), **scored(work.tensors)}
+    tensors = {"sample": job.samples[shard.start : shard.stop], "maps": torch.cat(maps)}
+    tensors.update({k: v for k, v in had.items() if k.startswith("score/")})
     tensors.update({f"score/{n}": torch.cat(v) for n, v in values.items()})
     definitions = {
         n: {
@@ -268,11 +268,6 @@ def run(work: Work, scores: Mapping[str, Score], observed: dict[tuple[str, int],
         "version": lit_xai.__version__,
     }
     write_tensors(work.path, tensors, meta)
-
-
-def scored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The scores among a shard's tensors."""
-    return {k: v for k, v in tensors.items() if k.startswith("score/")}
 
 
 def check_maps(maps: Tensor, images: Tensor, rng: SampleRng, work: Work) -> None:
@@ -325,14 +320,11 @@ def predictions_of(
 ) -> Predictions:
     """The store's predictions if they are this checkpoint's, else new ones (written by rank 0)."""
     meta = {**job.identity, "checkpoint": job.checkpoint, "version": lit_xai.__version__}
-    have = job.store.predictions_file.exists()
-    if have:
-        try:
+    if job.store.predictions_file.exists():
+        with contextlib.suppress(DamagedFile):  # a damaged file is written anew
             found = job.store.read_predictions()
-        except DamagedFile:
-            have = False
-        else:
-            difference = differences({k: found.meta.get(k) for k in meta if k != "version"}, without(meta, "version"))
+            there, here = ({k: m.get(k) for k in meta if k != "version"} for m in (found.meta, meta))
+            difference = differences(there, here)
             if not difference:
                 return found
             if job.store.explainers() or job.store.explainers(DISAGREEMENTS):
@@ -342,18 +334,12 @@ def predictions_of(
                 )
     predicted, confidence = predict(job.model, job.images, split.samples, job.device, rank, world, progress=progress)
     held = split.held_out(fold)[:128].tolist()
-    meta["lipschitz"] = float(
-        local_lipschitz(job.model, job.images.images(held).to(job.device)).max() if len(held) and split.k > 1 else 0
-    )
+    if split.k > 1:
+        meta["lipschitz"] = float(local_lipschitz(job.model, job.images.images(held).to(job.device)).max())
     out = Predictions(split, fold, predicted, confidence, meta)
     if rank == 0:
         job.store.write_predictions(out)
     return out
-
-
-def without(d: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    """A dictionary without some keys."""
-    return {k: v for k, v in d.items() if k not in keys}
 
 
 # --------------------------------------------------------------------------------------------------------- calibration
@@ -386,7 +372,7 @@ def plan(
     height, width = images.shape[-2:]
     total, seen = Passes(0), set()
     for w in works:
-        each = passes_of(w.explainer, height, width) if not w.tensors else Passes(0)
+        each = passes_of(w.explainer, height, width) if not w.meta else Passes(0)
         for n in w.missing:
             if not hasattr(scores[n], "observe") or (n, w.shard) not in seen:
                 each = each + passes_of(scores[n], height, width)
@@ -410,16 +396,3 @@ def seconds_per_image(model: nn.Module, images: Tensor, targets: Tensor) -> tupl
         torch.autograd.grad(model(x).gather(1, targets[:, None]).sum(), x)[0].sum().item()
         times.append((forward, max(time.perf_counter() - began - forward, 0.0)))
     return times[-1][0] / len(images), times[-1][1] / len(images)
-
-
-__all__ = [
-    "Explained",
-    "Plan",
-    "explain",
-    "mend",
-    "model_hash",
-    "plan",
-    "predict",
-    "predictions_of",
-    "work_list",
-]

@@ -10,6 +10,7 @@ S_equal if both predictors are right and to S_differ if exactly one is; both wro
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, ClassVar
@@ -214,16 +215,17 @@ class PairMetric(Metric):
         ):
             return self._estimate()
 
+    @abstractmethod
     def value(self) -> tuple[float, str]:
         """The value of the local state, and the reason where it is NaN."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _estimate(self) -> Estimate:
-        raise NotImplementedError
+        """The estimate of the local state."""
 
+    @abstractmethod
     def meaning(self) -> dict[str, Any]:
         """What the number means."""
-        raise NotImplementedError
 
 
 class MeGe(PairMetric):
