@@ -23,8 +23,10 @@ Maps = Float[Tensor, "b h w"]  # signed, image-sized, raw evidence
 Keep = Bool[Tensor, "b n h w"]  # n masks an image; True = the pixel stays visible
 Targets = Int[Tensor, "b"]  # class index
 Scores = Float[Tensor, "b"]
+Segments = Int[Tensor, "b h w"]  # superpixel of every pixel, 0 .. d-1 in every image
 Model = Callable[[Tensor], Tensor]  # [b, c, h, w] -> logits [b, k]
 
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 REFERENCE_SIDE = 224  # pixel-sized parameters are given for this image side
 
 
@@ -62,10 +64,12 @@ class SampleRng:
     Args:
         seed: the run's seed.
         samples: the index of every image of the batch in its data set.
+        variants: which variant of its image (mask, window) every row is, where rows share a sample.
     """
 
     seed: int
     samples: tuple[int, ...]
+    variants: tuple[int, ...] | None = None
 
     @staticmethod
     def default(batch: int, rng: SampleRng | None = None) -> SampleRng:
@@ -76,13 +80,14 @@ class SampleRng:
             raise UsageError(f"rng names {len(rng.samples)} samples for {batch} images: pass one index per image")
         return rng
 
-    def take(self, rows: Sequence[int]) -> SampleRng:
-        """The generator of a part of the batch."""
-        return SampleRng(self.seed, tuple(self.samples[r] for r in rows))
+    def take(self, rows: Sequence[int], variants: Sequence[int] | None = None) -> SampleRng:
+        """The generator of a part of the batch; with `variants`, row t has its own noise for variant `variants[t]`."""
+        return SampleRng(self.seed, tuple(self.samples[r] for r in rows), tuple(variants) if variants else None)
 
     def generator(self, stream: str, row: int, draw: int = 0) -> torch.Generator:
         """A CPU generator for one sample (`row` of this batch) and one draw."""
-        return torch.Generator().manual_seed(stable_hash(self.seed, stream, self.samples[row], draw))
+        variant = () if self.variants is None else (self.variants[row],)
+        return torch.Generator().manual_seed(stable_hash(self.seed, stream, self.samples[row], draw, *variant))
 
     def uniform(self, stream: str, row: int, shape: Sequence[int]) -> Tensor:
         """Uniform numbers in [0, 1) for one sample, float32 on the CPU."""
@@ -103,8 +108,9 @@ class SampleRng:
 class Explainer(Protocol):
     """A frozen dataclass of hyper-parameters; the model is given to the call and nothing is kept.
 
-    Two optional methods are used where they exist: `passes(height, width) -> Passes` (the cost of one image) and
-    `resolve(model, images) -> dict` (parameters that only the model or the image size decide).
+    Optional methods are used where they exist: `passes(height, width) -> Passes` (the cost of one image),
+    `resolve(model, images) -> dict` (parameters that only the model or the image size decide), and `with_details(model,
+    images, targets, rng) -> (maps, {name: one number an image})` for what a method knows about its own maps.
     """
 
     def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps: ...
@@ -114,7 +120,7 @@ class Explainer(Protocol):
 class Filler(Protocol):
     """Replaces hidden pixels. Kept pixels are returned untouched.
 
-    A filler whose replacement does not depend on the mask also has `background(images) -> Images`.
+    A filler whose replacement does not depend on the mask also has `background(images, segments=None) -> Images`.
     """
 
     def __call__(
@@ -123,7 +129,7 @@ class Filler(Protocol):
         keep: Keep,
         rng: SampleRng,
         draws: int = 1,
-        segments: Int[Tensor, "b h w"] | None = None,
+        segments: Segments | None = None,
     ) -> Float[Tensor, "b n d c h w"]: ...
 
 
@@ -132,7 +138,9 @@ class Score(Protocol):
     """One number per probe. `higher_is_better` is its direction; `meaning()` says what the number means.
 
     A score may have `observe(model, images, targets, rng) -> Tensor`: model outputs that do not depend on the map,
-    computed once per probe and handed to the scoring of every explainer as `observed`.
+    computed once per probe and handed to the scoring of every explainer as `observed`. A score with an attribute `truth`
+    is handed the mask of that name instead; `reference(masks)` is then the score of the whole image. A score may give
+    several columns `[b, t]`, one for every setting of `settings()`; which one counts is chosen on half of the probes.
     """
 
     higher_is_better: bool
@@ -271,8 +279,8 @@ class BackgroundFiller(ABC):
     """A filler whose replacement image does not depend on the mask."""
 
     @abstractmethod
-    def background(self, images: Images) -> Images:
-        """The whole replacement image of every image."""
+    def background(self, images: Images, segments: Segments | None = None) -> Images:
+        """The whole replacement image of every image; `segments` are its superpixels, where somebody has made any."""
 
     def __call__(
         self,
@@ -280,21 +288,27 @@ class BackgroundFiller(ABC):
         keep: Keep,
         rng: SampleRng,
         draws: int = 1,
-        segments: Int[Tensor, "b h w"] | None = None,
+        segments: Segments | None = None,
     ) -> Float[Tensor, "b n d c h w"]:
-        filled = torch.where(keep[:, :, None], images[:, None], self.background(images)[:, None])
+        filled = torch.where(keep[:, :, None], images[:, None], self.background(images, segments)[:, None])
         return filled[:, :, None].expand(-1, -1, draws, -1, -1, -1)
 
 
 @dataclass(frozen=True)
 class Colour(BackgroundFiller):
-    """One colour: `Colour(0.0)` is black, `Colour(0.5)` grey, `Colour((r, g, b))` any other."""
+    """One colour: `Colour(0.0)` is black, `Colour(0.5)` grey, `Colour((r, g, b))` any other (its luma on grey images)."""
 
-    value: float | tuple[float, ...] = 0.0
+    value: float | Sequence[float] = 0.0
 
-    def background(self, images: Images) -> Images:
+    def __post_init__(self) -> None:
+        if not isinstance(self.value, int | float):
+            object.__setattr__(self, "value", tuple(self.value))
+
+    def background(self, images: Images, segments: Segments | None = None) -> Images:
         """The colour, at the images' size."""
         colour = torch.as_tensor(self.value, dtype=images.dtype, device=images.device).reshape(-1)
+        if len(colour) == 3 and images.shape[1] == 1:
+            colour = (colour * colour.new_tensor(LUMA)).sum(0, keepdim=True)
         if len(colour) not in (1, images.shape[1]):
             raise UsageError(f"a colour of {len(colour)} values cannot fill images of {images.shape[1]} channels")
         return colour[None, :, None, None].expand_as(images)
@@ -310,7 +324,7 @@ class Mean(BackgroundFiller):
         """This filler with the training folds' mean colour."""
         return self if self.colour is not None else Mean(mean_colour)
 
-    def background(self, images: Images) -> Images:
+    def background(self, images: Images, segments: Segments | None = None) -> Images:
         """The mean colour, at the images' size."""
         if self.colour is None:
             raise UsageError("the mean filler does not know its colour: pass Mean(colour=(...)) or Colour(0.0)")
@@ -329,7 +343,7 @@ class Blur(BackgroundFiller):
         side = min(images.shape[-2:])
         return {"kernel": scaled(self.kernel, side), "sigma": self.sigma * side / REFERENCE_SIDE}
 
-    def background(self, images: Images) -> Images:
+    def background(self, images: Images, segments: Segments | None = None) -> Images:
         """The blurred images (borders reflect)."""
         size = self.resolve(lambda x: x, images)
         offsets = torch.arange(size["kernel"], dtype=images.dtype, device=images.device) - size["kernel"] // 2
@@ -339,6 +353,64 @@ class Blur(BackgroundFiller):
         x = F.pad(images, (pad, pad, pad, pad), mode="reflect")
         x = F.conv2d(x, weights.view(1, 1, 1, -1).expand(channels, -1, -1, -1), groups=channels)
         return F.conv2d(x, weights.view(1, 1, -1, 1).expand(channels, -1, -1, -1), groups=channels)
+
+
+@dataclass(frozen=True)
+class Refill:
+    """Rows of a model's input with hidden pixels filled, for walks over `images x variants`.
+
+    A filler whose replacement does not depend on the mask is asked for it once; any other is called row by row, with
+    noise that belongs to (sample, variant), so that a row does not depend on the chunk it is made in.
+
+    Args:
+        filler: what stands where a pixel is hidden.
+        images: the images.
+        rng: their noise.
+        segments: their superpixels, for fillers that use them.
+    """
+
+    filler: Filler
+    images: Images
+    rng: SampleRng
+    segments: Segments | None = None
+    whole: Images | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        whole = (
+            self.filler.background(self.images, self.segments) if isinstance(self.filler, BackgroundFiller) else None
+        )
+        if whole is not None and whole.shape != self.images.shape:
+            raise UsageError(
+                f"filler {type(self.filler).__name__} returned a background of shape {tuple(whole.shape)} "
+                f"for images of shape {tuple(self.images.shape)}"
+            )
+        object.__setattr__(self, "whole", whole)
+
+    def __call__(
+        self, keep: Bool[Tensor, "r h w"], image_of: list[int], variant_of: list[int], draws: int = 1
+    ) -> Float[Tensor, "rows c h w"]:
+        """Row t is image `image_of[t]` seen through `keep[t]`; `draws` fillings of a row follow each other.
+
+        Raises:
+            UsageError: the filler returned another shape.
+        """
+        if self.whole is not None:
+            first = image_of[0]
+            if image_of[-1] == first:  # one image: no copies of it are made
+                out = torch.where(keep[:, None], self.images[first : first + 1], self.whole[first : first + 1])
+            else:
+                out = torch.where(keep[:, None], self.images[image_of], self.whole[image_of])
+            return out if draws == 1 else out.repeat_interleave(draws, dim=0)
+        segments = self.segments[image_of] if self.segments is not None else None
+        images = self.images[image_of]
+        out = self.filler(images, keep[:, None], self.rng.take(image_of, variant_of), draws, segments)
+        expected = (len(images), 1, draws, *images.shape[1:])
+        if tuple(out.shape) != expected:
+            name = type(self.filler).__name__
+            raise UsageError(
+                f"filler {name} returned shape {tuple(out.shape)}, expected {expected}: [b, n, d, c, h, w]"
+            )
+        return out.flatten(0, 2)
 
 
 def fit_fillers(thing: Any, mean_colour: tuple[float, ...]) -> Any:
@@ -354,14 +426,14 @@ def fit_fillers(thing: Any, mean_colour: tuple[float, ...]) -> Any:
 
 
 def resolve(thing: Any, model: Model, images: Images) -> dict[str, Any]:
-    """What `thing` and the fillers inside it decide from the model and the image size, by dotted name."""
+    """What `thing` and the objects inside it decide from the model and the image size, by dotted name."""
     out: dict[str, Any] = {}
     if hasattr(thing, "resolve"):
         out.update(thing.resolve(model, images))
     for f in fields(thing) if is_dataclass(thing) else ():
         inner = getattr(thing, f.name)
-        if is_dataclass(inner) and hasattr(inner, "resolve"):
-            out.update({f"{f.name}.{k}": v for k, v in inner.resolve(model, images).items()})
+        if is_dataclass(inner):
+            out.update({f"{f.name}.{k}": v for k, v in resolve(inner, model, images).items()})
     return out
 
 

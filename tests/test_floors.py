@@ -10,7 +10,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "lit_xai"
 FLOORS = [
     {"core", "cli"},
-    {"data", "models", "explainers", "metrics"},
+    {"data", "models", "segments", "fillers"},
+    {"explainers", "metrics"},
     {"store"},
     {"engine", "ensemble"},
     {"draw", "dashboard"},

@@ -1,19 +1,29 @@
 """Attribution methods: frozen dataclasses called as `explainer(model, images, targets) -> maps`."""
 
+from lit_xai.explainers.averaged_gradient import AveragedGradient
 from lit_xai.explainers.cam import GradCAM, GradCAMPlusPlus
 from lit_xai.explainers.control import Random
 from lit_xai.explainers.gradient import GradientInput, IntegratedGradients, Saliency, SmoothGrad
+from lit_xai.explainers.lime import Lime
+from lit_xai.explainers.lime_limit import lime_gap
+from lit_xai.explainers.meaningful import MeaningfulPerturbation
 from lit_xai.explainers.rise import RISE
+from lit_xai.explainers.sweep import SlidingPatch
 from lit_xai.explainers.via_captum import Captum
 
 __all__ = [
     "RISE",
+    "AveragedGradient",
     "Captum",
     "GradCAM",
     "GradCAMPlusPlus",
     "GradientInput",
     "IntegratedGradients",
+    "Lime",
+    "MeaningfulPerturbation",
     "Random",
     "Saliency",
+    "SlidingPatch",
     "SmoothGrad",
+    "lime_gap",
 ]

@@ -1,0 +1,513 @@
+"""LIME for images: perturb, represent, weigh, fit (Ribeiro et al., 2016; Garreau & Mardaoui, 2021).
+
+One class. What is perturbed, how a perturbed image is represented, how it is weighed: each is a parameter, so that
+KernelSHAP and LIME on samples of a generative model are configurations of it.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.stats import norm
+from torch import Tensor
+
+from lit_xai.core import (
+    Filler,
+    Images,
+    Maps,
+    Model,
+    Passes,
+    Refill,
+    SampleRng,
+    Scores,
+    Segments,
+    Targets,
+    UsageError,
+    check_batch,
+    evaluate_rows,
+)
+from lit_xai.fillers.simple import SegmentMean
+from lit_xai.segments import Quickshift, Segmenter, segment_counts, to_pixels
+
+BLOCK = 256  # perturbed images of one sample that are drawn together; memory is bounded by it
+TOP = 5  # superpixels that people look at
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One chunk of perturbed images, for representations and kernels.
+
+    Attributes:
+        images, segments: of the whole batch.
+        image_of: the image of every row.
+        visible: `[r, d]` superpixels that stay visible; False beyond an image's own.
+        perturbed: `[r, c, h, w]` the model's input.
+        counts: `[r]` superpixels of each row's image.
+    """
+
+    images: Images
+    segments: Segments
+    image_of: list[int]
+    visible: Bool[Tensor, "r d"]
+    perturbed: Float[Tensor, "r c h w"]
+    counts: Int[Tensor, "r"]
+
+
+# -------------------------------------------------------------------------------------------------------- perturbation
+
+
+@dataclass(frozen=True)
+class Toggle:
+    """Every superpixel stays with probability `keep`, independently; the others are filled.
+
+    `keep=0` with `whole_first=False` hides everything: the filler then paints full-input samples.
+
+    Args:
+        filler: what stands where a superpixel is hidden.
+        keep: in [0, 1].
+        whole_first: the first mask hides nothing, as in the `lime` package.
+    """
+
+    filler: Filler = field(default_factory=SegmentMean)
+    keep: float = 0.5
+    whole_first: bool = True
+
+    def visible(self, rng: SampleRng, row: int, segments: int, block: int) -> Bool[Tensor, "n d"]:
+        """The masks of one block of one image."""
+        if not 0 <= self.keep <= 1:
+            raise UsageError(f"a superpixel's probability to stay, keep={self.keep}, must lie in [0, 1]")
+        z = torch.rand(BLOCK, segments, generator=rng.generator("lime", row, block)) < self.keep
+        if self.whole_first and block == 0:
+            z[0] = True
+        return z
+
+
+@dataclass(frozen=True)
+class Coalitions(Toggle):
+    """Coalitions of KernelSHAP: the size s has probability proportional to (d-1) / (s (d-s)), its members are uniform.
+
+    The first two masks show everything and nothing (Lundberg & Lee, 2017).
+    """
+
+    def visible(self, rng: SampleRng, row: int, segments: int, block: int) -> Bool[Tensor, "n d"]:
+        """The coalitions of one block of one image."""
+        generator = rng.generator("coalitions", row, block)
+        size = torch.arange(1, segments, dtype=torch.float64)
+        sizes = 1 + torch.multinomial(1 / (size * (segments - size)), BLOCK, replacement=True, generator=generator)
+        order = torch.rand(BLOCK, segments, generator=generator).argsort(1).argsort(1)
+        z = order < sizes[:, None]
+        if block == 0:
+            z[0], z[1] = True, False
+        return z
+
+
+# ------------------------------------------------------------------------------------------------------ representation
+
+
+@dataclass(frozen=True)
+class OnOff:
+    """1 where a superpixel is visible, else 0."""
+
+    def __call__(self, rows: Rows) -> Tensor:
+        """`[r, d]`, boolean."""
+        return rows.visible
+
+
+@dataclass(frozen=True)
+class SegmentDistance:
+    """1 - l1(x, x~) / largest possible l1, superpixel by superpixel: how much of it is left, in [0, 1] (POMELO)."""
+
+    def __call__(self, rows: Rows) -> Tensor:
+        """`[r, d]`, float32."""
+        x = rows.images[rows.image_of]
+        segments = rows.segments[rows.image_of].flatten(1)
+        change, most = (x - rows.perturbed).abs().sum(1), torch.maximum(x, 1 - x).sum(1)
+        total = change.new_zeros(2, len(x), rows.visible.shape[1])
+        total[0].scatter_add_(1, segments, change.flatten(1))
+        total[1].scatter_add_(1, segments, most.flatten(1))
+        return torch.where(total[1] > 0, 1 - total[0] / total[1].clamp_min(1e-12), 0.0).float()
+
+
+# -------------------------------------------------------------------------------------------------------------- kernel
+
+
+class Kernel(ABC):
+    """The weight of every perturbed image."""
+
+    @abstractmethod
+    def __call__(self, rows: Rows) -> Float[Tensor, "r"]:
+        """Weights, at least 0, float64."""
+
+
+def bell(distance: Tensor, width: float) -> Tensor:
+    """exp(-distance^2 / (2 width^2))."""
+    if not width > 0:
+        raise UsageError(f"the kernel's width (bandwidth) must be positive, found {width}")
+    return torch.exp(-(distance**2) / (2 * width**2))
+
+
+@dataclass(frozen=True)
+class CosineKernel(Kernel):
+    """exp(-(1 - cos(z, 1))^2 / (2 width^2)); a mask that hides everything lies at distance 1."""
+
+    width: float = 0.25
+
+    def __call__(self, rows: Rows) -> Float[Tensor, "r"]:
+        return bell(1 - (rows.visible.sum(1).double() / rows.counts).sqrt(), self.width)
+
+
+@dataclass(frozen=True)
+class PixelCosineKernel(Kernel):
+    """The same bell with the cosine distance between the image's and the perturbed image's pixels (POMELO)."""
+
+    width: float = 0.25
+
+    def __call__(self, rows: Rows) -> Float[Tensor, "r"]:
+        x, y = rows.images[rows.image_of].flatten(1).double(), rows.perturbed.flatten(1).double()
+        size = x.norm(dim=1) * y.norm(dim=1)
+        return bell(1 - torch.where(size > 0, (x * y).sum(1) / size.clamp_min(1e-300), 0.0), self.width)
+
+
+@dataclass(frozen=True)
+class ShapleyKernel(Kernel):
+    """Equal weights for `Coalitions`, and `anchor` for the two masks that show everything and nothing.
+
+    The coalitions are drawn in proportion to the Shapley kernel, so the fit is KernelSHAP's; the anchors' weight makes
+    the coefficients sum to f(x) - f(everything filled).
+    """
+
+    anchor: float = 1e7
+
+    def __call__(self, rows: Rows) -> Float[Tensor, "r"]:
+        shown = rows.visible.sum(1)
+        return torch.where((shown == 0) | (shown == rows.counts), self.anchor, 1.0).double()
+
+
+# ----------------------------------------------------------------------------------------------------------- surrogate
+
+
+@dataclass(frozen=True)
+class Block:
+    """Perturbed images that have been seen: bit-packed representation if it is on-off, responses and weights."""
+
+    features: np.ndarray | Tensor
+    width: int
+    response: Float[Tensor, "b n"]
+    weight: Float[Tensor, "b n"]
+
+    @staticmethod
+    def of(features: Tensor, response: Tensor, weight: Tensor) -> Block:
+        """Packed."""
+        packed = np.packbits(features.numpy(), axis=-1) if features.dtype == torch.bool else features
+        return Block(packed, features.shape[-1], response, weight)
+
+    def design(self) -> Float[Tensor, "b n p"]:
+        """A leading one and the features, float64."""
+        if isinstance(self.features, np.ndarray):
+            features = torch.from_numpy(np.unpackbits(self.features, axis=-1, count=self.width))
+        else:
+            features = self.features
+        return torch.cat([torch.ones(*features.shape[:2], 1, dtype=torch.float64), features.double()], dim=-1)
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """The fitted linear model of every image.
+
+    Attributes:
+        segments: `[b, h, w]` superpixels.
+        counts: `[b]` how many.
+        coefficients: `[b, d]`, 0 beyond an image's own superpixels; in units of the output.
+        intercept: `[b]`.
+        covariance: `[b, d+1, d+1]` of (intercept, coefficients), sandwich form.
+        r2: `[b]` weighted R^2, at most 1; NaN where the response is constant.
+        samples: `[b]` perturbed images used.
+        settled: `[b]` whether the five largest coefficients are settled at 95 % (for `samples="auto"`).
+    """
+
+    segments: Segments
+    counts: Int[Tensor, "b"]
+    coefficients: Float[Tensor, "b d"]
+    intercept: Float[Tensor, "b"]
+    covariance: Float[Tensor, "b p p"]
+    r2: Float[Tensor, "b"]
+    samples: Int[Tensor, "b"]
+    settled: Bool[Tensor, "b"]
+
+    @property
+    def standard_errors(self) -> Float[Tensor, "b d"]:
+        """Of the coefficients."""
+        return self.covariance.diagonal(dim1=1, dim2=2)[:, 1:].clamp_min(0).sqrt()
+
+    def intervals(self) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
+        """The 95 % interval of every coefficient."""
+        half = float(norm.ppf((1 + LEVEL) / 2)) * self.standard_errors
+        return self.coefficients - half, self.coefficients + half
+
+    def top(self, k: int = TOP) -> list[list[int]]:
+        """The superpixels of the k largest positive coefficients of every image, largest first."""
+        order = self.coefficients.argsort(dim=1, descending=True, stable=True)
+        return [[j for j in o[:k].tolist() if c[j] > 0] for o, c in zip(order, self.coefficients, strict=True)]
+
+    def maps(self) -> Float[Tensor, "b h w"]:
+        """Every coefficient at the pixels of its superpixel."""
+        return to_pixels(self.coefficients, self.segments.to(self.coefficients.device))
+
+
+def fit(
+    blocks: list[Block], counts: Int[Tensor, "b"], ridge: float = 1.0
+) -> tuple[Tensor, Float[Tensor, "b p p"], Float[Tensor, "b"]]:
+    """Weighted ridge regression of the whole batch in float64; the intercept is not penalised.
+
+    Returns the parameters `[b, 1 + d]`, their sandwich covariance (HC1: scaled by n / (n - d - 1)) and the weighted R^2.
+
+    Raises:
+        UsageError: the design is singular.
+    """
+    if ridge < 0:
+        raise UsageError(f"ridge must be at least 0, found {ridge}")
+    width = blocks[0].width + 1
+    gram = torch.zeros(len(counts), width, width, dtype=torch.float64)
+    right = torch.zeros(len(counts), width, dtype=torch.float64)
+    for b in blocks:
+        weighted = b.design() * b.weight[..., None]
+        gram += weighted.mT @ b.design()
+        right += (weighted * b.response[..., None]).sum(1)
+    mean = right[:, 0] / gram[:, 0, 0]
+    own = torch.arange(width) <= counts[:, None]  # padded features have no rows: 1 on the diagonal gives them 0
+    penalty = torch.where(own, ridge, 1.0).double()
+    penalty[:, 0] = 0
+    gram += torch.diag_embed(penalty)
+    factor, info = torch.linalg.cholesky_ex(gram)
+    share = factor.diagonal(dim1=1, dim2=2) ** 2 / gram.diagonal(dim1=1, dim2=2)
+    singular = (info > 0) | ~(share.amin(1) > 1e-10)
+    if bool(singular.any()):
+        raise UsageError(
+            f"the surrogate of image {int(singular.nonzero()[0])} of the batch has a singular design: two superpixels "
+            f"always vary together, or weights are all but zero; draw more samples, widen the kernel, or set ridge > 0"
+        )
+    theta = torch.cholesky_solve(right[..., None], factor)[..., 0]
+    meat = torch.zeros_like(gram)
+    left, spread = torch.zeros_like(mean), torch.zeros_like(mean)
+    for b in blocks:
+        design = b.design()
+        residual = b.response - (design @ theta[..., None])[..., 0]
+        scored = design * (b.weight * residual)[..., None]
+        meat += scored.mT @ scored
+        left += (b.weight * residual**2).sum(1)
+        spread += (b.weight * (b.response - mean[:, None]) ** 2).sum(1)
+    inverse = torch.cholesky_inverse(factor)
+    # a constant response leaves rounding behind: call its R^2 undefined
+    r2 = torch.where(spread > 1e-20 * gram[:, 0, 0], 1 - left / spread, torch.nan)
+    number = sum(b.response.shape[1] for b in blocks)
+    freedom = (number / (number - counts - 1).clamp_min(1)).double()
+    return theta, freedom[:, None, None] * (inverse @ meat @ inverse), r2
+
+
+def is_settled(theta: Float[Tensor, "p"], covariance: Float[Tensor, "p p"], count: int, level: float) -> bool:
+    """Whether every one of the five largest coefficients exceeds every other one, at this level."""
+    if count <= TOP:
+        return True
+    order = theta[1 : count + 1].argsort(descending=True) + 1
+    inside, outside = order[:TOP], order[TOP:]
+    variance = covariance.diagonal()
+    spread = variance[inside, None] + variance[outside] - 2 * covariance[inside[:, None], outside]
+    gap = theta[inside, None] - theta[outside]
+    return bool((gap > float(norm.ppf(level)) * spread.clamp_min(0).sqrt()).all())
+
+
+@dataclass(frozen=True)
+class Lime:
+    """Local surrogate over superpixels; every default is the `lime` package's.
+
+    The coefficients tend to a limit that is known in closed form for some models (`lit_xai.explainers.lime_limit`).
+
+    Args:
+        segments: makes the superpixels.
+        perturbation: hides superpixels and fills them.
+        representation: what the surrogate sees of a perturbed image.
+        kernel: the weight of a perturbed image.
+        samples: perturbed images an image; `auto` draws until the five largest coefficients are settled at 95 % (looks
+            at 256, 512, 1024 ... samples, with the level shared among them) or `cap` is reached.
+        cap: most samples with `auto`.
+        ridge: penalty of the coefficients; 0 for least squares, whose intervals hold.
+        output: `probability` or `logit` of the explained class.
+        precision: `float32`, or `bf16` for autocast.
+        max_batch: most images per model call.
+    """
+
+    segments: Segmenter = field(default_factory=Quickshift)
+    perturbation: Toggle = field(default_factory=Toggle)
+    representation: OnOff | SegmentDistance = field(default_factory=OnOff)
+    kernel: Kernel = field(default_factory=CosineKernel)
+    samples: int | str = 1000
+    cap: int = 10_000
+    ridge: float = 1.0
+    output: str = "probability"
+    precision: str = "float32"
+    max_batch: int = 64
+
+    @property
+    def most(self) -> int:
+        """The largest number of samples an image can take."""
+        if self.samples == "auto":
+            return self.cap
+        if not isinstance(self.samples, int) or self.samples < 1:
+            raise UsageError(f"samples must be a positive number or auto, found {self.samples!r}")
+        return self.samples
+
+    def passes(self, height: int, width: int) -> Passes:
+        """One forward pass a sample; with `auto`, at most that."""
+        return Passes(self.most)
+
+    def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
+        return self.with_details(model, images, targets, rng)[0]
+
+    def with_details(
+        self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None
+    ) -> tuple[Maps, dict[str, Scores]]:
+        """The maps, and per image: weighted R^2, mean standard error of a coefficient, samples, superpixels, settled."""
+        s = self.explain(model, images, targets, rng)
+        error = s.standard_errors.sum(1) / s.counts
+        details = {"r2": s.r2, "standard_error": error, "samples": s.samples, "superpixels": s.counts}
+        if self.samples == "auto":
+            details["settled"] = s.settled
+        return s.maps().to(images), {k: v.double() for k, v in details.items()}
+
+    def explain(
+        self,
+        model: Model,
+        images: Images,
+        targets: Targets,
+        rng: SampleRng | None = None,
+        segments: Segments | None = None,
+        masks: Bool[Tensor, "b n d"] | None = None,
+    ) -> Surrogate:
+        """The fitted surrogates.
+
+        Args:
+            model, images, targets, rng: as in the call.
+            segments: superpixels of one's own instead of the segmenter's.
+            masks: visible superpixels of every perturbed image, instead of random ones.
+
+        Raises:
+            UsageError: one superpixel only, fewer samples than superpixels, a kernel without width, a singular design.
+        """
+        check_batch(images, targets)
+        rng = SampleRng.default(len(images), rng)
+        segments = self.segments(images) if segments is None else segments.to(images.device)
+        if segments.shape != (len(images), *images.shape[-2:]):
+            raise UsageError(f"superpixels of shape {tuple(segments.shape)} do not belong to these images")
+        counts = segment_counts(segments).cpu()
+        total = self.most if masks is None else masks.shape[1]
+        for row, count in enumerate(counts.tolist()):
+            if count < 2:
+                raise UsageError(
+                    f"sample {rng.samples[row]} has one superpixel: choose a finer segmentation (segments=)"
+                )
+            if total < count + 1:
+                raise UsageError(
+                    f"{total} samples cannot fit {count} superpixels of sample {rng.samples[row]}: "
+                    f"set samples= to at least {count + 1}, better ten times that"
+                )
+        if masks is not None and masks.shape[2] < int(counts.max()):
+            raise UsageError(f"masks of {masks.shape[2]} superpixels for images that have {int(counts.max())}")
+        if self.samples == "auto" and masks is None:
+            return self.until_settled(model, images, targets, rng, segments, counts)
+        refill = Refill(self.perturbation.filler, images, rng, segments)
+        blocks = [
+            self.block(model, targets, refill, counts, start // BLOCK, min(BLOCK, total - start), masks)
+            for start in range(0, total, BLOCK)
+        ]
+        theta, covariance, r2 = fit(blocks, counts, self.ridge)
+        samples = torch.full((len(images),), total)
+        settled = [is_settled(t, v, int(c), LEVEL) for t, v, c in zip(theta, covariance, counts, strict=True)]
+        return Surrogate(
+            segments,
+            counts,
+            theta[:, 1:],
+            theta[:, 0],
+            covariance,
+            r2,
+            samples,
+            torch.tensor(settled, dtype=torch.bool),
+        )
+
+    def block(
+        self,
+        model: Model,
+        targets: Targets,
+        refill: Refill,
+        counts: Int[Tensor, "b"],
+        number: int,
+        size: int,
+        masks: Bool[Tensor, "b n d"] | None = None,
+    ) -> Block:
+        """Draw, fill, ask and weigh one block of every image."""
+        images, segments = refill.images, refill.segments
+        assert segments is not None
+        width = int(counts.max())
+        visible = torch.zeros(len(images), size, width, dtype=torch.bool)
+        for row, count in enumerate(counts.tolist()):
+            if masks is None:
+                visible[row, :, :count] = self.perturbation.visible(refill.rng, row, count, number)[:size]
+            else:
+                visible[row, :, :count] = masks[row, number * BLOCK :][:size, :count].bool()
+        features: list[Tensor] = []
+        weights: list[Tensor] = []
+        flat = segments.flatten(1)
+
+        def make(image_of: list[int], variant_of: list[int]) -> Tensor:
+            z = visible[image_of, variant_of].to(images.device)
+            one = image_of[0] == image_of[-1]
+            index = flat[image_of[:1]].expand(len(z), -1) if one else flat[image_of]
+            keep = z.gather(1, index).view(len(z), *segments.shape[1:])
+            perturbed = refill(keep, image_of, [number * BLOCK + v for v in variant_of])
+            rows = Rows(images, segments, image_of, z, perturbed, counts[image_of].to(images.device))
+            features.append(self.representation(rows).cpu())
+            weights.append(self.kernel(rows).cpu())
+            return perturbed
+
+        response = evaluate_rows(
+            model, make, images, targets, size, self.max_batch, self.output, self.precision
+        )  # [b, size]
+        shape = len(images), size
+        return Block.of(
+            torch.cat(features).view(*shape, width), response.double().cpu(), torch.cat(weights).view(shape)
+        )
+
+    def until_settled(
+        self, model: Model, images: Images, targets: Targets, rng: SampleRng, segments: Segments, counts: Tensor
+    ) -> Surrogate:
+        """Image by image: twice as many samples at every look, until the top is settled or the cap is reached."""
+        looks = 1 + max(0, math.ceil(math.log2(self.cap / BLOCK)))
+        level = 1 - (1 - LEVEL) / looks
+        width = int(counts.max())
+        theta = torch.zeros(len(images), width + 1, dtype=torch.float64)
+        covariance = torch.zeros(len(images), width + 1, width + 1, dtype=torch.float64)
+        r2, samples = torch.zeros(len(images), dtype=torch.float64), torch.zeros(len(images), dtype=torch.long)
+        settled = torch.zeros(len(images), dtype=torch.bool)
+        for i, count in enumerate(counts.tolist()):
+            refill = Refill(self.perturbation.filler, images[i : i + 1], rng.take([i]), segments[i : i + 1])
+            blocks: list[Block] = []
+            done, target = 0, BLOCK
+            while not settled[i] and done < self.cap:
+                while done < min(target, self.cap):
+                    size = min(BLOCK, self.cap - done)
+                    one = counts[i : i + 1]
+                    blocks.append(self.block(model, targets[i : i + 1], refill, one, done // BLOCK, size))
+                    done += size
+                target *= 2
+                if done <= count:
+                    continue
+                t, v, r = fit(blocks, counts[i : i + 1], self.ridge)
+                theta[i, : count + 1], covariance[i, : count + 1, : count + 1] = t[0], v[0]
+                r2[i], samples[i] = r[0], done
+                settled[i] = is_settled(t[0], v[0], count, level)
+        return Surrogate(segments, counts, theta[:, 1:], theta[:, 0], covariance, r2, samples, settled)

@@ -1,0 +1,159 @@
+"""Meaningful perturbation: learn the smallest smooth mask whose removal destroys the prediction (Fong & Vedaldi, 2017)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from lit_xai.core import (
+    BackgroundFiller,
+    Blur,
+    Filler,
+    Images,
+    Maps,
+    Model,
+    Passes,
+    SampleRng,
+    Scores,
+    Targets,
+    UsageError,
+    check_batch,
+    evaluating,
+    in_format_of,
+    scaled,
+    select_output,
+)
+
+CHANGED = 1 / 255  # a pixel has changed when any channel moves by more than this
+
+
+@dataclass(frozen=True)
+class MeaningfulPerturbation:
+    """Adam on a small mask m in [0, 1] (1 = keep); the map is 1 - m at image size.
+
+    loss = `area` sum|1 - m| + `smoothness` TV_3(m) + p(c | m x + (1 - m) filler), TV_3 = sum of |differences|^3 on the
+    small mask (Agarwal & Nguyen, 2020). Images are independent of each other: a batch is many problems side by side.
+
+    Args:
+        mask: side of the mask at 224 px; scales with the side, at least 3.
+        steps: of Adam.
+        rate: its learning rate.
+        area, smoothness: weights of the two penalties.
+        jitter: largest shift of the perturbed image at a step, pixels at 224 px (scales, at least 1 unless 0).
+        upsampling: `bilinear` (the paper) or `nearest` (its authors' code).
+        filler: what shows where the mask is 0. One that does not depend on the mask blends in by the mask's value; any
+            other fills where m <= 1/2 at every step, and the gradient passes straight through that decision.
+        output: `probability` or `logit`.
+        max_batch: most images per model call.
+    """
+
+    mask: int = 28
+    steps: int = 300
+    rate: float = 0.1
+    area: float = 1e-4
+    smoothness: float = 1e-2
+    jitter: int = 3
+    upsampling: str = "bilinear"
+    filler: Filler = field(default_factory=lambda: Blur(kernel=61, sigma=10.0))
+    output: str = "probability"
+    max_batch: int = 64
+
+    def passes(self, height: int, width: int) -> Passes:
+        """One forward and one backward pass a step."""
+        return Passes(self.steps, self.steps)
+
+    def resolve(self, model: Model, images: Images) -> dict[str, Any]:
+        """The mask's side and the jitter in pixels of these images."""
+        side = min(images.shape[-2:])
+        shift = scaled(self.jitter, side, odd=False, least=1) if self.jitter else 0
+        return {"mask": scaled(self.mask, side, odd=False), "jitter": shift}
+
+    def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
+        return self.with_details(model, images, targets, rng)[0]
+
+    def with_details(
+        self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None
+    ) -> tuple[Maps, dict[str, Scores]]:
+        """The maps; per image the share of pixels that the mask has changed, and the output left with that mask."""
+        check_batch(images, targets)
+        if self.steps < 1 or self.mask < 1 or self.rate <= 0 or self.jitter < 0 or self.max_batch < 1:
+            raise UsageError(
+                f"meaningful perturbation needs steps, mask, rate, max_batch > 0, jitter >= 0, found {self}"
+            )
+        if self.upsampling not in ("bilinear", "nearest"):
+            raise UsageError(f"upsampling must be bilinear or nearest, found {self.upsampling!r}")
+        rng = SampleRng.default(len(images), rng)
+        parts = []
+        with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
+            for rows in torch.arange(len(images)).split(self.max_batch):
+                here = rows.tolist()
+                parts.append(self.optimise(model, images[here].clone(), targets[here].clone(), rng.take(here)))
+        maps, changed, left = (torch.cat(p) for p in zip(*parts, strict=True))
+        return maps, {"pixels_changed": changed.double(), "output_left": left.double()}
+
+    def optimise(self, model: Model, images: Images, targets: Targets, rng: SampleRng) -> tuple[Maps, Scores, Scores]:
+        """The maps of one chunk, the share of pixels changed, and the output left."""
+        size = self.resolve(model, images)
+        side, shift = size["mask"], size["jitter"]
+        rows = range(len(images))
+        m = torch.stack([rng.uniform("mask", r, (1, side, side)) for r in rows]).to(images).requires_grad_()
+        shifts = self.shifts(rng, len(images), shift).to(images.device)
+        optimiser = torch.optim.Adam([m], lr=self.rate)
+        whole = self.filler.background(images) if isinstance(self.filler, BackgroundFiller) else None
+        for step in range(self.steps):
+            shown = self.perturbed(images, self.enlarged(m, images), whole, rng, step)
+            moved = in_format_of(moved_by(shown, shifts[:, step]), images) if shift else shown
+            p = select_output(model(moved), targets, self.output)
+            loss = self.area * (1 - m).abs().sum() + self.smoothness * tv3(m) + p.sum()
+            (m.grad,) = torch.autograd.grad(loss, m)
+            optimiser.step()
+            with torch.no_grad():
+                m.clamp_(0, 1)
+        with torch.no_grad():
+            keep = self.enlarged(m, images)
+            shown = self.perturbed(images, keep, whole, rng, self.steps)
+            changed = ((shown - images).abs().amax(1) > CHANGED).to(images.dtype).mean((1, 2))
+            left = select_output(model(shown), targets, self.output)
+        return (1 - keep[:, 0]).detach(), changed, left
+
+    def enlarged(self, m: Float[Tensor, "b 1 s s"], images: Images) -> Float[Tensor, "b 1 h w"]:
+        """The mask at image size."""
+        corners = {"align_corners": False} if self.upsampling == "bilinear" else {}
+        return F.interpolate(m, size=images.shape[-2:], mode=self.upsampling, **corners)
+
+    def perturbed(
+        self, images: Images, keep: Float[Tensor, "b 1 h w"], whole: Images | None, rng: SampleRng, step: int
+    ) -> Images:
+        """The images seen through the mask."""
+        if whole is not None:
+            return in_format_of(keep * images + (1 - keep) * whole, images)
+        kept = keep > 0.5
+        filled = self.filler(images, kept.detach(), rng.take(range(len(images)), [step] * len(images)))[
+            :, 0, 0
+        ].detach()
+        hard = kept.to(images.dtype) - keep.detach() + keep  # the value of the decision, the gradient of the mask
+        return in_format_of(hard * images + (1 - hard) * filled, images)
+
+    def shifts(self, rng: SampleRng, batch: int, most: int) -> Tensor:
+        """`[b, steps, 2]` shifts in 0..most."""
+        drawn = [rng.uniform("jitter", r, (self.steps, 2)) for r in range(batch)]
+        return (torch.stack(drawn) * (most + 1)).long()
+
+
+def moved_by(images: Images, shift: Tensor) -> Images:
+    """Every image moved up and left by its own `[b, 2]` shift; the border repeats."""
+    height, width = images.shape[-2:]
+    row = (torch.arange(height, device=images.device) + shift[:, :1]).clamp_max(height - 1)
+    column = (torch.arange(width, device=images.device) + shift[:, 1:]).clamp_max(width - 1)
+    index = torch.arange(len(images), device=images.device)[:, None, None]
+    return images.permute(0, 2, 3, 1)[index, row[:, :, None], column[:, None]].permute(0, 3, 1, 2)
+
+
+def tv3(m: Float[Tensor, "b 1 s s"]) -> Tensor:
+    """Sum of the cubed absolute differences of neighbours."""
+    return (m[..., 1:, :] - m[..., :-1, :]).abs().pow(3).sum() + (m[..., 1:] - m[..., :-1]).abs().pow(3).sum()

@@ -1,0 +1,309 @@
+"""Hide a window, refill it, contrast the outputs: occlusion, sliding patch, and every other map of one moving window.
+
+A method is a contrast of a few lines; walking the windows, refilling them and spreading the values over the pixels is
+the same for all. Where a window is refilled several times, the softmax is averaged over the fillings.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lit_xai.core import (
+    REFERENCE_SIDE,
+    BackgroundFiller,
+    Colour,
+    Filler,
+    Images,
+    Maps,
+    Model,
+    Passes,
+    Refill,
+    SampleRng,
+    Targets,
+    UsageError,
+    autocast,
+    check_batch,
+    evaluating,
+    in_format_of,
+    row_chunks,
+    scaled,
+)
+
+EPSILON = 1e-13  # of the published information maps: keeps logarithms finite
+GROUP = 64  # fillings of one window that are made together
+Probabilities = Float[Tensor, "r k"]
+
+# ----------------------------------------------------------------------------------------------------------- contrasts
+
+
+class Contrast(ABC):
+    """How much the output changed: from p(y|x) and the mean p(y|x without the window), positive = evidence for."""
+
+    @abstractmethod
+    def __call__(self, whole: Probabilities, hidden: Probabilities, targets: Int[Tensor, "r"]) -> Float[Tensor, "r"]:
+        """One number a row; float64."""
+
+
+def of_target(p: Probabilities, targets: Int[Tensor, "r"]) -> Float[Tensor, "r"]:
+    """The targets' probabilities."""
+    return p.gather(1, targets[:, None])[:, 0]
+
+
+def in_unit(nats: Tensor, unit: str) -> Tensor:
+    """Nats as `bits` or as `nats`."""
+    if unit not in ("bits", "nats"):
+        raise UsageError(f"unit must be bits or nats, found {unit!r}")
+    return nats / math.log(2) if unit == "bits" else nats
+
+
+@dataclass(frozen=True)
+class ProbabilityDifference(Contrast):
+    """p(c|x) - p(c|x without the window) (Zeiler & Fergus, 2014), in [-1, 1]."""
+
+    def __call__(self, whole: Probabilities, hidden: Probabilities, targets: Int[Tensor, "r"]) -> Float[Tensor, "r"]:
+        return of_target(whole, targets) - of_target(hidden, targets)
+
+
+@dataclass(frozen=True)
+class LogOddsDifference(Contrast):
+    """Weight of evidence, log odds(p) - log odds(p without) (Zintgraf et al., 2017).
+
+    Args:
+        unit: `bits` or `nats`.
+        samples: training samples N of the Laplace correction (p N + 1) / (N + classes); 0 = none.
+    """
+
+    unit: str = "bits"
+    samples: int = 0
+
+    def __call__(self, whole: Probabilities, hidden: Probabilities, targets: Int[Tensor, "r"]) -> Float[Tensor, "r"]:
+        def odds(p: Tensor) -> Tensor:
+            chosen = of_target(p, targets)
+            if self.samples:
+                chosen = (chosen * self.samples + 1) / (self.samples + p.shape[1])
+            return torch.log((chosen + EPSILON) / (1 - chosen + EPSILON))
+
+        return in_unit(odds(whole) - odds(hidden), self.unit)
+
+
+@dataclass(frozen=True)
+class PMI(Contrast):
+    """Pointwise mutual information of the class and the window, log p(c|x) / p(c|x without)."""
+
+    unit: str = "bits"
+
+    def __call__(self, whole: Probabilities, hidden: Probabilities, targets: Int[Tensor, "r"]) -> Float[Tensor, "r"]:
+        pair = of_target(whole, targets), of_target(hidden, targets)
+        return in_unit(torch.log((EPSILON + pair[0]) / (EPSILON + pair[1])), self.unit)
+
+
+@dataclass(frozen=True)
+class KL(Contrast):
+    """Kullback-Leibler divergence of p(y|x without) from p(y|x): the mean PMI under p(y|x). At least 0."""
+
+    unit: str = "bits"
+
+    def __call__(self, whole: Probabilities, hidden: Probabilities, targets: Int[Tensor, "r"]) -> Float[Tensor, "r"]:
+        return in_unit((whole * torch.log((EPSILON + whole) / (EPSILON + hidden))).sum(1), self.unit)
+
+
+# ------------------------------------------------------------------------------------------------------------- windows
+
+
+@dataclass(frozen=True)
+class Windows:
+    """K x K windows on a grid: the top and left edges of all of them, row by row.
+
+    With `cover`, a last row and column is set flush with the edge where the stride does not end there, so that every
+    pixel lies in a window; without, there are (side - K) // stride + 1 along a side.
+
+    Raises:
+        UsageError: the window is larger than the image, or the stride is not positive.
+    """
+
+    height: int
+    width: int
+    patch: int
+    stride: int
+    cover: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.patch <= min(self.height, self.width):
+            raise UsageError(
+                f"patch={self.patch} does not fit images of {self.height} x {self.width} pixels: "
+                f"choose 1..{min(self.height, self.width)}"
+            )
+        if self.stride < 1:
+            raise UsageError(f"stride must be at least 1 pixel, found {self.stride}")
+
+    def along(self, side: int) -> list[int]:
+        """Where windows begin along one side."""
+        starts = list(range(0, side - self.patch + 1, self.stride))
+        return [*starts, side - self.patch] if self.cover and starts[-1] < side - self.patch else starts
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of windows."""
+        return len(self.along(self.height)), len(self.along(self.width))
+
+    def corners(self, device: torch.device | None = None) -> tuple[Int[Tensor, "windows"], Int[Tensor, "windows"]]:
+        """Top and left pixel of every window."""
+        top, left = (torch.tensor(self.along(side), device=device) for side in (self.height, self.width))
+        return top.repeat_interleave(len(left)), left.repeat(len(top))
+
+    def __len__(self) -> int:
+        return math.prod(self.grid)
+
+    def covering_mean(self, values: Float[Tensor, "b windows"]) -> Float[Tensor, "b h w"]:
+        """Every pixel the mean over the windows that cover it (0 where none does)."""
+        top, left = self.corners(values.device)
+        both = torch.cat([values.double(), torch.ones_like(values[:1], dtype=torch.float64)])
+        change = both.new_zeros(len(both), (self.height + 1) * (self.width + 1))
+        for down, sign in ((0, 1.0), (self.patch, -1.0)):
+            for right, other in ((0, 1.0), (self.patch, -1.0)):
+                change.index_add_(1, (top + down) * (self.width + 1) + left + right, both * (sign * other))
+        total = change.view(len(both), self.height + 1, self.width + 1).cumsum(1).cumsum(2)[:, :-1, :-1]
+        return torch.where(total[-1:] > 0.5, total[:-1] / total[-1:], 0.0)
+
+    def upsampled(self, values: Float[Tensor, "b windows"]) -> Float[Tensor, "b h w"]:
+        """The grid of values enlarged bilinearly to the image."""
+        grid = values.view(len(values), 1, *self.grid)
+        return F.interpolate(grid, size=(self.height, self.width), mode="bilinear", align_corners=False)[:, 0]
+
+
+# -------------------------------------------------------------------------------------------------------------- engine
+
+
+def softmax_of(
+    model: Model, x: Float[Tensor, "r c h w"], like: Images, max_batch: int, precision: str
+) -> Float[Tensor, "r k"]:
+    """Softmax in float64, in slices of `max_batch` rows."""
+    parts = []
+    for part in x.split(max_batch):
+        with autocast(x, precision):
+            logits = model(in_format_of(part, like))
+        parts.append(logits.double().softmax(-1))
+    return torch.cat(parts)
+
+
+def sweep(
+    model: Model,
+    images: Images,
+    targets: Targets,
+    windows: Windows,
+    filler: Filler,
+    contrasts: Sequence[Contrast],
+    rng: SampleRng,
+    draws: int = 1,
+    precision: str = "float32",
+    max_batch: int = 64,
+) -> Float[Tensor, "contrasts b windows"]:
+    """Every contrast for every window, from one walk over them. Memory is bounded by `max_batch` images.
+
+    A filler without randomness of its own is asked once a window, whatever `draws` says.
+
+    Raises:
+        UsageError: draws < 1; a filler that returns another shape.
+    """
+    if draws < 1:
+        raise UsageError(f"draws must be at least 1, found {draws}")
+    refill = Refill(filler, images, rng)
+    draws = 1 if isinstance(filler, BackgroundFiller) else draws
+    groups = [min(GROUP, draws - start) for start in range(0, draws, GROUP)]
+    top, left = windows.corners(images.device)
+    row, column = (torch.arange(side, device=images.device) for side in images.shape[-2:])
+    out = images.new_empty(len(contrasts), len(images) * len(windows), dtype=torch.float64)
+    with torch.inference_mode(), evaluating(model):
+        whole = softmax_of(model, images, images, max_batch, precision)
+        done = 0
+        for image_of, window_of in row_chunks(len(images), len(windows), max(1, max_batch // groups[0])):
+            t, s = top[window_of, None], left[window_of, None]
+            down, across = (row >= t) & (row < t + windows.patch), (column >= s) & (column < s + windows.patch)
+            keep = ~(down[:, :, None] & across[:, None])
+            hidden = torch.zeros_like(whole[image_of])
+            for g, size in enumerate(groups):
+                x = refill(keep, image_of, [w * len(groups) + g for w in window_of], size)
+                p = softmax_of(model, x, images, max_batch, precision)
+                hidden += p.view(len(image_of), size, -1).sum(1) / draws
+            for c, contrast in enumerate(contrasts):
+                out[c, done : done + len(image_of)] = contrast(whole[image_of], hidden, targets[image_of])
+            done += len(image_of)
+    return out.view(len(contrasts), len(images), len(windows))
+
+
+@dataclass(frozen=True)
+class SlidingPatch:
+    """A patch that slides over the image; A = contrast of the outputs with and without it (Agarwal & Nguyen, 2020).
+
+    On an additive model the map of non-overlapping patches sums, patch by patch, to f(x) - f(everything filled).
+
+    Args:
+        patch, stride: pixels at 224 px; both scale with the side (the patch odd and at least 3, the stride at least 1).
+        filler: what the patch shows.
+        draws: fillings of every window, for fillers with randomness.
+        contrast: of the outputs.
+        projection: `bilinear` enlarges the grid of (side - patch) // stride + 1 values a side; `mean` gives a pixel the
+            mean over the windows that cover it, with extra windows flush with the edges.
+        scale: False takes patch and stride as they are, at any image size.
+        precision: `float32`, or `bf16` for autocast.
+        max_batch: most images per model call.
+    """
+
+    patch: int = 29
+    stride: int = 3
+    filler: Filler = field(default_factory=lambda: Colour((0.485, 0.456, 0.406)))
+    draws: int = 1
+    contrast: Contrast = field(default_factory=ProbabilityDifference)
+    projection: str = "bilinear"
+    scale: bool = True
+    precision: str = "float32"
+    max_batch: int = 64
+
+    def windows(self, height: int, width: int) -> Windows:
+        """The windows of images of this size."""
+        if self.patch < 1 or self.stride < 1:
+            raise UsageError(f"patch and stride must be at least 1 pixel, found {self.patch} and {self.stride}")
+        if self.projection not in ("bilinear", "mean"):
+            raise UsageError(f"projection must be bilinear or mean, found {self.projection!r}")
+        patch, stride, side = self.patch, self.stride, min(height, width)
+        if self.scale and side != REFERENCE_SIDE:
+            patch, stride = scaled(patch, side), scaled(stride, side, odd=False, least=1)
+        return Windows(height, width, patch, stride, cover=self.projection == "mean")
+
+    def resolve(self, model: Model, images: Images) -> dict[str, Any]:
+        """Patch and stride in pixels of these images, and the number of windows."""
+        windows = self.windows(*images.shape[-2:])
+        return {"patch": windows.patch, "stride": windows.stride, "windows": len(windows)}
+
+    def passes(self, height: int, width: int) -> Passes:
+        """One forward pass a window and filling, and one of the whole image."""
+        draws = 1 if isinstance(self.filler, BackgroundFiller) else self.draws
+        return Passes(len(self.windows(height, width)) * draws + 1)
+
+    def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
+        check_batch(images, targets)
+        rng = SampleRng.default(len(images), rng)
+        windows = self.windows(*images.shape[-2:])
+        values = sweep(
+            model,
+            images,
+            targets,
+            windows,
+            self.filler,
+            [self.contrast],
+            rng,
+            self.draws,
+            self.precision,
+            self.max_batch,
+        )[0]
+        spread = windows.covering_mean if self.projection == "mean" else windows.upsampled
+        return spread(values).to(images.dtype)

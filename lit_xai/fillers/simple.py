@@ -1,0 +1,113 @@
+"""Fillers without training: superpixel mean, noise, shuffled pixels, biharmonic in-painting."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lit_xai.core import BackgroundFiller, Images, Keep, SampleRng, Segments, UsageError
+
+GREY = 0.5  # where nothing of an image is known
+
+
+@dataclass(frozen=True)
+class SegmentMean(BackgroundFiller):
+    """Every superpixel's own mean colour (the default of the `lime` package).
+
+    Where nobody has made superpixels, the whole image counts as one.
+    """
+
+    def background(self, images: Images, segments: Segments | None = None) -> Images:
+        """Every pixel the mean colour of its superpixel."""
+        if segments is None:
+            return images.mean((-2, -1), keepdim=True).expand_as(images)
+        index = segments.flatten(1)[:, None].expand(-1, images.shape[1], -1)
+        total = images.new_zeros(*images.shape[:2], int(segments.max()) + 1)
+        number = torch.zeros_like(total).scatter_add_(2, index, torch.ones_like(index, dtype=images.dtype))
+        total.scatter_add_(2, index, images.flatten(2))
+        return (total / number.clamp_min(1)).gather(2, index).view(images.shape)
+
+
+class Independent(ABC):
+    """A filler that paints a whole new image for every mask and draw, of which the hidden pixels are used."""
+
+    @abstractmethod
+    def paint(self, image: Float[Tensor, "c h w"], generator: torch.Generator) -> Float[Tensor, "c h w"]:
+        """One painting for one image, from this generator (CPU)."""
+
+    def __call__(
+        self, images: Images, keep: Keep, rng: SampleRng, draws: int = 1, segments: Segments | None = None
+    ) -> Float[Tensor, "b n d c h w"]:
+        masks = keep.shape[1]
+        out = images.new_empty(len(images), masks * draws, *images.shape[1:])
+        for row, image in enumerate(images.cpu()):
+            for t in range(masks * draws):
+                out[row, t] = self.paint(image, rng.generator("filler", row, t)).to(images)
+        out = out.view(len(images), masks, draws, *images.shape[1:])
+        return torch.where(keep[:, :, None, None], images[:, None, None], out)
+
+
+@dataclass(frozen=True)
+class UniformNoise(Independent):
+    """Uniform noise in [0, 1], independent for every pixel, channel, mask and draw."""
+
+    def paint(self, image: Float[Tensor, "c h w"], generator: torch.Generator) -> Float[Tensor, "c h w"]:
+        """Noise."""
+        return torch.rand(image.shape, generator=generator)
+
+
+@dataclass(frozen=True)
+class GaussianNoise(Independent):
+    """Normal noise clipped to [0, 1], independent for every pixel, channel, mask and draw.
+
+    Args:
+        mean, sigma: before clipping.
+    """
+
+    mean: float = 0.5
+    sigma: float = 0.25
+
+    def paint(self, image: Float[Tensor, "c h w"], generator: torch.Generator) -> Float[Tensor, "c h w"]:
+        """Noise."""
+        if self.sigma <= 0:
+            raise UsageError(f"Gaussian noise needs sigma > 0, found {self.sigma}")
+        return (self.mean + self.sigma * torch.randn(image.shape, generator=generator)).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Shuffle(Independent):
+    """The image's own pixels at random places: its colours stay, its shapes go."""
+
+    def paint(self, image: Float[Tensor, "c h w"], generator: torch.Generator) -> Float[Tensor, "c h w"]:
+        """All pixels of the image in random order (the channels of a pixel stay together)."""
+        return image.flatten(1)[:, torch.randperm(image[0].numel(), generator=generator)].view(image.shape)
+
+
+@dataclass(frozen=True)
+class Biharmonic:
+    """Smooth in-painting by the biharmonic equation (scikit-image; Damelin & Hoang, 2018): no learning, slow.
+
+    Where nothing of an image is visible it is grey.
+    """
+
+    def __call__(
+        self, images: Images, keep: Keep, rng: SampleRng, draws: int = 1, segments: Segments | None = None
+    ) -> Float[Tensor, "b n d c h w"]:
+        from skimage.restoration import inpaint_biharmonic
+
+        out = images[:, None].repeat(1, keep.shape[1], 1, 1, 1)
+        for row, image in enumerate(images):
+            pixels = image.permute(1, 2, 0).cpu().double().numpy()
+            for n, hidden in enumerate(~keep[row].cpu().numpy()):
+                if hidden.all():
+                    out[row, n] = GREY
+                elif hidden.any():
+                    painted = np.clip(inpaint_biharmonic(pixels, hidden, channel_axis=-1), 0, 1)
+                    out[row, n] = torch.from_numpy(painted).permute(2, 0, 1).to(images)
+        out = torch.where(keep[:, :, None], images[:, None], out)
+        return out[:, :, None].expand(-1, -1, draws, -1, -1, -1)
