@@ -20,6 +20,8 @@ BENCHMARKS = {
     "distances": (True, "Spearman distances of pairs, against one sort and scipy"),
     "precision": (True, "RISE in bf16 against float32"),
     "explainers": (True, "explainers and scores, against the bare model calls and the peers"),
+    "perturbation": (True, "LIME, sliding patch and meaningful perturbation, against the bare calls and the peers"),
+    "memory": (True, "peak memory of perturbation explainers for 1,000 and 50,000 model inputs"),
     "evaluate": (True, "memory and time of the final numbers over large stores"),
     "coverage": (False, "simulated coverage of the intervals of MeGe and ReCo (minutes; only when named)"),
 }

@@ -10,13 +10,18 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import SIGTERMException
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
 from lit_xai import draw, engine
-from lit_xai.core import Explainer, Score, UsageError
+from lit_xai.core import Explainer, Filler, SampleRng, Score, UsageError, fit_fillers
 from lit_xai.dashboard import Dashboard
 from lit_xai.data.folds import Disagreements, FoldData
 from lit_xai.ensemble import Ensemble
+from lit_xai.metrics.localisation import settle
+from lit_xai.metrics.removal import COLUMNS, removal_table
+from lit_xai.metrics.removal import rows as rows_of
 from lit_xai.store import DISAGREEMENTS, RANDOM, FoldStore, MapReader, Predictions, write_csv
 
 
@@ -88,6 +93,7 @@ class Explain(pl.Callback):
             store=self.store,
             identity={**data.identity(), "target": target},
             colour=data.colour[0],
+            truth=data.source.truth,
             kind=RANDOM,
             seed=self.seed,
             batch_size=self.batch_size,
@@ -153,6 +159,13 @@ def score_table(
         reader = MapReader(store, RANDOM, explainer)
         if reader.files and reader.has(probes):
             found[explainer] = {n: reader.rows(probes, f"score/{n}") for n in reader.scores()}
+            for n, v in found[explainer].items():
+                if v.ndim == 2:  # a column for every setting: the one chosen on half of the probes, on the other half
+                    better = reader.meta["scores"][n]["higher_is_better"]
+                    found[explainer][n] = settle(v, probes, better)[0]
+            for key in sorted(reader.extra):
+                if key.startswith("detail/"):
+                    found[explainer][key.removeprefix("detail/")] = reader.rows(probes, key)
             names += [n for n in found[explainer] if n not in names]
     home, labels, predicted = predictions.split.fold(probes), predictions.split.label(probes), predictions.of(probes)
     rows = []
@@ -247,3 +260,54 @@ def captions_of(ensemble: Ensemble, fold: int, samples: Tensor, names: Sequence[
             lines.append(f"{sum(o == predicted for o in others)} of {len(others)} others agree")
         out.append("\n".join(lines))
     return out
+
+
+class Removal(pl.Callback):
+    """How well every filler removes the object: accuracy, MS-SSIM, LPIPS on the probes, as `removal.csv`.
+
+    Args:
+        store: where the table goes.
+        fillers: by name.
+        seed: of their noise.
+    """
+
+    def __init__(self, store: FoldStore, fillers: Mapping[str, Filler], seed: int = 0) -> None:
+        self.store, self.fillers, self.seed = store, dict(fillers), seed
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Rank 0 measures."""
+        if trainer.global_rank == 0:
+            data: FoldData = trainer.datamodule  # type: ignore[attr-defined]
+            rows = self.measure(pl_module.predictor().to(pl_module.device), data, pl_module.device)  # type: ignore[operator]
+            path = self.store.root / "removal.csv"
+            write_csv(path, list(COLUMNS), rows)
+            Dashboard(trainer.loggers).table("removal", list(COLUMNS), rows)
+            show_rows(f"object removed by each filler, {len(data.probes)} probes: {path}", COLUMNS, rows)
+        trainer.strategy.barrier("removal")
+
+    def measure(self, model: torch.nn.Module, data: FoldData, device: torch.device) -> list[list[Any]]:
+        """The table's rows.
+
+        Raises:
+            UsageError: the data have no masks of the object, or no labels.
+        """
+        truth = data.source.truth
+        if truth is None or "object" not in truth.names or not data.source.labelled:
+            raise UsageError(
+                "filler= removes objects: it needs labels and masks of the object (data=shapes, data.masks=)"
+            )
+        samples = data.probes.tolist()
+        fitted = {n: fit_fillers(f, data.colour[0]) for n, f in self.fillers.items()}
+        images = data.source.train.images(samples).to(device)
+        masks, labels = truth.masks("object", samples).to(device), data.split.label(data.probes).to(device)
+        return rows_of(removal_table(model, images, masks, labels, fitted, SampleRng(self.seed, tuple(samples))))
+
+
+def show_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table on the terminal."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row))
+    Console(width=None if Console().is_terminal else 180).print(table)

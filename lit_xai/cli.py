@@ -19,6 +19,7 @@ GROUPS = {
     "model": "models",
     "explainer": "explainers (a list; all of the first level if not given)",
     "score": "scores (a list; all of the first level if not given)",
+    "filler": "fillers (a list; explain only)",
     "trainer": "trainers",
     "logger": "loggers",
     "experiment": "experiments",
@@ -76,8 +77,12 @@ class CommandError(Exception):
 
 
 def with_lists(overrides: list[str]) -> list[str]:
-    """The overrides, with every explainer and score that has a config where no list is given."""
+    """The overrides, with every explainer and score that has a config where neither they nor the experiment give a list."""
     given = {o.split("=", 1)[0] for o in overrides if not o.startswith(("+", "~"))}
+    chosen = [o.split("=", 1)[1] for o in overrides if o.startswith("experiment=")]
+    file = config_dir() / "experiment" / f"{chosen[-1]}.yaml" if chosen else None
+    if file is not None and file.exists():
+        given |= {g for g in LISTS if f"override /{g}:" in file.read_text()}
     return [*(f"{g}=[{','.join(top_level(g))}]" for g in LISTS if g not in given), *overrides]
 
 

@@ -10,7 +10,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -83,6 +83,10 @@ class SampleRng:
     def take(self, rows: Sequence[int], variants: Sequence[int] | None = None) -> SampleRng:
         """The generator of a part of the batch; with `variants`, row t has its own noise for variant `variants[t]`."""
         return SampleRng(self.seed, tuple(self.samples[r] for r in rows), tuple(variants) if variants else None)
+
+    def repeated(self, repeat: int) -> SampleRng:
+        """Independent noise for another run of the same method; repeat 0 is this generator itself."""
+        return replace(self, seed=stable_hash(self.seed, "repeat", repeat)) if repeat else self
 
     def generator(self, stream: str, row: int, draw: int = 0) -> torch.Generator:
         """A CPU generator for one sample (`row` of this batch) and one draw."""
@@ -355,6 +359,15 @@ class Blur(BackgroundFiller):
         return F.conv2d(x, weights.view(1, 1, -1, 1).expand(channels, -1, -1, -1), groups=channels)
 
 
+def chosen(
+    keep: Bool[Tensor, "r h w"], seen: Float[Tensor, "#r c h w"], hidden: Float[Tensor, "#r c h w"]
+) -> Float[Tensor, "r c h w"]:
+    """`seen` where a pixel is kept, else `hidden`: `torch.where` bit by bit, which is vectorised and several times faster."""
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[seen.element_size()]
+    a, b = seen.view(bits), hidden.view(bits)
+    return ((a ^ b) & -keep[:, None].to(bits)).bitwise_xor_(b).view(seen.dtype)
+
+
 @dataclass(frozen=True)
 class Refill:
     """Rows of a model's input with hidden pixels filled, for walks over `images x variants`.
@@ -396,10 +409,9 @@ class Refill:
         """
         if self.whole is not None:
             first = image_of[0]
-            if image_of[-1] == first:  # one image: no copies of it are made
-                out = torch.where(keep[:, None], self.images[first : first + 1], self.whole[first : first + 1])
-            else:
-                out = torch.where(keep[:, None], self.images[image_of], self.whole[image_of])
+            # one image: no copies of it are made
+            rows = slice(first, first + 1) if image_of[-1] == first else image_of
+            out = chosen(keep, self.images[rows], self.whole[rows])
             return out if draws == 1 else out.repeat_interleave(draws, dim=0)
         segments = self.segments[image_of] if self.segments is not None else None
         images = self.images[image_of]

@@ -80,6 +80,62 @@ def _ticks(low: float, high: float) -> Any:
     return FixedLocator([low, high] if low == 0 else [low, 0, high])
 
 
+def explained(
+    image: Tensor,
+    map_: Tensor,
+    lines: Sequence[str],
+    path: Path,
+    segments: Tensor | None = None,
+    top: Sequence[int] = (),
+    coefficients: Tensor | None = None,
+    half_width: Tensor | None = None,
+) -> Path:
+    """One image, its heatmap, the top superpixels outlined with their coefficients, and the numbers as text.
+
+    Args:
+        image: `[c, h, w]` in [0, 1].
+        map_: `[h, w]`.
+        lines: the numbers.
+        path: where the picture goes.
+        segments: `[h, w]`; None leaves the superpixels out.
+        top: superpixels to outline, largest first.
+        coefficients, half_width: `[d]` values and half of their 95 % intervals.
+    """
+    figure, axes = new_figure(9.0 if segments is None else 15.0, 4.6, 1, 2 if segments is None else 4)
+    row = axes[0]
+    picture = image.permute(1, 2, 0).numpy()
+    shown = np.repeat(picture, 3, axis=2) if picture.shape[2] == 1 else picture
+    colours, low, high = limits(map_[None])
+    row[0].imshow(shown)
+    row[1].imshow(shown.mean(2), cmap="gray", vmin=0, vmax=1)
+    heat = row[1].imshow(map_.float().numpy(), cmap=colours, vmin=low, vmax=high, alpha=0.7)
+    figure.colorbar(heat, ax=row[1], location="bottom", fraction=0.05, pad=0.02).ax.tick_params(labelsize=7)
+    if segments is not None and coefficients is not None and half_width is not None:
+        from skimage.segmentation import mark_boundaries
+
+        inside = np.where(np.isin(segments.numpy(), list(top)), segments.numpy() + 1, 0)
+        dimmed = np.where(inside[..., None] > 0, shown, 0.35 * shown)
+        row[2].imshow(mark_boundaries(dimmed, inside, color=(1, 0.9, 0)))
+        row[2].set_title(f"top {len(top)} superpixels" if top else "no superpixel is for the class", fontsize=8)
+        for place, s in enumerate(top, start=1):
+            y, x = (float(v.mean()) for v in np.nonzero(segments.numpy() == s))
+            row[2].text(x, y, str(place), color="white", fontsize=8, ha="center", va="center", fontweight="bold")
+        order = coefficients.abs().argsort(descending=True)[:12]
+        tint = ["#b2182b" if c > 0 else "#2166ac" for c in coefficients[order].tolist()]
+        names = [str(list(top).index(s) + 1) if s in top else "" for s in order.tolist()]
+        row[3].barh(range(len(order)), coefficients[order], xerr=half_width[order], color=tint, ecolor="#555")
+        row[3].set_yticks(range(len(order)), names, fontsize=7)
+        row[3].invert_yaxis()
+        row[3].axvline(0, color="black", linewidth=0.6)
+        row[3].tick_params(axis="x", labelsize=7)
+        row[3].set_title("coefficients, 95 % intervals", fontsize=8)
+    for axis in row[:3]:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    figure.supxlabel("\n".join(lines), fontsize=8)
+    return save(figure, path)
+
+
 def histograms(sets: Mapping[str, tuple[Tensor, Tensor]], path: Path, xlabel: str) -> list[Path]:
     """S_equal and S_differ of every explainer, as densities; written as PNG and PDF."""
     columns = min(3, len(sets))

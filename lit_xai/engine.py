@@ -32,6 +32,7 @@ from lit_xai.core import (
 )
 from lit_xai.data.folds import Split
 from lit_xai.data.sources import ImageSet, digest
+from lit_xai.data.truth import Truth
 from lit_xai.models.lipschitz import local_lipschitz
 from lit_xai.store import (
     DISAGREEMENTS,
@@ -66,6 +67,7 @@ class Explained:
         store: where results go.
         identity: what folds must share to be compared (data, split, probes, seed).
         colour: mean colour of the training folds, for fillers that want it.
+        truth: masks beside the images, for scores that want them.
         kind: `maps` (random probes) or `disagreements`.
         seed: of all noise.
         batch_size: images per explainer call.
@@ -80,6 +82,7 @@ class Explained:
     store: FoldStore
     identity: dict[str, Any]
     colour: tuple[float, ...]
+    truth: Truth | None = None
     kind: str = RANDOM
     seed: int = 0
     batch_size: int = 16
@@ -176,6 +179,14 @@ def work_list(
 ) -> list[Work]:
     """What this part has to do, shard by shard, explainer by explainer; finished shards are left out."""
     stale_layouts(job, explainers)
+    for name, score in scores.items():
+        wants = getattr(score, "truth", None)
+        if wants is not None and (job.truth is None or wants not in job.truth.names):
+            have = f"has masks of: {', '.join(job.truth.names)}" if job.truth else "has no masks"
+            raise UsageError(
+                f"score {name} needs a mask of the {wants} and the data {have}: "
+                f"choose data=shapes, put masks beside the pictures (data.masks=), or leave the score out"
+            )
     works = (Work(job, n, e, scores, s) for s in job.ranges(part) for n, e in explainers.items())
     return [w for w in works if not w.done]
 
@@ -228,6 +239,7 @@ def run(work: Work, scores: Mapping[str, Score], observed: dict[tuple[str, int],
     explainer = fit_fillers(work.explainer, job.colour)
     maps, values = [], {name: [] for name in work.missing}  # type: ignore[var-annotated]
     resolved: dict[str, Any] = {}
+    details: dict[str, list[Tensor]] = {}
     had = read_shard(work.path)[0] if work.meta else {}
     for start in job.batches(shard):
         images, targets, rng = job.batch(start)
@@ -240,24 +252,35 @@ def run(work: Work, scores: Mapping[str, Score], observed: dict[tuple[str, int],
             kept = had["maps"][start + inside.start - shard.start : start + inside.stop - shard.start]
             batch_maps[inside] = kept.to(images.device)
         else:
-            batch_maps = explainer(job.model, images, targets, rng)
+            batch_maps, found = explained_by(explainer, job.model, images, targets, rng)
             check_maps(batch_maps, images, rng, work)
+            for name, detail in found.items():
+                details.setdefault(f"detail/{name}", []).append(detail[inside].double().cpu())
         maps.append(batch_maps[inside].float().cpu())
         for name in work.missing:
             score = scores[name]
-            if hasattr(score, "observe") and (name, start) not in observed:
-                observed[name, start] = score.observe(job.model, images, targets, rng)
+            wants = getattr(score, "truth", None)
+            if (name, start) not in observed:
+                if wants is not None and job.truth is not None:
+                    observed[name, start] = job.truth.masks(wants, rng.samples).to(images.device)
+                elif hasattr(score, "observe"):
+                    observed[name, start] = score.observe(job.model, images, targets, rng)
             value = score(job.model, images, batch_maps, targets, rng, observed.get((name, start)))
             values[name].append(value[inside].double().cpu())
+            if wants is not None:
+                whole = score.reference(observed[name, start])  # type: ignore[attr-defined]
+                details.setdefault(f"reference/{name}", []).append(whole[inside].double().cpu())
         bar.update(inside.stop - inside.start)
     tensors = {"sample": job.samples[shard.start : shard.stop], "maps": torch.cat(maps)}
-    tensors.update({k: v for k, v in had.items() if k.startswith("score/")})
+    tensors.update({k: v for k, v in had.items() if k not in tensors})
+    tensors.update({k: torch.cat(v) for k, v in details.items()})
     tensors.update({f"score/{n}": torch.cat(v) for n, v in values.items()})
     definitions = {
         n: {
             "definition": work.wanted[n],
             "resolved": resolved.get(n, {}),
             "higher_is_better": scores[n].higher_is_better,
+            **settings_of(scores[n]),
         }
         for n in work.missing
     }
@@ -268,6 +291,20 @@ def run(work: Work, scores: Mapping[str, Score], observed: dict[tuple[str, int],
         "version": lit_xai.__version__,
     }
     write_tensors(work.path, tensors, meta)
+
+
+def settings_of(score: Score) -> dict[str, Any]:
+    """What the columns of a score with several are."""
+    return {"settings": list(score.settings())} if hasattr(score, "settings") else {}
+
+
+def explained_by(
+    explainer: Explainer, model: nn.Module, images: Tensor, targets: Tensor, rng: SampleRng
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Maps, and what the method knows about them."""
+    if hasattr(explainer, "with_details"):
+        return explainer.with_details(model, images, targets, rng)
+    return explainer(model, images, targets, rng), {}
 
 
 def check_maps(maps: Tensor, images: Tensor, rng: SampleRng, work: Work) -> None:

@@ -19,6 +19,8 @@ import lit_xai
 from lit_xai.core import UsageError
 from lit_xai.data.folds import Disagreements, Split
 from lit_xai.metrics.distance import distance_of
+from lit_xai.metrics.localisation import settle
+from lit_xai.metrics.robustness import robustness_table
 from lit_xai.metrics.stability import MeGe, ReCo
 from lit_xai.metrics.statistics import (
     Estimate,
@@ -51,15 +53,22 @@ def measures_for(distance: str, seed: int) -> dict[str, MeGe | ReCo]:
 
 @dataclass
 class Row:
-    """One explainer's numbers: an estimate a column, and its paired difference to the null explainer."""
+    """One explainer's numbers: an estimate a column, and its paired differences to the null explainer and, where a score
+    has that reference, to the whole image.
+    """
 
     explainer: str
     estimates: dict[str, Estimate] = field(default_factory=dict)
     differences: dict[str, Estimate] = field(default_factory=dict)
+    to_whole: dict[str, Estimate] = field(default_factory=dict)
 
     def marked(self, column: str) -> bool:
         """Whether the paired difference to the null excludes 0."""
         return column in self.differences and excludes_zero(self.differences[column])
+
+    def beats_or_misses_whole(self, column: str) -> bool:
+        """Whether the paired difference to the whole image excludes 0."""
+        return column in self.to_whole and excludes_zero(self.to_whole[column])
 
 
 @dataclass
@@ -72,6 +81,7 @@ class Summary:
         rows: one an explainer.
         definitions: what every column and every explainer is.
         distances: `{explainer: (S_equal, S_differ)}` for the histograms.
+        robustness: `{family: {similarity: estimate}}` of explainers that are variants of one method.
     """
 
     head: dict[str, Any]
@@ -79,6 +89,7 @@ class Summary:
     rows: list[Row]
     definitions: dict[str, Any]
     distances: dict[str, tuple[Tensor, Tensor]]
+    robustness: dict[str, dict[str, Estimate]] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -91,6 +102,9 @@ class Summary:
                     d = row.differences[name].plain()
                     cells[name]["difference_to_null"] = {k: d[k] for k in ("value", "low", "high")}
                     cells[name]["marked"] = row.marked(name)
+                if name in row.to_whole:
+                    d = row.to_whole[name].plain()
+                    cells[name]["difference_to_whole_image"] = {k: d[k] for k in ("value", "low", "high")}
             rows[row.explainer] = cells
         return {
             "version": lit_xai.__version__,
@@ -98,6 +112,7 @@ class Summary:
             "columns": {n: {"higher_is_better": up} for n, up in self.columns.items()},
             "rows": rows,
             "definitions": self.definitions,
+            "robustness": {f: {n: e.plain() for n, e in row.items()} for f, row in self.robustness.items()},
         }
 
 
@@ -299,6 +314,65 @@ class Ensemble:
         meta = next(iter(readers.values())).meta
         return values, {n: meta["scores"][n] for n in names}, samples
 
+    def estimate(self, name: str, value: Tensor, scored: dict[str, Any], samples: Tensor) -> tuple[Estimate, Tensor]:
+        """One score's mean over probes, folds averaged first, and the value of every probe.
+
+        Where a score has a column for every setting, the setting is chosen on one half of the probes and the other half
+        is reported.
+        """
+        each, reason = value.nanmean(0), ""
+        if each.ndim == 2:
+            each, chosen = settle(each, samples, scored["higher_is_better"], self.seed)
+            reported = int(torch.isfinite(each).sum())
+            setting = scored["settings"][chosen]
+            reason = f"setting {setting:g} chosen on the other {len(samples) - reported} probes"
+        estimate = mean_estimate(each, self.seed)
+        estimate.reason = reason or estimate.reason
+        return estimate, each
+
+    def whole_image(self, explainer: str, score: str, samples: Tensor, each: Tensor, e: Estimate) -> Estimate | None:
+        """The paired difference of a score to that of the whole image, whose mean becomes the score's null."""
+        reader = next(iter(self.readers(explainer).values()))
+        if f"reference/{score}" not in reader.extra:
+            return None
+        reference = reader.rows(samples, f"reference/{score}").double()
+        if reference.ndim == 2:
+            reference = reference[:, 0]
+        reference = torch.where(torch.isfinite(each), reference, torch.nan)
+        whole = mean_estimate(reference, self.seed)
+        e.null = whole.value
+        return difference(e, whole)
+
+    def details(self, explainer: str, samples: Tensor) -> dict[str, dict[str, float]]:
+        """What a method knows of its own maps: mean and range over folds and probes."""
+        readers = self.readers(explainer).values()
+        out = {}
+        for name in sorted(set.intersection(*(r.extra for r in readers))):
+            if name.startswith("detail/"):
+                values = torch.stack([r.rows(samples, name).double() for r in readers])
+                known = values[torch.isfinite(values)]
+                if len(known):
+                    numbers = float(known.mean()), float(known.min()), float(known.max())
+                    out[name.removeprefix("detail/")] = dict(zip(("mean", "min", "max"), numbers, strict=True))
+        return out
+
+    def robustness(self, names: Sequence[str]) -> dict[str, dict[str, Estimate]]:
+        """Similarity of the maps of explainers named `<family>__<variant>`, by the first fold's predictor."""
+        families: dict[str, list[str]] = {}
+        for name in names:
+            family, _, variant = name.partition("__")
+            if variant:
+                families.setdefault(family, []).append(name)
+        out = {}
+        for family, members in families.items():
+            readers = [self.readers(m)[self.folds[0]] for m in members]
+            common = sorted(set.intersection(*(set(r.where) for r in readers)))
+            if len(members) > 1 and common:
+                samples = torch.tensor(common)
+                maps = torch.stack([r.rows(samples) for r in readers])
+                out.update(robustness_table({family: maps}, self.seed))
+        return out
+
     # ------------------------------------------------------------------------------------------------------ summary
 
     def head(self) -> dict[str, Any]:
@@ -348,16 +422,20 @@ class Ensemble:
             estimates, meaning, sets[name] = self.measure(name, distance, columns)
             definitions.update(meaning)
             values, scored, samples = self.scores(name)
+            to_whole: dict[str, Estimate] = {}
             for score, value in values.items():
-                estimates[score] = mean_estimate(value.nanmean(0), self.seed)
-                estimates[score].null = None
+                estimates[score], each = self.estimate(score, value, scored[score], samples)
                 directions[score] = scored[score]["higher_is_better"]
+                whole = self.whole_image(name, score, samples, each, estimates[score])
+                if whole is not None:
+                    to_whole[score] = whole
             definitions.update(scored)
             reader = next(iter(self.readers(name).values()))
             resolved = reader.meta.get("resolved", {})
-            definitions["explainers"][name] = {**reader.fingerprint["explainer"], "resolved": resolved}
+            own = self.details(name, samples)
+            definitions["explainers"][name] = {**reader.fingerprint["explainer"], "resolved": resolved, "details": own}
             probes[name] = samples
-            rows.append(Row(name, estimates))
+            rows.append(Row(name, estimates, to_whole=to_whole))
         head["probes"] = max(len(s) for s in probes.values())
         for name, samples in probes.items():
             if len(samples) < head["probes"]:
@@ -374,4 +452,4 @@ class Ensemble:
         head["disagreements"] = None if found is None else {"found": found.found, "explained": len(found.samples)}
         head["null"] = NULL if null else "none: explain with explainer=[random] to have a null"
         head["distance"] = {"name": distance, "meaning": distance_of(distance).meaning}
-        return Summary(head, directions, rows, definitions, sets)
+        return Summary(head, directions, rows, definitions, sets, self.robustness(names))

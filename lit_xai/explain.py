@@ -8,12 +8,19 @@ from lit_xai.cli import door
 
 ABOUT = """Explain and score probes with a trained (or pretrained) predictor. No training; only what is missing is computed.
 probes=random (default) or probes=disagreements (once all folds are trained); part=0/8 does one eighth of the shards.
+image=photo.jpg checkpoint=checkpoints/<name>/fold=0/model.ckpt (or model=pretrained) explainer=lime: one picture, one file;
+filler=[black,mean,blur]: how well fillers remove the object, on data with masks.
 name=<folder> alone takes data and model from the folder's saved configuration."""
 
 
 @door("explain", ABOUT)
 def main(cfg: Any) -> None:
-    """Explain what is missing."""
+    """Explain what is missing, or one picture."""
+    if cfg.image is not None:
+        from lit_xai.picture import explain_picture
+
+        explain_picture(cfg)
+        return
     from lit_xai.runs import Run
 
     explain(Run(with_saved(cfg), "explain"))
@@ -36,7 +43,9 @@ def with_saved(cfg: Any) -> Any:
     folder = Path(cfg.root) / experiment_name(cfg)
     files = sorted(folder.glob("fold=*/config.yaml"))
     places = {f"data.{k}" for k in ELSEWHERE}
-    if not files or any(g.split(".")[0] in ("data", "model", "experiment") and g not in places for g in given):
+    experiment = HydraConfig.get().runtime.choices.get("experiment") if HydraConfig.initialized() else None
+    chosen = {g.split(".")[0] for g in given if g not in places} | (decided_by(experiment) if experiment else set())
+    if not files or chosen & {"data", "model"}:
         return cfg
     saved, mine = read_config(files[0]), plain(cfg)
     check_targets({k: saved[k] for k in ("data", "model")}, safe=SAFE_TARGETS)
@@ -48,11 +57,21 @@ def with_saved(cfg: Any) -> Any:
         if f"trainer.{key}" not in given and key not in HOW:
             mine["trainer"][key] = value
     for group in ("explainer", "score"):
-        for name in mine[group]:
-            if name in saved[group] and not any(g.startswith(f"{group}.{name}.") for g in given):
+        for name in mine.get(group) or {}:
+            if name in (saved.get(group) or {}) and not any(g.startswith(f"{group}.{name}.") for g in given):
                 mine[group][name] = saved[group][name]
     mine["name"] = folder.name
     return OmegaConf.create(mine)
+
+
+def decided_by(experiment: str) -> set[str]:
+    """Which of data and model an experiment's file decides."""
+    import re
+
+    from lit_xai.cli import config_dir
+
+    text = (config_dir() / "experiment" / f"{experiment}.yaml").read_text()
+    return set(re.findall(r"override /(data|model):", text)) | set(re.findall(r"^(data|model):", text, re.M))
 
 
 SAFE_TARGETS = ("lit_xai.", "torchvision.transforms.")
@@ -72,7 +91,7 @@ def explain(run: Any) -> None:
     run.check_folder()
     callbacks = run.callbacks()
     callback = callbacks[0]
-    if run.complete(callback):
+    if run.complete(callback) and not run.fillers:
         say(f"{run.store.root} is complete: nothing to do")
         return
     module = run.load()

@@ -15,8 +15,7 @@ from rich.table import Table
 
 from lit_xai import draw
 from lit_xai.core import UsageError
-from lit_xai.ensemble import NULL, Summary
-from lit_xai.metrics.statistics import Estimate
+from lit_xai.ensemble import NULL, Row, Summary
 from lit_xai.store import write_atomically, write_csv
 
 # which measures a table shows; scores follow
@@ -26,6 +25,7 @@ VIEWS = {
     "xplique": ("mege_xplique", "reco_xplique"),
 }
 MARK = "*"
+WHOLE = "°"
 
 
 def shown_or_refuse(definition: str) -> None:
@@ -42,13 +42,15 @@ def shown(summary: Summary, definition: str) -> list[str]:
     return measures + scores
 
 
-def cell(e: Estimate | None, marked: bool = False) -> str:
-    """`value [low, high]`, with the null where the measure has one, `*` if marked; `-` where undefined."""
+def cell(row: Row, column: str) -> str:
+    """`value [low, high]`, with the null where the column has one, and its marks; `-` where undefined."""
+    e = row.estimates.get(column)
     if e is None or math.isnan(e.value):
         return "-"
     null = f" /{e.null:.2f}" if e.null is not None else ""
     low, high = (re.sub(r"^(-?)0\.", r"\1.", f"{v:.3f}") for v in (e.low, e.high))
-    return f"{e.value:.3f} [{low}, {high}]{null}{MARK if marked else ''}"
+    marks = (MARK if row.marked(column) else "") + (WHOLE if row.beats_or_misses_whole(column) else "")
+    return f"{e.value:.3f} [{low}, {high}]{null}{marks}"
 
 
 def arrow(summary: Summary, column: str) -> str:
@@ -82,6 +84,10 @@ def head_lines(summary: Summary) -> list[str]:
         if isinstance(s, dict) and "subsets" in s.get("definition", {}):
             settings.append(f"{name} {s['definition']['subsets']} subsets")
     lines.append(f"counts: {', '.join(settings)}")
+    for name, e in summary.definitions["explainers"].items():
+        if e.get("details"):
+            texts = [f"{n} {v['mean']:.3g} ({v['min']:.3g}..{v['max']:.3g})" for n, v in e["details"].items()]
+            lines.append(f"{name}: {', '.join(texts)}")
     return lines + [f"warning: {w}" for w in h["warnings"]]
 
 
@@ -101,8 +107,8 @@ def reasons(summary: Summary, columns: Sequence[str]) -> list[str]:
 
 
 LEGEND = (
-    f"value [95 % interval]; /x = mean under permuted labels; {MARK} = the paired difference to {NULL} excludes 0; "
-    "- = undefined, reason below"
+    f"value [95 % interval]; /x = mean under permuted labels, or of the whole image as an explanation; {MARK} = the paired "
+    f"difference to {NULL} excludes 0; {WHOLE} = that to the whole image does; - = undefined, reason below"
 )
 
 
@@ -115,11 +121,27 @@ def show(summary: Summary, definition: str = "default", console: Console | None 
     for c in columns:
         table.add_column(arrow(summary, c), justify="right")
     for row in summary.rows:
-        cells = [cell(row.estimates.get(c), row.marked(c)) for c in columns]
+        cells = [cell(row, c) for c in columns]
         table.add_row(row.explainer, *cells, style="dim" if row.explainer == NULL else None)
     console.print(table)
     for line in reasons(summary, columns):
         console.print(f"  {line}", style="yellow", markup=False)
+    if summary.robustness:
+        alike = Table(title=ROBUSTNESS, title_justify="left")
+        for column in ("family", *SIMILARITIES):
+            alike.add_column(column, justify="left" if column == "family" else "right")
+        for family, cells in robustness_rows(summary):
+            alike.add_row(family, *cells)
+        console.print(alike)
+
+
+ROBUSTNESS = "similarity of the maps of one method's variants, mean over pairs and probes [95 % interval]"
+SIMILARITIES = ("ssim", "hog", "spearman")
+
+
+def robustness_rows(summary: Summary) -> list[tuple[str, list[str]]]:
+    """Family and cells of the robustness table."""
+    return [(f, [cell(Row(f, estimates), s) for s in SIMILARITIES]) for f, estimates in summary.robustness.items()]
 
 
 def write(summary: Summary, folder: Path, definition: str = "default") -> list[Path]:
@@ -146,14 +168,14 @@ def latex(summary: Summary, columns: Sequence[str]) -> str:
     """A booktabs table."""
 
     def escape(text: str) -> str:
-        return text.replace("_", r"\_").replace("%", r"\%")
+        return text.replace("_", r"\_").replace("%", r"\%").replace(WHOLE, r"$^\circ$")
 
     lines = [f"% {line}" for line in head_lines(summary)]
     lines += [r"\begin{tabular}{l" + "r" * len(columns) + "}", r"\toprule"]
     arrows = [rf"{escape(c)} $\{'uparrow' if summary.columns[c] else 'downarrow'}$" for c in columns]
     lines += [" & ".join(["explainer", *arrows]) + r" \\", r"\midrule"]
     for row in summary.rows:
-        cells = [escape(cell(row.estimates.get(c), row.marked(c))) for c in columns]
+        cells = [escape(cell(row, c)) for c in columns]
         lines.append(" & ".join([escape(row.explainer), *cells]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
@@ -171,9 +193,16 @@ def page(summary: Summary, columns: Sequence[str], folder: Path) -> str:
     titles = "".join(f"<th>{html.escape(arrow(summary, c))}</th>" for c in columns)
     body = ""
     for row in summary.rows:
-        cells = "".join(f"<td>{html.escape(cell(row.estimates.get(c), row.marked(c)))}</td>" for c in columns)
+        cells = "".join(f"<td>{html.escape(cell(row, c))}</td>" for c in columns)
         body += f"<tr><th>{html.escape(row.explainer)}</th>{cells}</tr>"
     why = "".join(f"<li>{html.escape(r)}</li>" for r in reasons(summary, columns))
+    alike = "".join(
+        f"<tr><th>{html.escape(f)}</th>{''.join(f'<td>{html.escape(c)}</td>' for c in cells)}</tr>"
+        for f, cells in robustness_rows(summary)
+    )
+    if alike:
+        columns_ = "".join(f"<th>{s}</th>" for s in SIMILARITIES)
+        alike = f"<h2>Robustness</h2><p>{ROBUSTNESS}</p><table><tr><th>family</th>{columns_}</tr>{alike}</table>"
     galleries = "".join(picture(p) for p in sorted(folder.glob("fold=*/gallery.png"))[:1])
     definitions = html.escape(json.dumps(summary.definitions, indent=1, sort_keys=True, default=str))
     return f"""<!doctype html>
@@ -189,6 +218,7 @@ pre {{ background: #f6f6f6; padding: 1rem; overflow-x: auto; font-size: 12px }}
 <h1>{html.escape(summary.head["name"])}</h1><ul>{head}</ul>
 <div class="wide"><table><tr><th>explainer</th>{titles}</tr>{body}</table></div>
 <p>{html.escape(LEGEND)}</p><ul>{why}</ul>
+{alike}
 <h2>Distances between maps</h2>{picture(folder / "histograms.png")}
 <h2>Maps</h2>{galleries}
 <h2>Definitions</h2><pre>{definitions}</pre></html>

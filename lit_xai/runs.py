@@ -17,8 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from lit_xai import engine
-from lit_xai.callbacks import Explain, Gallery, Stability
-from lit_xai.core import Explainer, Score, UsageError, accepts, describe
+from lit_xai.callbacks import Explain, Gallery, Removal, Stability
+from lit_xai.cli import options
+from lit_xai.core import Explainer, Filler, Score, UsageError, accepts, describe
 from lit_xai.data.folds import FoldData
 from lit_xai.models.classifier import Classifier
 from lit_xai.store import DamagedFile, FoldStore, MapReader, differences, write_atomically
@@ -124,6 +125,7 @@ class Run:
     job_type: str
 
     def __post_init__(self) -> None:
+        self.cfg = without_unchosen(self.cfg)
         check_values(self.cfg)
         check_targets(plain(self.cfg))
         if not 0 <= self.cfg.fold < self.cfg.data.folds:
@@ -162,6 +164,11 @@ class Run:
     def explainers(self) -> dict[str, Explainer]:
         """By name."""
         return build(self.cfg.get("explainer"))
+
+    @cached_property
+    def fillers(self) -> dict[str, Filler]:
+        """By name; those whose removal of objects is measured."""
+        return build(self.cfg.get("filler"))
 
     @cached_property
     def scores(self) -> dict[str, Score]:
@@ -217,6 +224,8 @@ class Run:
         after: list[pl.Callback] = [Gallery(self.store, list(self.explainers))]
         if self.cfg.data.folds > 1:
             after.insert(0, Stability(self.store, list(self.explainers), c.seed))
+        if self.fillers:
+            after.append(Removal(self.store, self.fillers, c.seed))
         return [explain, *after]
 
     def logger(self) -> Any:
@@ -296,6 +305,16 @@ class Run:
     def trainable(self) -> bool:
         """Whether this model is trained here."""
         return issubclass(get_object(self.cfg.model._target_), Classifier)
+
+
+def without_unchosen(cfg: Any) -> Any:
+    """The configuration without the counts that an experiment's file gives for explainers and scores nobody chose."""
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg))
+    for group in ("explainer", "score"):
+        known = {name.rpartition("/")[2] for name in options(group)}
+        for name in [n for n, node in (cfg.get(group) or {}).items() if "_target_" not in node and n in known]:
+            del cfg[group][name]
+    return cfg
 
 
 def check_values(cfg: Any) -> None:

@@ -128,12 +128,16 @@ class Quickshift(Segmenter):
         max_dist: largest distance of a link.
         ratio: weight of colour against space, in [0, 1].
         scale: False takes `kernel_size` as it is, at any image size.
+        gain: what pixels in [0, 1] are multiplied by before. 255 gives scikit-image floats in 0..255, which it does not
+            rescale: colour then weighs 255 times more, and CIFAR-10 images have 62 superpixels instead of 12, the number
+            that Garreau & Mardaoui (2021) report.
     """
 
     kernel_size: float = 4
     max_dist: float = 200
     ratio: float = 0.2
     scale: bool = True
+    gain: float = 1.0
 
     def kernel(self, side: int) -> float:
         """The kernel size in pixels of images of this side."""
@@ -150,7 +154,7 @@ class Quickshift(Segmenter):
         if self.kernel_size <= 0 or not 0 <= self.ratio <= 1:
             raise UsageError(f"quickshift needs kernel_size > 0 and ratio in [0, 1], found {self}")
         kernel = self.kernel(min(image.shape[:2]))
-        return quickshift(image, ratio=self.ratio, kernel_size=kernel, max_dist=self.max_dist)
+        return quickshift(image * np.float32(self.gain), ratio=self.ratio, kernel_size=kernel, max_dist=self.max_dist)
 
 
 @dataclass(frozen=True)

@@ -216,7 +216,7 @@ class FoldStore:
 
 
 def read_shard(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A shard with `sample`, `maps` and its scores (`score/<name>`)."""
+    """A shard with `sample`, `maps`, its scores (`score/<name>`, of the whole image `reference/<name>`) and details."""
     tensors, meta = read_tensors(path)
     if not {"sample", "maps"} <= set(tensors) or "fingerprint" not in meta:
         raise DamagedFile(f"{path} is not a shard of maps: {mend(path)}")
@@ -231,6 +231,7 @@ class MapReader:
         self.where: dict[int, tuple[int, int]] = {}
         self.fingerprint: dict[str, Any] = {}
         self.meta: dict[str, Any] = {}
+        self.extra: set[str] = set()
         for number, path in enumerate(self.files):
             tensors, meta = read_shard(path)
             if self.meta:
@@ -242,6 +243,8 @@ class MapReader:
                     raise UsageError(f"{path.parent} holds shards of different runs ({difference[0]}): {mend(path)}")
                 meta = {**meta, "scores": common}
             self.fingerprint, self.meta = meta["fingerprint"], meta
+            own = {k for k in tensors if k.startswith(("detail/", "reference/"))}
+            self.extra = own if number == 0 else self.extra & own
             for row, sample in enumerate(tensors["sample"].tolist()):
                 self.where[sample] = (number, row)
         self.open: tuple[int, dict[str, Tensor]] = (-1, {})
@@ -254,7 +257,7 @@ class MapReader:
         return all(s in self.where for s in samples.tolist())
 
     def rows(self, samples: Int[Tensor, "p"], key: str = "maps") -> Tensor:
-        """`maps` or `score/<name>` of these samples, in this order."""
+        """`maps`, `score/<name>`, `reference/<name>` or `detail/<name>` of these samples, in this order."""
         out: list[Tensor] = []
         for s in samples.tolist():
             number, row = self.where[s]

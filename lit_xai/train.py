@@ -61,7 +61,8 @@ def train(run: Any) -> None:
         fit(trainer, module, run, resume)
         module.add_weight_noise(run.cfg.weight_noise, run.cfg.seed, run.cfg.fold)
         if trainer.is_global_zero:
-            save_weights(module, run.checkpoint, {**plain(run.cfg), "shape": shape_of(run.data)})
+            extra = {"shape": shape_of(run.data), "class_names": list(run.data.source.classes)}
+            save_weights(module, run.checkpoint, {**plain(run.cfg), **extra})
             run.resume_from.unlink(missing_ok=True)
         trainer.strategy.barrier("trained")
     Dashboard(trainer.loggers).note(checkpoint=str(run.checkpoint))

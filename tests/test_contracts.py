@@ -11,7 +11,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from lit_xai.cli import config_dir
-from lit_xai.core import SampleRng, describe, fit_fillers, passes_of
+from lit_xai.core import SampleRng, UsageError, describe, fit_fillers, passes_of
 from lit_xai.core import resolve as resolved
 from lit_xai.models import resnet18
 from omegaconf import OmegaConf
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from conftest import seeded
 
 CONFIGS = config_dir()
-COUNTS = {"masks": 12, "steps": 6, "samples": 5, "subsets": 14, "n_samples": 4}  # where a yaml has such a key
+COUNTS = {"masks": 12, "steps": 6, "samples": 60, "subsets": 14, "n_samples": 4}  # where a yaml has such a key
 RNG = SampleRng(7, (31, 4, 15, 9, 26))
 
 
@@ -165,6 +165,22 @@ class TestExplainer:
 # --------------------------------------------------------------------------------------------------------------- scores
 
 
+@pytest.fixture
+def masks() -> Tensor:
+    """Where the object is: a block of another size and place in every image."""
+    out = torch.zeros(5, 16, 16, dtype=torch.bool)
+    for i in range(5):
+        out[i, i : i + 7, 2 * i : 2 * i + 5 + i] = True
+    return out
+
+
+def apply(
+    score: Any, model: nn.Module, images: Tensor, maps: Tensor, targets: Tensor, masks: Tensor, rng=RNG
+) -> Tensor:
+    """The score, with masks for `observed` where it wants them."""
+    return score(model, images, maps, targets, rng, masks if hasattr(score, "truth") else None)
+
+
 @every("score")
 class TestScore:
     def test_is_a_frozen_dataclass_with_a_direction_and_a_meaning(self, file):
@@ -176,40 +192,53 @@ class TestScore:
     def test_yaml_places_it_under_its_own_name(self, file):
         assert file.read_text().splitlines()[0] == f"# @package score.{file.stem}"
 
-    def test_gives_one_finite_number_a_sample(self, file, model, images, maps, targets):
-        values = build(file)(model, images, maps, targets, RNG)
-        assert values.shape == (5,)
+    def test_gives_one_finite_number_a_sample_and_setting(self, file, model, images, maps, targets, masks):
+        score = build(file)
+        values = apply(score, model, images, maps, targets, masks)
+        assert values.shape == ((5, len(score.settings())) if hasattr(score, "settings") else (5,))
         assert bool(torch.isfinite(values).all())
         assert not values.requires_grad
 
-    def test_depends_on_the_map(self, file, model, images, maps, targets):
+    def test_depends_on_the_map(self, file, model, images, maps, targets, masks):
         score = build(file)
-        values = score(model, images, maps, targets, RNG)
-        assert not torch.equal(values, score(model, images, maps.flip(1), targets, RNG))
+        values = apply(score, model, images, maps, targets, masks)
+        assert not torch.equal(values, apply(score, model, images, maps.flip(1), targets, masks))
 
-    def test_does_not_depend_on_the_batch(self, file, model, images, maps, targets):
+    def test_does_not_depend_on_the_batch(self, file, model, images, maps, targets, masks):
         score, model, images = build(file), model.double(), images.double()
-        whole = score(model, images, maps, targets, RNG)
-        alone = [score(model, images[[i]], maps[[i]], targets[[i]], RNG.take([i])) for i in range(5)]
+        whole = apply(score, model, images, maps, targets, masks)
+        alone = [apply(score, model, images[[i]], maps[[i]], targets[[i]], masks[[i]], RNG.take([i])) for i in range(5)]
         assert torch.allclose(whole, torch.cat(alone), rtol=0, atol=1e-9)
 
-    def test_repeats_whatever_the_global_generator_holds(self, file, model, images, maps, targets):
+    def test_repeats_whatever_the_global_generator_holds(self, file, model, images, maps, targets, masks):
         results = []
         for seed in (1, 2):
             torch.manual_seed(seed)
-            results.append(build(file)(model, images, maps, targets, RNG))
+            results.append(apply(build(file), model, images, maps, targets, masks))
         assert torch.equal(*results)
 
     def test_shared_observations_give_the_same_value(self, file, model, images, maps, targets):
         score = build(file)
+        if hasattr(score, "truth"):  # what it observes comes with the data, not from the model
+            return
         observed = score.observe(model, images, targets, RNG) if hasattr(score, "observe") else None
         shared = score(model, images, maps, targets, RNG, observed)
         assert torch.equal(shared, score(model, images, maps, targets, RNG))
 
-    def test_model_and_map_are_left_as_found(self, file, model, images, maps, targets):
-        before = maps.clone()
-        used_twice(lambda m: build(file)(m, images, maps, targets, RNG), model)
-        assert torch.equal(maps, before)
+    def test_a_score_of_masks_wants_them_and_has_a_baseline(self, file, model, images, maps, targets, masks):
+        score = build(file)
+        if not hasattr(score, "truth"):
+            return
+        assert torch.equal(apply(score, model, images, maps, targets, masks), score.of(maps, masks))
+        assert score.reference(masks).shape == (5,)
+        with pytest.raises(UsageError, match="needs masks"):
+            score(model, images, maps, targets, RNG)
+
+    def test_model_and_map_are_left_as_found(self, file, model, images, maps, targets, masks):
+        before = maps.clone(), masks.clone()
+        used_twice(lambda m: apply(build(file), m, images, maps, targets, masks), model)
+        assert torch.equal(maps, before[0])
+        assert torch.equal(masks, before[1])
 
     def test_cost_is_not_negative(self, file):
         assert min(passes_of(build(file), 16, 16)) >= 0

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from lit_xai.core import Blur, Colour, Mean, SampleRng, UsageError, fit_fillers
+from lit_xai.core import Blur, Colour, Mean, Passes, SampleRng, UsageError, fit_fillers
 from lit_xai.metrics import Deletion, Insertion, MuFidelity
 from lit_xai.metrics.fidelity import descending_position
 from scipy.ndimage import correlate1d
@@ -192,6 +192,60 @@ def test_insertion_of_a_map_is_deletion_of_its_negative_read_backwards(convnet, 
     assert torch.allclose(inserted, deleted.flip(1), atol=1e-6)
 
 
+def rise_area(model, image: Tensor, start: Tensor, finish: Tensor, scores: Tensor, target: int, step: int) -> float:
+    """RISE's published causal metric: `start` takes the pixels of `finish` in descending order; no ties."""
+    pixels = scores.numel()
+    salient = scores.flatten().argsort(descending=True)
+    start = start.clone().flatten(1)
+    values = []
+    for i in range((pixels + step - 1) // step + 1):
+        with torch.no_grad():
+            values.append(model(start.view(1, *image.shape)).softmax(1)[0, target].item())
+        coordinates = salient[step * i : step * (i + 1)]
+        start[:, coordinates] = finish.flatten(1)[:, coordinates]
+    return (sum(values) - values[0] / 2 - values[-1] / 2) / (len(values) - 1)
+
+
+def test_insertion_equals_rises_published_protocol(convnet, rgb, targets):
+    model, images, maps = convnet.double(), rgb.double(), untied_maps(5)
+    sizes = Blur().resolve(lambda x: x, images)
+    offsets = np.arange(sizes["kernel"]) - sizes["kernel"] // 2
+    kernel = np.exp(-(offsets**2) / (2 * sizes["sigma"] ** 2))
+    blurred = images.numpy()
+    for axis in (2, 3):
+        blurred = correlate1d(blurred, kernel / kernel.sum(), axis=axis, mode="mirror")
+    found = Insertion()(model, images, maps, targets)
+    for row, start in enumerate(torch.from_numpy(blurred)):
+        expected = rise_area(model, images[row], start, images[row], maps[row], int(targets[row]), 12)
+        assert found[row].item() == pytest.approx(expected, abs=1e-9)
+
+
+def test_deletion_equals_rises_published_protocol(convnet, rgb, targets):
+    model, images, maps = convnet.double(), rgb.double(), untied_maps(5)
+    found = Deletion(step=9, filler=Colour((0.2, 0.5, 0.7)))(model, images, maps, targets)
+    colour = torch.tensor([0.2, 0.5, 0.7])[:, None, None].expand(3, 12, 12).double()
+    for row, image in enumerate(images):
+        expected = rise_area(model, image, image, colour, maps[row], int(targets[row]), 9)
+        assert found[row].item() == pytest.approx(expected, abs=1e-7)
+
+
+@pytest.mark.parametrize("kind", [Deletion, Insertion])
+def test_half_of_the_pixels_give_the_raw_area_of_the_first_half(convnet, rgb, targets, kind):
+    maps = untied_maps(5)
+    half = kind(fraction=0.5, filler=Colour(0.5))(convnet, rgb, maps, targets)
+    curve = kind(filler=Colour(0.5)).curve(convnet, rgb, maps, targets)
+    assert half.tolist() == pytest.approx(np.trapezoid(curve[:, :7], dx=1 / 12, axis=1).tolist(), abs=1e-6)
+    assert bool(((half > 0) & (half <= 0.5)).all())
+
+
+def test_half_of_a_certain_prediction_has_the_largest_area():
+    def certain(x: Tensor) -> Tensor:
+        return torch.tensor([[1000.0, 0.0]]).expand(len(x), 2)
+
+    score = Deletion(fraction=0.5, filler=Colour(0.0))(certain, WHITE, untied_maps(1, 8), FIRST)
+    assert score.item() == pytest.approx(0.5, abs=1e-12)
+
+
 def test_exact_contributions_delete_faster_than_their_opposite(linear, rgb, targets, evidence):
     score = Deletion(output="logit", filler=Colour(0.0))
     assert bool((score(linear, rgb, evidence, targets) < score(linear, rgb, -evidence, targets)).all())
@@ -237,7 +291,83 @@ def test_only_tied_pixels_are_shuffled():
     assert (int(position[2, 1]), int(position[0, 0])) == (0, 15)
 
 
-@pytest.mark.parametrize("wrong", [{"fraction": 0.0}, {"fraction": 1.5}, {"step": -1}, {"output": "odds"}], ids=str)
+def test_the_first_order_of_ties_is_that_of_the_samples_stream():
+    rng = SampleRng(0, (3, 8))
+    for row in range(2):
+        order = torch.randperm(16, generator=rng.generator("ties", row))
+        assert torch.equal(descending_position(torch.zeros(2, 4, 4), rng)[row][order], torch.arange(16))
+
+
+def test_the_first_order_of_ties_has_not_changed():
+    position = descending_position(torch.zeros(1, 3, 3), SampleRng(0, (3,)))
+    assert position.tolist() == [[3, 2, 4, 0, 6, 8, 5, 1, 7]]
+
+
+def test_every_repeat_has_its_own_order_of_ties():
+    flat, rng = torch.zeros(1, 12, 12), SampleRng(0, (3,))
+    orders = [tuple(descending_position(flat, rng, r)[0].tolist()) for r in range(10)]
+    assert len(set(orders)) == 10
+    assert all(sorted(order) == list(range(144)) for order in orders)
+
+
+def test_the_area_is_the_mean_over_the_orders_of_ties():
+    # two pixels, a light one and a dark one: .5 -> 0 -> 0 has area .125, .5 -> .5 -> 0 has .375
+    image, flat, rng = torch.tensor([[[[1.0, 0.0]]]]), torch.zeros(1, 1, 2), SampleRng(0, (3,))
+    score = Deletion(step=1, repeats=25, output="logit", filler=Colour(0.0))
+    light_first = [descending_position(flat, rng, r)[0, 0].item() == 0 for r in range(25)]
+    assert 0 < sum(light_first) < 25
+    expected = np.mean([0.125 if light else 0.375 for light in light_first])
+    assert score(additive, image, flat, FIRST, rng).item() == pytest.approx(expected, abs=1e-7)
+
+
+def test_many_orders_of_ties_tend_to_the_mean_of_all_orders():
+    image = torch.tensor([[[[1.0, 0.0]]]]).expand(100, 1, 1, 2)
+    score = Deletion(step=1, repeats=50, output="logit", filler=Colour(0.0))
+    areas = score(additive, image, torch.zeros(100, 1, 2), torch.zeros(100, dtype=torch.long))
+    assert areas.mean().item() == pytest.approx(0.25, abs=4 * 0.125 / math.sqrt(5000))
+    assert areas.std().item() == pytest.approx(0.125 / math.sqrt(50), rel=0.3)
+
+
+@pytest.mark.parametrize("kind", [Deletion, Insertion])
+def test_one_repeat_is_the_area_of_the_curve(convnet, rgb, targets, kind):
+    maps, rng = untied_maps(5).round(), SampleRng(1, (4, 3, 2, 1, 0))
+    score = kind(filler=Colour(0.5))
+    expected = np.trapezoid(score.curve(convnet, rgb, maps, targets, rng).double(), dx=1 / 12, axis=1)
+    assert score(convnet, rgb, maps, targets, rng).tolist() == pytest.approx(expected.tolist(), abs=1e-12)
+
+
+class Counting:
+    """A model that counts the images it sees."""
+
+    def __init__(self, model) -> None:
+        self.model, self.seen = model, 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.seen += len(x)
+        return self.model(x)
+
+
+def test_maps_without_ties_are_computed_once(convnet, rgb, targets):
+    one, ten = Deletion(filler=Colour(0.5)), Deletion(filler=Colour(0.5), repeats=10)
+    tied, untied = untied_maps(5), untied_maps(5)
+    tied[2, 3, 4] = tied[2, 0, 0]
+    for maps, repeats in ((untied, 1), (tied, 10)):
+        model = Counting(convnet)
+        areas = ten(model, rgb, maps, targets)
+        assert model.seen == 5 * 13 * repeats
+        others = [0, 1, 3, 4]
+        assert torch.equal(areas[others], one(convnet, rgb, untied, targets)[others])
+
+
+def test_a_repeat_costs_as_much_as_the_first():
+    assert Deletion().passes(224, 224) == Passes(225)
+    assert Deletion(repeats=10, fraction=0.5).passes(224, 224) == Passes(1130)
+    assert Insertion(repeats=3).meaning()["repeats"] == 3
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"fraction": 0.0}, {"fraction": 1.5}, {"step": -1}, {"repeats": 0}, {"output": "odds"}], ids=str
+)
 def test_deletion_refuses_parameters_that_mean_nothing(wrong):
     with pytest.raises(UsageError):
         Deletion(filler=Colour(0.0), **wrong)(additive, WHITE, untied_maps(1, 8), FIRST)

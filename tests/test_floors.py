@@ -17,6 +17,7 @@ FLOORS = [
     {"draw", "dashboard"},
     {"callbacks", "report"},
     {"runs"},
+    {"picture"},
     {"crossval", "train", "explain", "evaluate"},
 ]
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

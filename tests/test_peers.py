@@ -108,7 +108,8 @@ def test_mufidelity_equals_scipys_pearson_correlation_over_the_same_subsets(conv
             assert float(result[row]) == pytest.approx(peer(sums, drops).statistic, abs=1e-9)
 
 
-def test_deletion_curve_equals_quantus_pixel_flipping(linear, rgb, targets):
+@pytest.mark.parametrize("value", [0.0, 0.5, 0.8])
+def test_deletion_curve_equals_quantus_pixel_flipping(linear, rgb, targets, value):
     quantus = pytest.importorskip("quantus")
     model, images = (
         Linear(linear.weight.detach()[:, :1], linear.bias.detach()).eval(),
@@ -117,7 +118,7 @@ def test_deletion_curve_equals_quantus_pixel_flipping(linear, rgb, targets):
     maps = torch.randn(5, 12, 12, generator=seeded(4))
     metric = quantus.PixelFlipping(
         features_in_step=12,
-        perturb_baseline=0.0,  # its "black" is the smallest value it finds
+        perturb_baseline=value,  # its "black" is the smallest value it finds
         normalise=False,
         abs=False,
         disable_warnings=True,
@@ -131,8 +132,12 @@ def test_deletion_curve_equals_quantus_pixel_flipping(linear, rgb, targets):
         device="cpu",
         softmax=True,
     )
-    ours = Deletion(filler=Colour(0.0)).curve(model, images, maps, targets)
-    assert np.allclose(ours[:, 1:], np.array(curves), atol=1e-5)  # its curve starts after the first step
+    score = Deletion(filler=Colour(value))
+    assert np.allclose(score.curve(model, images, maps, targets)[:, 1:], np.array(curves), atol=1e-5)
+    with torch.no_grad():  # its curve starts after the first step
+        start = model(images).softmax(1).gather(1, targets[:, None]).numpy()
+    area = np.trapezoid(np.hstack([start, curves]), dx=1 / 12, axis=1)
+    assert np.allclose(score(model, images, maps, targets), area, atol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------------- scipy, skimage

@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lit_xai.core import UsageError, stable_hash
+from lit_xai.data.truth import BoxTable, MaskFiles, Truth, check_opaque, framed, opened
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -69,17 +70,19 @@ class OnDisk:
         return torch.stack([self.read(self.files[i]) for i in indices])
 
     def read(self, file: Path) -> Float[Tensor, "c h w"]:
-        """One picture as RGB."""
-        from PIL import Image
+        """One picture as RGB: grey and palette files are converted, an alpha channel must be fully opaque.
+
+        Raises:
+            UsageError: the file is damaged, has transparent pixels, or more than 8 bits a channel.
+        """
         from torchvision.transforms.v2 import functional as T
 
-        try:
-            with Image.open(file) as picture:
-                image = T.pil_to_tensor(picture.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as e:
-            raise UsageError(f"{file} cannot be decoded ({e}): replace or remove the file") from None
-        image = T.center_crop(T.resize(image, [self.resize], antialias=True), [self.size, self.size])
-        return image.float().div_(255)
+        with opened(file) as picture:
+            if picture.mode.startswith(("I", "F")):  # the conversion would clip
+                raise UsageError(f"{file} has more than 8 bits a channel ({picture.mode}): save it with 8 bits first")
+            check_opaque(picture, file)
+            image = T.pil_to_tensor(picture.convert("RGB"))
+        return framed(image, self.resize, self.size).float().div_(255)
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ class Source:
         classes: class names.
         identity: a digest of the content; two stores are compared only if it agrees.
         test, test_labels: the fixed test split, where the set has one.
+        truth: masks of the training images, where the set has them.
     """
 
     name: str
@@ -102,6 +106,7 @@ class Source:
     identity: str
     test: ImageSet | None = None
     test_labels: Int[Tensor, "m"] | None = None
+    truth: Truth | None = None
 
     @property
     def labelled(self) -> bool:
@@ -291,6 +296,8 @@ def folder_source(
     classes: int | None = None,
     seed: int = 0,
     name: str = "folder",
+    masks: str | Path | None = None,
+    boxes: str | Path | None = None,
 ) -> Source:
     """Pictures in one folder per class (torchvision's ImageFolder layout), with `train/` and `val/` or `test/` if there.
 
@@ -300,13 +307,16 @@ def folder_source(
         classes: how many classes to choose by `seed`; None takes all.
         seed: chooses the classes.
         name: the data set's name.
+        masks, boxes: ground truth of the training pictures (see `truth_beside`).
     """
     base = Path(root)
     if not base.is_dir():
         raise UsageError(f"no folder {base}: point data.root= at a folder with one sub-folder of pictures per class")
     train = base / "train" if (base / "train").is_dir() else base
     held = next((base / d for d in ("val", "test") if train != base and (base / d).is_dir()), None)
-    names = sorted(d.name for d in train.iterdir() if d.is_dir() and pictures_in(d))
+    no_classes = {Path(d).resolve() for d in (masks, masks_folder(base, nested=True)) if d is not None}
+    folders = [d for d in train.iterdir() if d.is_dir() and d.resolve() not in no_classes]
+    names = sorted(d.name for d in folders if pictures_in(d))
     if not names:
         raise UsageError(f"{train} has no sub-folder with pictures ({', '.join(PICTURES)}): one per class is expected")
     if classes is not None:
@@ -328,17 +338,75 @@ def folder_source(
         listing_digest(files, base, size, resize),
         OnDisk(test_files, size, resize) if test_files else None,
         test_labels if test_files else None,
+        truth_beside(files, base, size, resize, masks, boxes),
     )
 
 
-def pictures(root: str, size: int = 224, resize: int = 256, name: str = "pictures") -> Source:
-    """Pictures without labels, directly in one folder: for explaining a pretrained network's own predictions."""
+def pictures(
+    root: str,
+    size: int = 224,
+    resize: int = 256,
+    name: str = "pictures",
+    masks: str | Path | None = None,
+    boxes: str | Path | None = None,
+) -> Source:
+    """Pictures without labels, directly in one folder: for explaining a pretrained network's own predictions.
+
+    `masks` and `boxes` are their ground truth (see `truth_beside`).
+    """
     base = Path(root)
     files = tuple(pictures_in(base)) if base.is_dir() else ()
     if not files:
         raise UsageError(f"no pictures ({', '.join(PICTURES)}) in {base}: point data.root= at a folder that has some")
     labels = torch.full((len(files),), -1)
-    return Source(name, OnDisk(files, size, resize), labels, (), listing_digest(files, base, size, resize))
+    truth = truth_beside(files, base, size, resize, masks, boxes)
+    identity = listing_digest(files, base, size, resize)
+    return Source(name, OnDisk(files, size, resize), labels, (), identity, truth=truth)
+
+
+def masks_folder(base: Path, nested: bool) -> Path | None:
+    """`masks/` below a data root, if it is there; where pictures lie in sub-folders (`nested`), masks do too.
+
+    A folder `masks/` without sub-folders is a class of that name.
+    """
+    folder = base / "masks"
+    found = folder.is_dir() and (not nested or any(d.is_dir() for d in folder.iterdir()))
+    return folder if found else None
+
+
+def truth_beside(
+    files: tuple[Path, ...],
+    base: Path,
+    size: int,
+    resize: int,
+    masks: str | Path | None = None,
+    boxes: str | Path | None = None,
+) -> Truth | None:
+    """The ground truth of picture files: masks or boxes, given or found below the root, or None.
+
+    Args:
+        files: the pictures.
+        base: the data root.
+        size, resize: how pictures are cropped and resized.
+        masks: a folder with the pictures' paths relative to the root, as .png; None looks for `masks/`.
+        boxes: a CSV with the header `file,x,y,width,height`, paths relative to the root; None looks for `boxes.csv`.
+
+    Raises:
+        UsageError: both are there, or what was given is not.
+    """
+    if masks is None and boxes is None:
+        masks = masks_folder(base, nested=any(f.parent != base for f in files))
+        boxes = base / "boxes.csv" if (base / "boxes.csv").is_file() else None
+    if masks is not None and boxes is not None:
+        raise UsageError(f"{base} has masks ({masks}) and boxes ({boxes}): choose one with data.masks= or data.boxes=")
+    if boxes is not None:
+        return BoxTable.read(Path(boxes), base, files, size, resize)
+    if masks is None:
+        return None
+    if not Path(masks).is_dir():
+        raise UsageError(f"no folder {masks}: point data.masks= at a folder with the pictures' paths, as .png")
+    drawn = tuple(Path(masks) / f.relative_to(base).with_suffix(".png") for f in files)
+    return MaskFiles(drawn, files, size, resize)
 
 
 def listing_digest(files: Sequence[Path], base: Path, size: int, resize: int) -> str:

@@ -66,7 +66,7 @@ class AveragedGradient:
             raise UsageError(f"{type(self.filler).__name__} depends on the mask: the path begins at one fixed image")
         start = self.filler.background(images, segments)
         at = torch.linspace(0, 1, self.points, dtype=images.dtype, device=images.device)
-        weights = torch.full((self.points,), 1.0 / (self.points - 1))
+        weights = torch.full_like(at, 1 / (self.points - 1))
         weights[[0, -1]] /= 2
 
         def make(image_of: list[int], point_of: list[int]) -> Tensor:

@@ -225,7 +225,7 @@ class Surrogate:
         counts: `[b]` how many.
         coefficients: `[b, d]`, 0 beyond an image's own superpixels; in units of the output.
         intercept: `[b]`.
-        covariance: `[b, d+1, d+1]` of (intercept, coefficients), sandwich form.
+        covariance: `[b, d+1, d+1]` of (intercept, coefficients), sandwich form; NaN for samples = d + 1.
         r2: `[b]` weighted R^2, at most 1; NaN where the response is constant.
         samples: `[b]` perturbed images used.
         settled: `[b]` whether the five largest coefficients are settled at 95 % (for `samples="auto"`).
@@ -265,7 +265,8 @@ def fit(
 ) -> tuple[Tensor, Float[Tensor, "b p p"], Float[Tensor, "b"]]:
     """Weighted ridge regression of the whole batch in float64; the intercept is not penalised.
 
-    Returns the parameters `[b, 1 + d]`, their sandwich covariance (HC1: scaled by n / (n - d - 1)) and the weighted R^2.
+    Returns the parameters `[b, 1 + d]`, their sandwich covariance (HC1: scaled by n / (n - d - 1); NaN for n = d + 1,
+    where the fit is exact whatever the model) and the weighted R^2.
 
     Raises:
         UsageError: the design is singular.
@@ -306,7 +307,8 @@ def fit(
     # a constant response leaves rounding behind: call its R^2 undefined
     r2 = torch.where(spread > 1e-20 * gram[:, 0, 0], 1 - left / spread, torch.nan)
     number = sum(b.response.shape[1] for b in blocks)
-    freedom = (number / (number - counts - 1).clamp_min(1)).double()
+    left_over = (number - counts - 1).double()
+    freedom = torch.where(left_over > 0, number / left_over, torch.nan)
     return theta, freedom[:, None, None] * (inverse @ meat @ inverse), r2
 
 
@@ -334,10 +336,12 @@ class Lime:
         representation: what the surrogate sees of a perturbed image.
         kernel: the weight of a perturbed image.
         samples: perturbed images an image; `auto` draws until the five largest coefficients are settled at 95 % (looks
-            at 256, 512, 1024 ... samples, with the level shared among them) or `cap` is reached.
+            at 256, 512, 1024 ... samples) or `cap` is reached: each of the five must exceed each other one, pair by pair, at
+            95 % shared among the looks.
         cap: most samples with `auto`.
         ridge: penalty of the coefficients; 0 for least squares, whose intervals hold.
         output: `probability` or `logit` of the explained class.
+        repeat: number of the run: another number draws other masks.
         precision: `float32`, or `bf16` for autocast.
         max_batch: most images per model call.
     """
@@ -350,6 +354,7 @@ class Lime:
     cap: int = 10_000
     ridge: float = 1.0
     output: str = "probability"
+    repeat: int = 0
     precision: str = "float32"
     max_batch: int = 64
 
@@ -400,7 +405,7 @@ class Lime:
             UsageError: one superpixel only, fewer samples than superpixels, a kernel without width, a singular design.
         """
         check_batch(images, targets)
-        rng = SampleRng.default(len(images), rng)
+        rng = SampleRng.default(len(images), rng).repeated(self.repeat)
         segments = self.segments(images) if segments is None else segments.to(images.device)
         if segments.shape != (len(images), *images.shape[-2:]):
             raise UsageError(f"superpixels of shape {tuple(segments.shape)} do not belong to these images")

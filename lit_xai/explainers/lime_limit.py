@@ -17,21 +17,22 @@ from scipy.stats import norm
 from torch import Tensor
 
 from lit_xai.core import (
+    BackgroundFiller,
     Filler,
     Images,
     Model,
     Refill,
     SampleRng,
-    Segments,
     UsageError,
     check_batch,
     evaluate_rows,
 )
-from lit_xai.explainers.lime import LEVEL, CosineKernel, Lime, OnOff, Surrogate
+from lit_xai.explainers.lime import LEVEL, CosineKernel, Lime, OnOff, Surrogate, Toggle
 from lit_xai.segments import segment_counts, segment_sums, to_pixels
 
 ENUMERABLE = 20  # most superpixels whose 2^d masks are enumerated
 CHUNK = 1 << 14  # masks at once
+Cut = Int[Tensor, "*one h w"]  # superpixels of one image, [h, w] or [1, h, w]
 
 
 def psi(removed: float, bandwidth: float) -> float:
@@ -164,7 +165,7 @@ def bits(numbers: Int[Tensor, "m"], d: int) -> Bool[Tensor, "m d"]:
 
 
 def linear_limit(
-    weights: Float[Tensor, "c h w"], image: Float[Tensor, "c h w"], filled: Float[Tensor, "c h w"], segments: Segments
+    weights: Float[Tensor, "c h w"], image: Float[Tensor, "c h w"], filled: Float[Tensor, "c h w"], segments: Cut
 ) -> Float[Tensor, "d"]:
     """Beta of f(x) = sum_u lambda_u x_u: the sum of lambda_u (xi_u - filler_u) over each superpixel, for any bandwidth."""
     change = (weights.double() * (image.double() - filled.double())).sum(0)
@@ -188,7 +189,7 @@ class ShapeDetector:
         return ((images > self.threshold) | ~self.shape).flatten(1).all(1)[:, None].to(images.dtype)
 
     def limit(
-        self, image: Float[Tensor, "c h w"], filled: Float[Tensor, "c h w"], segments: Segments, bandwidth: float = 0.25
+        self, image: Float[Tensor, "c h w"], filled: Float[Tensor, "c h w"], segments: Cut, bandwidth: float = 0.25
     ) -> tuple[float, Float[Tensor, "d"]]:
         """(beta_0, beta) in closed form, general case (Prop. 3 and its appendix).
 
@@ -223,7 +224,7 @@ def large_bandwidth_limit(mean: float, given_on: Float[Tensor, "d"]) -> Float[Te
 def responses(
     model: Model,
     image: Float[Tensor, "c h w"],
-    segments: Segments,
+    segments: Cut,
     filler: Filler,
     target: int = 0,
     output: str = "probability",
@@ -253,7 +254,7 @@ def responses(
 def exact_limit(
     model: Model,
     image: Float[Tensor, "c h w"],
-    segments: Segments,
+    segments: Cut,
     filler: Filler,
     target: int = 0,
     output: str = "probability",
@@ -295,6 +296,8 @@ def required_samples(run: Surrogate, accuracy: float) -> Int[Tensor, "b"]:
     if not accuracy > 0:
         raise UsageError(f"accuracy must be positive, found {accuracy}")
     half = float(norm.ppf((1 + LEVEL) / 2)) * run.standard_errors.amax(1)
+    if not bool(half.isfinite().all()):
+        raise UsageError("the run has as many samples as parameters and no standard errors: set samples= higher")
     return (run.samples * (half / accuracy) ** 2).ceil().long()
 
 
@@ -305,7 +308,7 @@ def lime_gap(
     lime: Lime | None = None,
     accuracy: float = 0.01,
     limit: Float[Tensor, "d"] | None = None,
-    segments: Segments | None = None,
+    segments: Cut | None = None,
     rng: SampleRng | None = None,
 ) -> Gap:
     """How far a run of `lime` on one image is from its limit.
@@ -323,8 +326,10 @@ def lime_gap(
     """
     lime = lime or Lime()
     plain = isinstance(lime.kernel, CosineKernel) and isinstance(lime.representation, OnOff)
-    if not plain or lime.perturbation.keep != 0.5:
-        raise UsageError("the limit is known for the on-off representation, the cosine kernel and keep=0.5 alone")
+    if not plain or type(lime.perturbation) is not Toggle or lime.perturbation.keep != 0.5:
+        raise UsageError(
+            "the limit is known for Toggle(keep=0.5), the on-off representation and the cosine kernel alone"
+        )
     images, targets = image[None], torch.tensor([target], device=image.device)
     check_batch(images, targets)
     cut = lime.segments(images) if segments is None else segments.reshape(1, *image.shape[-2:])
@@ -332,6 +337,11 @@ def lime_gap(
     if limit is None:
         bandwidth = lime.kernel.width  # type: ignore[attr-defined]
         filler = lime.perturbation.filler
+        if not isinstance(filler, BackgroundFiller):
+            raise UsageError(
+                f"{type(filler).__name__} fills every mask anew: enumeration knows no limit; give limit=, or a filler "
+                f"that does not depend on the mask"
+            )
         limit = exact_limit(model, image, cut, filler, target, lime.output, bandwidth, lime.max_batch)[1]
     limit = limit.to(run.coefficients)
     difference, error = run.coefficients[0] - limit, run.standard_errors[0]
@@ -340,6 +350,6 @@ def lime_gap(
     return Gap(run, limit, float(difference.abs().max()), deviations, needed, accuracy)
 
 
-def as_map(values: Float[Tensor, "d"], segments: Segments) -> Float[Tensor, "h w"]:
+def as_map(values: Float[Tensor, "d"], segments: Cut) -> Float[Tensor, "h w"]:
     """A limit as a map."""
     return to_pixels(values[None], segments.reshape(1, *segments.shape[-2:]))[0]

@@ -11,13 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lit_xai.core import (
-    BackgroundFiller,
     Blur,
     Filler,
     Images,
     Maps,
     Model,
     Passes,
+    Refill,
     SampleRng,
     Scores,
     Targets,
@@ -49,6 +49,7 @@ class MeaningfulPerturbation:
         filler: what shows where the mask is 0. One that does not depend on the mask blends in by the mask's value; any
             other fills where m <= 1/2 at every step, and the gradient passes straight through that decision.
         output: `probability` or `logit`.
+        repeat: number of the run: another number starts from another mask.
         max_batch: most images per model call.
     """
 
@@ -61,6 +62,7 @@ class MeaningfulPerturbation:
     upsampling: str = "bilinear"
     filler: Filler = field(default_factory=lambda: Blur(kernel=61, sigma=10.0))
     output: str = "probability"
+    repeat: int = 0
     max_batch: int = 64
 
     def passes(self, height: int, width: int) -> Passes:
@@ -81,13 +83,15 @@ class MeaningfulPerturbation:
     ) -> tuple[Maps, dict[str, Scores]]:
         """The maps; per image the share of pixels that the mask has changed, and the output left with that mask."""
         check_batch(images, targets)
-        if self.steps < 1 or self.mask < 1 or self.rate <= 0 or self.jitter < 0 or self.max_batch < 1:
+        positive = self.steps, self.mask, self.rate, self.max_batch
+        if min(positive) <= 0 or min(self.area, self.smoothness, self.jitter) < 0:
             raise UsageError(
-                f"meaningful perturbation needs steps, mask, rate, max_batch > 0, jitter >= 0, found {self}"
+                f"meaningful perturbation needs steps, mask, rate, max_batch > 0 and area, smoothness, jitter >= 0, "
+                f"found {self}"
             )
         if self.upsampling not in ("bilinear", "nearest"):
             raise UsageError(f"upsampling must be bilinear or nearest, found {self.upsampling!r}")
-        rng = SampleRng.default(len(images), rng)
+        rng = SampleRng.default(len(images), rng).repeated(self.repeat)
         parts = []
         with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
             for rows in torch.arange(len(images)).split(self.max_batch):
@@ -104,11 +108,15 @@ class MeaningfulPerturbation:
         m = torch.stack([rng.uniform("mask", r, (1, side, side)) for r in rows]).to(images).requires_grad_()
         shifts = self.shifts(rng, len(images), shift).to(images.device)
         optimiser = torch.optim.Adam([m], lr=self.rate)
-        whole = self.filler.background(images) if isinstance(self.filler, BackgroundFiller) else None
+        refill = Refill(self.filler, images, rng)
         for step in range(self.steps):
-            shown = self.perturbed(images, self.enlarged(m, images), whole, rng, step)
+            shown = self.perturbed(refill, self.enlarged(m, images), step)
             moved = in_format_of(moved_by(shown, shifts[:, step]), images) if shift else shown
             p = select_output(model(moved), targets, self.output)
+            if not p.requires_grad:
+                raise UsageError(
+                    "the model's output does not depend on its input by a gradient: use Lime or SlidingPatch"
+                )
             loss = self.area * (1 - m).abs().sum() + self.smoothness * tv3(m) + p.sum()
             (m.grad,) = torch.autograd.grad(loss, m)
             optimiser.step()
@@ -116,7 +124,7 @@ class MeaningfulPerturbation:
                 m.clamp_(0, 1)
         with torch.no_grad():
             keep = self.enlarged(m, images)
-            shown = self.perturbed(images, keep, whole, rng, self.steps)
+            shown = self.perturbed(refill, keep, self.steps)
             changed = ((shown - images).abs().amax(1) > CHANGED).to(images.dtype).mean((1, 2))
             left = select_output(model(shown), targets, self.output)
         return (1 - keep[:, 0]).detach(), changed, left
@@ -126,16 +134,14 @@ class MeaningfulPerturbation:
         corners = {"align_corners": False} if self.upsampling == "bilinear" else {}
         return F.interpolate(m, size=images.shape[-2:], mode=self.upsampling, **corners)
 
-    def perturbed(
-        self, images: Images, keep: Float[Tensor, "b 1 h w"], whole: Images | None, rng: SampleRng, step: int
-    ) -> Images:
+    def perturbed(self, refill: Refill, keep: Float[Tensor, "b 1 h w"], step: int) -> Images:
         """The images seen through the mask."""
-        if whole is not None:
-            return in_format_of(keep * images + (1 - keep) * whole, images)
-        kept = keep > 0.5
-        filled = self.filler(images, kept.detach(), rng.take(range(len(images)), [step] * len(images)))[
-            :, 0, 0
-        ].detach()
+        images = refill.images
+        if refill.whole is not None:
+            return in_format_of(keep * images + (1 - keep) * refill.whole, images)
+        kept = (keep > 0.5).detach()
+        with torch.no_grad():
+            filled = refill(kept[:, 0], list(range(len(images))), [step] * len(images))
         hard = kept.to(images.dtype) - keep.detach() + keep  # the value of the decision, the gradient of the mask
         return in_format_of(hard * images + (1 - hard) * filled, images)
 

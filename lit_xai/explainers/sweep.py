@@ -124,7 +124,7 @@ class Windows:
     """K x K windows on a grid: the top and left edges of all of them, row by row.
 
     With `cover`, a last row and column is set flush with the edge where the stride does not end there, so that every
-    pixel lies in a window; without, there are (side - K) // stride + 1 along a side.
+    pixel lies in a window unless the stride exceeds K; without, there are (side - K) // stride + 1 along a side.
 
     Raises:
         UsageError: the window is larger than the image, or the stride is not positive.
@@ -207,15 +207,17 @@ def sweep(
     precision: str = "float32",
     max_batch: int = 64,
 ) -> Float[Tensor, "contrasts b windows"]:
-    """Every contrast for every window, from one walk over them. Memory is bounded by `max_batch` images.
+    """Every contrast for every window, from one walk over them. Memory is bounded by `max_batch` or `GROUP` images.
 
     A filler without randomness of its own is asked once a window, whatever `draws` says.
 
     Raises:
-        UsageError: draws < 1; a filler that returns another shape.
+        UsageError: draws < 1; max_batch < 1; a filler that returns another shape.
     """
     if draws < 1:
         raise UsageError(f"draws must be at least 1, found {draws}")
+    if max_batch < 1:
+        raise UsageError(f"max_batch must be at least 1, found {max_batch}")
     refill = Refill(filler, images, rng)
     draws = 1 if isinstance(filler, BackgroundFiller) else draws
     groups = [min(GROUP, draws - start) for start in range(0, draws, GROUP)]

@@ -2,7 +2,39 @@
 
 from lit_xai.metrics.distance import DISTANCES, map_distance
 from lit_xai.metrics.fidelity import Deletion, Insertion, MuFidelity
+from lit_xai.metrics.localisation import (
+    BoxIoU,
+    LocalisationError,
+    MaskIoU,
+    MaskPrecision,
+    MaskRecall,
+    MassInside,
+    PointingGame,
+    settle,
+)
+from lit_xai.metrics.removal import removal_table
+from lit_xai.metrics.robustness import robustness_table, similarities
 from lit_xai.metrics.stability import MeGe, ReCo
 from lit_xai.metrics.statistics import Estimate
 
-__all__ = ["DISTANCES", "Deletion", "Estimate", "Insertion", "MeGe", "MuFidelity", "ReCo", "map_distance"]
+__all__ = [
+    "DISTANCES",
+    "BoxIoU",
+    "Deletion",
+    "Estimate",
+    "Insertion",
+    "LocalisationError",
+    "MaskIoU",
+    "MaskPrecision",
+    "MaskRecall",
+    "MassInside",
+    "MeGe",
+    "MuFidelity",
+    "PointingGame",
+    "ReCo",
+    "map_distance",
+    "removal_table",
+    "robustness_table",
+    "settle",
+    "similarities",
+]

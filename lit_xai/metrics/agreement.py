@@ -32,15 +32,18 @@ def jaccard_top(a: Float[Tensor, "b d"], b: Float[Tensor, "b d"], k: int) -> Flo
 
 
 def expected_jaccard(superpixels: Int[Tensor, "b"] | int, k: int) -> Float[Tensor, "b"]:
-    """Its mean for two independent random sets of k among `superpixels` (.048 and .095 for 5 and 10 of 60)."""
-    d = torch.as_tensor(superpixels).reshape(-1).double()
-    common = torch.arange(k + 1, dtype=torch.float64)
+    """Its mean for two independent random sets of k among `superpixels` (.048 and .095 for 5 and 10 of 60).
+
+    With k superpixels or fewer, both sets are all of them: 1.
+    """
+    d = torch.as_tensor(superpixels).reshape(-1, 1).double()
+    chosen = d.clamp_max(k)
+    common = torch.arange(k + 1, dtype=torch.float64, device=d.device)
 
     def log_choose(n: Tensor, r: Tensor) -> Tensor:
         return torch.lgamma(n + 1) - torch.lgamma(r + 1) - torch.lgamma(n - r + 1)
 
-    k_ = torch.tensor(float(k), dtype=torch.float64)
-    rest = d[:, None] - k_
-    log_p = log_choose(k_, common) + log_choose(rest, k_ - common) - log_choose(d[:, None], k_)
-    possible = rest >= k_ - common
-    return (torch.where(possible, log_p.exp(), 0.0) * (common / (2 * k_ - common))).sum(1)
+    rest = d - chosen
+    log_p = log_choose(chosen, common) + log_choose(rest, chosen - common) - log_choose(d, chosen)
+    possible = (common <= chosen) & (rest >= chosen - common)
+    return torch.where(possible, log_p.exp() * common / (2 * chosen - common), 0.0).sum(1)

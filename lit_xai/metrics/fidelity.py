@@ -11,7 +11,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lit_xai.core import (
-    BackgroundFiller,
     Blur,
     Colour,
     Filler,
@@ -20,6 +19,7 @@ from lit_xai.core import (
     Mean,
     Model,
     Passes,
+    Refill,
     SampleRng,
     Scores,
     Targets,
@@ -33,16 +33,6 @@ from lit_xai.metrics.distance import argsort_rows, unit_ranks
 Masks = Bool[Tensor, "b n h w"]
 
 
-def refill(
-    filler: Filler, images: Images, rng: SampleRng, masks: Any, image_of: list[int], variant_of: list[int], filled: Any
-) -> Tensor:
-    """The rows `(image_of, variant_of)` with their hidden pixels filled; `masks(image_of, variant_of)` = keep."""
-    keep = masks(image_of, variant_of)
-    if filled is not None:
-        return torch.where(keep[:, None], images[image_of], filled[image_of])
-    return filler(images[image_of], keep[:, None], rng.take(image_of))[:, 0, 0]
-
-
 def check_scored(images: Images, maps: Tensor, targets: Targets) -> None:
     """Refuse maps that are not the images' or hold NaN: a score of them would look like any other."""
     check_batch(images, targets)
@@ -50,11 +40,6 @@ def check_scored(images: Images, maps: Tensor, targets: Targets) -> None:
         raise UsageError(f"maps of shape {tuple(maps.shape)} do not belong to images of shape {tuple(images.shape)}")
     if not bool(torch.isfinite(maps).all()):
         raise UsageError("a map holds NaN or infinite values: explain that image again, or leave it out")
-
-
-def background(filler: Filler, images: Images) -> Images | None:
-    """The filler's replacement image if it does not depend on the mask, else None."""
-    return filler.background(images) if isinstance(filler, BackgroundFiller) else None
 
 
 # ---------------------------------------------------------------------------------------------------------- muFidelity
@@ -134,10 +119,10 @@ class MuFidelity:
     ) -> Float[Tensor, "b n"]:
         """The drops f(x) - f(x without S): they do not depend on the map."""
         rng = SampleRng.default(len(images), rng)
-        removed, filled = self.removed_of_batch(images, rng), background(self.filler, images)
+        removed, refill = self.removed_of_batch(images, rng), Refill(self.filler, images, rng)
 
         def make(image_of: list[int], variant_of: list[int]) -> Tensor:
-            return refill(self.filler, images, rng, lambda i, v: ~removed[i, v], image_of, variant_of, filled)
+            return refill(~removed[image_of, variant_of], image_of, variant_of)
 
         outputs = evaluate_rows(model, make, images, targets, self.subsets, self.max_batch, self.output)
         whole = evaluate_rows(model, lambda i, _: images[i], images, targets, 1, self.max_batch, self.output)
@@ -185,6 +170,8 @@ class Curve:
     Args:
         step: pixels a step; 0 = the image side (224 px: 225 points).
         fraction: share of the pixels that is changed in the end, in (0, 1].
+        repeats: random orders of the ties that the area is averaged over. The filler's draws are the same for all, so
+            a batch of maps without ties is computed once.
         output: `probability` or `logit`.
         filler: what stands where a pixel is absent.
         max_batch: most images per model call.
@@ -192,6 +179,7 @@ class Curve:
 
     step: int = 0
     fraction: float = 1.0
+    repeats: int = 1
     output: str = "probability"
     filler: Filler = field(default_factory=Mean)
     max_batch: int = 64
@@ -203,15 +191,16 @@ class Curve:
 
     def counts(self, height: int, width: int) -> Int[Tensor, "t"]:
         """How many pixels have changed at every point of the curve."""
-        if not 0 < self.fraction <= 1 or self.step < 0:
-            raise UsageError(f"a curve needs fraction in (0, 1] and step >= 0, found {self.fraction}, {self.step}")
+        if not 0 < self.fraction <= 1 or self.step < 0 or self.repeats < 1:
+            found = f"{self.fraction}, {self.step}, {self.repeats}"
+            raise UsageError(f"a curve needs fraction in (0, 1], step >= 0 and repeats >= 1, found {found}")
         last = round(self.fraction * height * width)
         points = torch.arange(0, last, self.step or max(height, width))
         return torch.cat([points, torch.tensor([last])])
 
     def passes(self, height: int, width: int) -> Passes:
-        """One forward pass a point."""
-        return Passes(len(self.counts(height, width)))
+        """One forward pass a point and order of the ties."""
+        return Passes(len(self.counts(height, width)) * self.repeats)
 
     def resolve(self, model: Model, images: Images) -> dict[str, Any]:
         """The step in pixels and the number of points."""
@@ -219,21 +208,24 @@ class Curve:
         return {"step": self.step or max(height, width), "points": len(self.counts(height, width))}
 
     def curve(
-        self, model: Model, images: Images, maps: Maps, targets: Targets, rng: SampleRng | None = None
+        self,
+        model: Model,
+        images: Images,
+        maps: Maps,
+        targets: Targets,
+        rng: SampleRng | None = None,
+        repeat: int = 0,
     ) -> Float[Tensor, "b t"]:
-        """The output at every point."""
+        """The output at every point, with the ties in the order of this repeat."""
         rng = SampleRng.default(len(images), rng)
         height, width = images.shape[-2:]
-        position = descending_position(maps, rng).view(-1, height, width)
+        position = descending_position(maps, rng, repeat).view(-1, height, width)
         counts = self.counts(height, width).to(images.device)
-        filled = background(self.filler, images)
-
-        def keep(image_of: list[int], point_of: list[int]) -> Tensor:
-            changed = position[image_of] < counts[point_of].view(-1, 1, 1)
-            return self.keep(changed)
+        refill = Refill(self.filler, images, rng)
 
         def make(image_of: list[int], point_of: list[int]) -> Tensor:
-            return refill(self.filler, images, rng, keep, image_of, point_of, filled)
+            changed = position[image_of] < counts[point_of].view(-1, 1, 1)
+            return refill(self.keep(changed), image_of, [0] * len(image_of))  # one noise along the whole curve
 
         return evaluate_rows(model, make, images, targets, len(counts), self.max_batch, self.output)
 
@@ -253,7 +245,15 @@ class Curve:
         check_scored(images, maps, targets)
         height, width = images.shape[-2:]
         at = self.counts(height, width).to(images.device, torch.float64) / (height * width)
-        return torch.trapezoid(self.curve(model, images, maps, targets, rng).double(), at, dim=1)
+
+        def area(repeat: int) -> Scores:
+            return torch.trapezoid(self.curve(model, images, maps, targets, rng, repeat).double(), at, dim=1)
+
+        first = area(0)
+        if self.repeats == 1 or not bool((tied := has_ties(maps)).any()):
+            return first
+        mean = torch.stack([first, *(area(r) for r in range(1, self.repeats))]).mean(0)
+        return torch.where(tied, mean, first)
 
 
 @dataclass(frozen=True)
@@ -273,12 +273,18 @@ class Insertion(Curve):
         return changed
 
 
-def descending_position(maps: Maps, rng: SampleRng) -> Int[Tensor, "b p"]:
+def has_ties(maps: Maps) -> Bool[Tensor, "b"]:
+    """Whether two pixels of a map have the same value."""
+    ordered = maps.flatten(1).sort(dim=1).values
+    return (ordered[:, 1:] == ordered[:, :-1]).any(1)
+
+
+def descending_position(maps: Maps, rng: SampleRng, repeat: int = 0) -> Int[Tensor, "b p"]:
     """Each pixel's place in descending order of its map (0 = largest); ties in random order, keyed by sample."""
     flat = maps.flatten(1)
     places = torch.arange(flat.shape[1], device=maps.device)
     shuffled = torch.stack(
-        [torch.randperm(flat.shape[1], generator=rng.generator("ties", r)) for r in range(len(flat))]
+        [torch.randperm(flat.shape[1], generator=rng.generator("ties", r, repeat)) for r in range(len(flat))]
     )
     shuffled = shuffled.to(maps.device)
     order = shuffled.gather(1, flat.gather(1, shuffled).argsort(dim=1, descending=True, stable=True))

@@ -17,6 +17,8 @@ from lit_xai.models.lipschitz import plain
 from lit_xai.models.pretrained import Normalise
 
 SCHEDULES = ("onecycle", "cosine", "constant")
+OPTIMIZERS = ("adamw", "sgd")
+MOMENTUM = 0.9  # of SGD
 LOSSES = ("cross_entropy", "tau_cross_entropy", "hkr")
 
 
@@ -27,7 +29,7 @@ class Classifier(pl.LightningModule):
         network: called as `network(channels=, classes=, side=)`.
         channels, classes, side: given by the data.
         colour: mean and standard deviation per channel of the training folds.
-        lr: (peak) learning rate of Adam.
+        lr: (peak) learning rate.
         weight_decay: decoupled (AdamW).
         schedule: `onecycle`, `cosine` (after 5 % warm-up) or `constant`.
         label_smoothing: of the cross-entropy.
@@ -35,6 +37,7 @@ class Classifier(pl.LightningModule):
         tau: temperature of `tau_cross_entropy`.
         hkr_alpha, hkr_margin: weight of the hinge term and margin of `hkr`.
         scale: divide by the standard deviation as well (must be off where the Lipschitz constant counts).
+        optimizer: `adamw`, or `sgd` with momentum .9.
     """
 
     def __init__(
@@ -53,9 +56,11 @@ class Classifier(pl.LightningModule):
         hkr_alpha: float = 0.95,
         hkr_margin: float = 0.1,
         scale: bool = True,
+        optimizer: str = "adamw",
     ) -> None:
         super().__init__()
-        for value, known, name in ((schedule, SCHEDULES, "schedule"), (loss, LOSSES, "loss")):
+        options = ((schedule, SCHEDULES, "schedule"), (loss, LOSSES, "loss"), (optimizer, OPTIMIZERS, "optimizer"))
+        for value, known, name in options:
             if value not in known:
                 raise UsageError(f"model.{name} must be one of {', '.join(known)}, found {value!r}")
         mean, std = colour
@@ -64,7 +69,7 @@ class Classifier(pl.LightningModule):
         self.lr, self.weight_decay, self.schedule = lr, weight_decay, schedule
         self.label_smoothing, self.loss_name, self.tau = label_smoothing, loss, tau
         self.hkr_alpha, self.hkr_margin = hkr_alpha, hkr_margin
-        self.classes = classes
+        self.classes, self.optimizer = classes, optimizer
         self.val_accuracy = MulticlassAccuracy(classes, average="micro")
         self.test_accuracy = nn.ModuleList([MulticlassAccuracy(classes, average="micro") for _ in range(2)])
 
@@ -121,8 +126,12 @@ class Classifier(pl.LightningModule):
         self.log(name, accuracy, on_epoch=True, on_step=False, add_dataloader_idx=False)
 
     def configure_optimizers(self) -> Any:
-        """AdamW and a schedule per step."""
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        """AdamW or SGD, and a schedule per step."""
+        optimizer: torch.optim.Optimizer
+        if self.optimizer == "sgd":
+            optimizer = torch.optim.SGD(self.parameters(), self.lr, MOMENTUM, weight_decay=self.weight_decay)
+        else:
+            optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
         if self.schedule == "constant":
             return optimizer
         steps = self.total_steps()

@@ -32,3 +32,15 @@ def vgg(channels: int, classes: int, side: int, blocks: int = 3, dense: int = 12
     return nn.Sequential(
         *layers, nn.Flatten(), nn.Linear(features, dense), nn.ReLU(), nn.Dropout(dropout), nn.Linear(dense, classes)
     )
+
+
+def one_layer(channels: int, classes: int, side: int, units: int = 32) -> nn.Module:
+    """A dense layer of sigmoids on every pixel, then one dense layer (the smallest network of Garreau & Mardaoui, 2021).
+
+    Args:
+        channels, classes, side: image channels, logits, image side in pixels.
+        units: sigmoids a pixel.
+    """
+    return nn.Sequential(
+        nn.Conv2d(channels, units, 1), nn.Sigmoid(), nn.Flatten(), nn.Linear(units * side * side, classes)
+    )

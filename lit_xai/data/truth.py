@@ -1,0 +1,243 @@
+"""Ground truth beside images: where the object is, as masks of the images' size (True = on the object)."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from lit_xai.core import UsageError
+
+COLUMNS = ("file", "x", "y", "width", "height")
+Box = tuple[float, float, float, float]  # x, y, width, height in pixels
+
+
+@runtime_checkable
+class Truth(Protocol):
+    """Masks of a source's training images, by name."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What there are masks of, such as `object` and `tag`."""
+        ...
+
+    def masks(self, name: str, indices: Sequence[int]) -> Bool[Tensor, "b h w"]:
+        """Masks of these samples at image size, True = on the object.
+
+        Raises:
+            UsageError: there is no such name; a sample's annotation is missing, damaged or does not fit its picture.
+        """
+        ...
+
+
+def check_name(truth: Truth, name: str) -> None:
+    """Refuse a name that this ground truth lacks."""
+    if name not in truth.names:
+        raise UsageError(f"no ground truth {name!r} in this data: set the score's truth= to {' or '.join(truth.names)}")
+
+
+def boxes(masks: Bool[Tensor, "b h w"]) -> Int[Tensor, "b 4"]:
+    """The tight box of every mask as (top, left, bottom, right) in pixels, bottom and right exclusive; empty = zeros."""
+    top, bottom = ends(masks.any(2))
+    left, right = ends(masks.any(1))
+    return torch.stack([top, left, bottom, right], dim=1)
+
+
+def ends(present: Bool[Tensor, "... n"]) -> tuple[Int[Tensor, "..."], Int[Tensor, "..."]]:
+    """First True of every row and one past its last; (0, 0) where there is none."""
+    n = present.shape[-1]
+    places = torch.arange(n, device=present.device)
+    first = torch.where(present, places, n).amin(-1)
+    last = torch.where(present, places + 1, 0).amax(-1)
+    return torch.where(last > 0, first, 0), last
+
+
+# ----------------------------------------------------------------------------------------------------- reading pictures
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Any]:
+    """A picture file; whatever fails while it is open names it.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(file) as picture:
+            yield picture
+    except UsageError:
+        raise
+    except (OSError, SyntaxError, ValueError) as e:
+        raise UsageError(f"{file} cannot be decoded ({e}): replace or remove the file") from None
+
+
+def check_opaque(picture: Any, file: Path) -> None:
+    """Refuse a picture with an alpha channel, or a transparent colour, that is not fully opaque."""
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        opacity = picture.convert("RGBA").getchannel("A")
+        if opacity.getextrema()[0] < 255:
+            raise UsageError(f"{file} has transparent pixels: flatten it onto a background first")
+
+
+def framed(image: Tensor, resize: int, size: int, nearest: bool = False) -> Tensor:
+    """`[c, h, w]` with its shorter side at `resize` (bilinear, or nearest neighbour), then the central `size` pixels."""
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2 import functional as T
+
+    how = InterpolationMode.NEAREST_EXACT if nearest else InterpolationMode.BILINEAR
+    return T.center_crop(T.resize(image, [resize], interpolation=how, antialias=not nearest), [size, size])
+
+
+def framed_mask(mask: Bool[Tensor, "h w"], resize: int, size: int) -> Bool[Tensor, "size size"]:
+    """A mask of a whole picture, resized and cropped like it."""
+    return framed(mask[None].to(torch.uint8), resize, size, nearest=True)[0] > 0
+
+
+def shape_of(picture: Path) -> tuple[int, int]:
+    """Height and width of a picture file."""
+    with opened(picture) as p:
+        return p.height, p.width
+
+
+# ------------------------------------------------------------------------------------------------------ implementations
+
+
+@dataclass(frozen=True)
+class InMemoryMasks:
+    """Masks `[n, h, w]` (bool, or uint8 with 0 = not on the object) kept in memory, by name."""
+
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What there are masks of."""
+        return tuple(self.tensors)
+
+    def masks(self, name: str, indices: Sequence[int]) -> Bool[Tensor, "b h w"]:
+        """Masks of these samples."""
+        check_name(self, name)
+        return self.tensors[name][list(indices)] != 0
+
+
+@dataclass(frozen=True)
+class MaskFiles:
+    """Mask pictures, decoded when asked for: a pixel that is not 0 (palette index, grey or any colour) is on the object.
+
+    Attributes:
+        files: the mask of every picture, at that picture's size.
+        pictures: the pictures.
+        size, resize: how pictures are cropped and resized (see `OnDisk`).
+    """
+
+    files: tuple[Path, ...]
+    pictures: tuple[Path, ...]
+    size: int
+    resize: int
+    names = ("object",)
+
+    def masks(self, name: str, indices: Sequence[int]) -> Bool[Tensor, "b h w"]:
+        """Masks of these samples."""
+        check_name(self, name)
+        return torch.stack([self.read(i) for i in indices])
+
+    def read(self, i: int) -> Bool[Tensor, "h w"]:
+        """One mask."""
+        file, picture = self.files[i], self.pictures[i]
+        if not file.is_file():
+            raise UsageError(f"{picture} has no mask {file}: draw one, or leave out the scores that need masks")
+        with opened(file) as p:
+            check_opaque(p, file)
+            values = np.asarray(p)[..., None] if len(p.getbands()) == 1 else np.asarray(p)
+            mask = (values[..., :-1] if p.getbands()[-1] == "A" else values).any(-1)
+        shape = shape_of(picture)
+        if mask.shape != shape:
+            found, wanted = (f"{w} x {h}" for h, w in (mask.shape, shape))
+            raise UsageError(f"{file} is {found} pixels and its picture {picture} {wanted}: save the mask at that size")
+        return framed_mask(torch.from_numpy(mask), self.resize, self.size)
+
+
+@dataclass(frozen=True)
+class BoxTable:
+    """Boxes instead of masks: a pixel is on the object if its centre lies in one of its picture's boxes.
+
+    Attributes:
+        table: the file that the boxes come from.
+        boxes: of each picture, in its own pixels.
+        pictures: the pictures.
+        size, resize: how pictures are cropped and resized (see `OnDisk`).
+    """
+
+    table: Path
+    boxes: Mapping[Path, tuple[Box, ...]]
+    pictures: tuple[Path, ...]
+    size: int
+    resize: int
+    names = ("object",)
+
+    @staticmethod
+    def read(table: Path, root: Path, pictures: tuple[Path, ...], size: int, resize: int) -> BoxTable:
+        """From a CSV with the header `file,x,y,width,height`; `file` is relative to `root`, and may have several rows.
+
+        Raises:
+            UsageError: the file is missing or damaged, lacks a column, or a row does not hold a box.
+        """
+        found: dict[Path, tuple[Box, ...]] = {}
+        try:
+            with table.open(newline="", encoding="utf-8-sig") as lines:
+                rows = csv.DictReader(lines)
+                lacking = [c for c in COLUMNS if c not in (rows.fieldnames or ())]
+                if lacking:
+                    raise UsageError(f"{table} lacks {', '.join(lacking)}: its first line must be {','.join(COLUMNS)}")
+                for row in rows:
+                    where, picture = f"{table} line {rows.line_num}", root / (row["file"] or "")
+                    found[picture] = (*found.get(picture, ()), box_of(row, where))
+        except (OSError, UnicodeDecodeError, csv.Error) as e:
+            raise UsageError(f"{table} cannot be read ({e}): write it as text, {','.join(COLUMNS)} a line") from None
+        return BoxTable(table, found, pictures, size, resize)
+
+    def masks(self, name: str, indices: Sequence[int]) -> Bool[Tensor, "b h w"]:
+        """Masks of these samples."""
+        check_name(self, name)
+        return torch.stack([self.drawn(self.pictures[i]) for i in indices])
+
+    def drawn(self, picture: Path) -> Bool[Tensor, "h w"]:
+        """The union of one picture's boxes."""
+        if picture not in self.boxes:
+            raise UsageError(
+                f"{picture} has no box in {self.table}: add a row, or leave out the scores that need masks"
+            )
+        height, width = shape_of(picture)
+        mask = torch.zeros(height, width, dtype=torch.bool)
+        for x, y, w, h in self.boxes[picture]:
+            left, right, top, bottom = (max(0, math.ceil(edge - 0.5)) for edge in (x, x + w, y, y + h))
+            inside = mask[top:bottom, left:right]
+            if not inside.numel():
+                raise UsageError(
+                    f"{self.table}: box {x:g},{y:g},{w:g},{h:g} holds no pixel of {picture} "
+                    f"({width} x {height} pixels): boxes are x,y,width,height from the top left corner"
+                )
+            inside.fill_(True)
+        return framed_mask(mask, self.resize, self.size)
+
+
+def box_of(row: Mapping[str, str | None], where: str) -> Box:
+    """The box of one row of a table."""
+    try:
+        x, y, w, h = (float(row[c] or "") for c in COLUMNS[1:])
+    except ValueError:
+        x = y = w = h = math.nan
+    if not (math.isfinite(x + y) and 0 < w < math.inf and 0 < h < math.inf):
+        found = ",".join(str(row[c]) for c in COLUMNS[1:])
+        raise UsageError(f"{where}: x,y,width,height must be numbers, width and height positive, found {found}")
+    return x, y, w, h

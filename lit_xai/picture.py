@@ -1,0 +1,126 @@
+"""`python -m lit_xai.explain image=photo.jpg checkpoint=FILE explainer=lime`: one picture of one explained image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_xai import draw
+from lit_xai.core import Explainer, SampleRng, UsageError, fit_fillers, stable_hash
+from lit_xai.data.sources import OnDisk
+from lit_xai.engine import explained_by
+from lit_xai.explainers.lime import Lime
+from lit_xai.models.pretrained import IMAGENET_MEAN, Pretrained
+from lit_xai.runs import build, build_module, check_targets, load_weights, plain, read_checkpoint, say
+
+
+def loaded(cfg: Any) -> tuple[nn.Module, dict[str, Any], Sequence[str], tuple[float, ...]]:
+    """The network, the images it takes (`channels`, `side`, `resize`), its class names, its training data's mean colour.
+
+    Raises:
+        UsageError: no checkpoint and no pretrained model is named, or it cannot be read.
+    """
+    if cfg.checkpoint is None:
+        if not is_pretrained(cfg):
+            raise UsageError(
+                "image= needs a model: checkpoint=checkpoints/<name>/fold=0/model.ckpt, or model=pretrained with "
+                "model.arch= and model.weights="
+            )
+        given: Any = build_module(plain(cfg.model), {"channels": 3, "classes": 0, "side": 224})
+        return given.predictor(), {"channels": 3, "side": 224, "resize": 256}, given.class_names, IMAGENET_MEAN
+    file = Path(cfg.checkpoint)
+    content = read_checkpoint(file / "model.ckpt" if file.is_dir() else file)
+    saved = content.get("config", {})
+    if not {"model", "shape"} <= set(saved):
+        raise UsageError(f"{file} says nothing of its model: give a model.ckpt that lit_xai.train has written")
+    check_targets({"model": saved["model"]}, safe=("lit_xai.models.",))
+    module: Any = build_module(saved["model"], saved["shape"])
+    load_weights(module, file / "model.ckpt" if file.is_dir() else file)
+    shape = saved["shape"]
+    takes = {**shape, "resize": saved["data"].get("resize") or shape["side"]}
+    return module.predictor(), takes, saved.get("class_names", ()), tuple(module.normalise.mean.flatten().tolist())
+
+
+def is_pretrained(cfg: Any) -> bool:
+    """Whether the command line's model brings its own weights."""
+    return str(cfg.model._target_).endswith(Pretrained.__name__)
+
+
+def read_picture(file: Path, takes: dict[str, Any]) -> Tensor:
+    """The picture as the model takes it, `[1, c, side, side]`.
+
+    Raises:
+        UsageError: it is not there, cannot be decoded, has transparent pixels, or is grey where the model takes colour.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if not file.is_file():
+        raise UsageError(f"no picture at {file}: give the path of an image file by image=")
+    try:
+        with Image.open(file) as picture:
+            grey = picture.mode in ("1", "L", "LA", "I", "I;16", "F")
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as e:
+        raise UsageError(f"{file} cannot be decoded ({e}): give another file") from None
+    if grey and takes["channels"] == 3:
+        raise UsageError(f"{file} is grey and the model takes colour: save it as an RGB picture first")
+    image = OnDisk((file,), takes["side"], takes["resize"]).images([0])
+    return image.mean(1, keepdim=True) if takes["channels"] == 1 else image
+
+
+def explain_picture(cfg: Any) -> list[Path]:
+    """Write one picture for every explainer asked for; return their paths."""
+    network, takes, names, colour = loaded(cfg)
+    file = Path(cfg.image)
+    image = read_picture(file, takes)
+    with torch.inference_mode():
+        p = network(image).softmax(-1)[0]
+    chosen = int(p.argmax()) if cfg["class"] is None else cfg["class"]
+    if not isinstance(chosen, int) or not 0 <= chosen < len(p):
+        raise UsageError(f"class={chosen} does not exist: the model has classes 0..{len(p) - 1}")
+    label = names[chosen] if chosen < len(names) else str(chosen)
+    say(f"{file}: {label} with probability {float(p[chosen]):.3f}")
+    rng = SampleRng(cfg.seed, (stable_hash(file.name) % (1 << 31),))
+    written = []
+    for name, explainer in build(cfg.get("explainer")).items():
+        path = Path(cfg.root) / "pictures" / f"{file.stem}.{name}.png"
+        title = f"{name}: {label}, probability {float(p[chosen]):.3f}"
+        picture(network, fit_fillers(explainer, colour), image, chosen, rng, title, path)
+        say(f"{name}: {path}")
+        written.append(path)
+    return written
+
+
+def picture(
+    network: nn.Module, explainer: Explainer, image: Tensor, target: int, rng: SampleRng, title: str, path: Path
+) -> None:
+    """Explain one image by one explainer and draw it."""
+    targets = torch.tensor([target])
+    if not isinstance(explainer, Lime):
+        maps, details = explained_by(explainer, network, image, targets, rng)
+        lines = [
+            title,
+            f"map {float(maps.min()):.3g}..{float(maps.max()):.3g}",
+            *(f"{k} {float(v[0]):.3g}" for k, v in details.items()),
+        ]
+        draw.explained(image[0], maps[0].detach(), lines, path)
+        return
+    s = explainer.explain(network, image, targets, rng)
+    low, high = s.intervals()
+    top = s.top()[0]
+    numbers = ", ".join(
+        f"{i}: {float(s.coefficients[0, j]):.4f} [{float(low[0, j]):.4f}, {float(high[0, j]):.4f}]"
+        for i, j in enumerate(top, 1)
+    )
+    settled = "settled" if bool(s.settled[0]) else "not settled"
+    lines = [
+        f"{title}; {int(s.counts[0])} superpixels, {int(s.samples[0])} samples, weighted R² {float(s.r2[0]):.3f}",
+        f"top {len(top)} ({settled} at 95 %): {numbers}" if top else "no superpixel has a positive coefficient",
+    ]
+    for line in lines:
+        say(line)
+    half = (high - low)[0] / 2
+    draw.explained(image[0], s.maps()[0], lines, path, s.segments[0], top, s.coefficients[0], half)
