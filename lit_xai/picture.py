@@ -56,18 +56,10 @@ def read_picture(file: Path, takes: dict[str, Any]) -> Tensor:
     Raises:
         UsageError: it is not there, cannot be decoded, has transparent pixels, or is grey where the model takes colour.
     """
-    from PIL import Image, UnidentifiedImageError
-
     if not file.is_file():
         raise UsageError(f"no picture at {file}: give the path of an image file by image=")
-    try:
-        with Image.open(file) as picture:
-            grey = picture.mode in ("1", "L", "LA", "I", "I;16", "F")
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as e:
-        raise UsageError(f"{file} cannot be decoded ({e}): give another file") from None
-    if grey and takes["channels"] == 3:
-        raise UsageError(f"{file} is grey and the model takes colour: save it as an RGB picture first")
-    image = OnDisk((file,), takes["side"], takes["resize"]).images([0])
+    grey = "refuse" if takes["channels"] == 3 else "convert"
+    image = OnDisk((file,), takes["side"], takes["resize"], grey).images([0])
     return image.mean(1, keepdim=True) if takes["channels"] == 1 else image
 
 

@@ -596,11 +596,12 @@ def test_a_truncated_picture_is_named(tmp_path):
         small_folder(tmp_path).train.images([0])
 
 
-def test_grey_and_transparent_pictures_become_rgb(tmp_path):
+def test_grey_pictures_are_refused_or_converted(tmp_path):
     picture(tmp_path / "ant" / "a.png", (1, 2, 3))
     Image.new("L", (9, 9), 128).save(tmp_path / "ant" / "b.png")
-    Image.new("RGBA", (9, 9), (10, 20, 30, 40)).save(tmp_path / "ant" / "c.png")
-    assert small_folder(tmp_path).train.images([0, 1, 2]).shape == (3, 3, 6, 6)
+    with pytest.raises(UsageError, match=r"b\.png is grey-scale .*data\.grey=convert"):
+        small_folder(tmp_path).train.images([0, 1])
+    assert small_folder(tmp_path, grey="convert").train.images([0, 1]).shape == (2, 3, 6, 6)
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):

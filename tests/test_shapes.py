@@ -519,7 +519,7 @@ def test_grey_palette_and_opaque_pictures_become_rgb(tmp_path):
         file = tmp_path / "ant" / f"{kind}.png"
         file.parent.mkdir(exist_ok=True)
         colour.convert(kind).save(file)
-    images = folder_source(tmp_path, size=9, resize=9).train
+    images = folder_source(tmp_path, size=9, resize=9, grey="convert").train
     assert images.images(range(4)).shape == (4, 3, 9, 9)
     opaque = images.images([[f.stem for f in images.files].index("RGBA")])
     assert torch.allclose(opaque[0, :, 0, 0] * 255, torch.tensor([10.0, 20.0, 30.0]))

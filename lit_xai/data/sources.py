@@ -56,11 +56,19 @@ class InMemory:
 
 @dataclass(frozen=True)
 class OnDisk:
-    """Picture files, decoded when asked for: shorter side to `resize`, then the central `size` pixels."""
+    """Picture files, decoded when asked for: shorter side to `resize`, then the central `size` pixels.
+
+    `grey` says what a grey-scale file among colour pictures is: `refuse` it, or `convert` it.
+    """
 
     files: tuple[Path, ...]
     size: int
     resize: int
+    grey: str = "refuse"
+
+    def __post_init__(self) -> None:
+        if self.grey not in ("refuse", "convert"):
+            raise UsageError(f"data.grey must be refuse or convert, found {self.grey!r}")
 
     def __len__(self) -> int:
         return len(self.files)
@@ -70,10 +78,10 @@ class OnDisk:
         return torch.stack([self.read(self.files[i]) for i in indices])
 
     def read(self, file: Path) -> Float[Tensor, "c h w"]:
-        """One picture as RGB: grey and palette files are converted, an alpha channel must be fully opaque.
+        """One picture as RGB: palette files are converted, an alpha channel must be fully opaque.
 
         Raises:
-            UsageError: the file is damaged, has transparent pixels, or more than 8 bits a channel.
+            UsageError: the file is damaged, grey-scale, has transparent pixels, or more than 8 bits a channel.
         """
         from torchvision.transforms.v2 import functional as T
 
@@ -81,6 +89,10 @@ class OnDisk:
             if picture.mode.startswith(("I", "F")):  # the conversion would clip
                 raise UsageError(f"{file} has more than 8 bits a channel ({picture.mode}): save it with 8 bits first")
             check_opaque(picture, file)
+            if self.grey == "refuse" and picture.mode in ("1", "L", "LA"):
+                raise UsageError(
+                    f"{file} is grey-scale among colour pictures: save it as RGB, or set data.grey=convert"
+                )
             image = T.pil_to_tensor(picture.convert("RGB"))
         return framed(image, self.resize, self.size).float().div_(255)
 
@@ -298,6 +310,7 @@ def folder_source(
     name: str = "folder",
     masks: str | Path | None = None,
     boxes: str | Path | None = None,
+    grey: str = "refuse",
 ) -> Source:
     """Pictures in one folder per class (torchvision's ImageFolder layout), with `train/` and `val/` or `test/` if there.
 
@@ -308,6 +321,7 @@ def folder_source(
         seed: chooses the classes.
         name: the data set's name.
         masks, boxes: ground truth of the training pictures (see `truth_beside`).
+        grey: `refuse` or `convert` grey-scale files.
     """
     base = Path(root)
     if not base.is_dir():
@@ -332,11 +346,11 @@ def folder_source(
     test_files, test_labels = listing(held) if held else ((), torch.empty(0))
     return Source(
         name,
-        OnDisk(files, size, resize),
+        OnDisk(files, size, resize, grey),
         labels,
         tuple(names),
         listing_digest(files, base, size, resize),
-        OnDisk(test_files, size, resize) if test_files else None,
+        OnDisk(test_files, size, resize, grey) if test_files else None,
         test_labels if test_files else None,
         truth_beside(files, base, size, resize, masks, boxes),
     )
@@ -349,10 +363,11 @@ def pictures(
     name: str = "pictures",
     masks: str | Path | None = None,
     boxes: str | Path | None = None,
+    grey: str = "refuse",
 ) -> Source:
     """Pictures without labels, directly in one folder: for explaining a pretrained network's own predictions.
 
-    `masks` and `boxes` are their ground truth (see `truth_beside`).
+    `masks` and `boxes` are their ground truth (see `truth_beside`); `grey` files are refused or converted.
     """
     base = Path(root)
     files = tuple(pictures_in(base)) if base.is_dir() else ()
@@ -361,7 +376,7 @@ def pictures(
     labels = torch.full((len(files),), -1)
     truth = truth_beside(files, base, size, resize, masks, boxes)
     identity = listing_digest(files, base, size, resize)
-    return Source(name, OnDisk(files, size, resize), labels, (), identity, truth=truth)
+    return Source(name, OnDisk(files, size, resize, grey), labels, (), identity, truth=truth)
 
 
 def masks_folder(base: Path, nested: bool) -> Path | None:
