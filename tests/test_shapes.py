@@ -553,3 +553,10 @@ def test_deep_pictures_are_refused_since_decoding_would_clip_them(tmp_path):
     save(tmp_path / "ant" / "0.png", np.full((9, 9), 40_000, dtype=np.uint16))
     with pytest.raises(UsageError, match="more than 8 bits a channel"):
         folder_source(tmp_path, size=9, resize=9).train.images([0])
+
+
+@pytest.mark.parametrize("tag", [0.0, 1.0])
+def test_images_are_in_torchs_own_memory_order(tag):
+    source = shapes(size=16, samples=12, test=6, tag=tag)
+    assert source.train.images([0, 1]).is_contiguous()
+    assert source.test.images([0, 1]).is_contiguous()

@@ -152,6 +152,7 @@ def in_memory(
     test_labels: Tensor | None = None,
 ) -> Source:
     """A source from uint8 pixels `[n, c, h, w]`."""
+    pixels, test = pixels.contiguous(), test.contiguous() if test is not None else None  # training is not channels-last
     labels = labels.long().flatten()
     test_labels = test_labels.long().flatten() if test_labels is not None else None
     for part, x, y in (("training", pixels, labels), ("test", test, test_labels)):
