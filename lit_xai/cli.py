@@ -220,6 +220,7 @@ def door(name: str, about: str) -> Callable[[Callable[[Any], None]], Callable[[]
                 print(help_text(name, about))
                 return
             overrides, flags = parted(arguments)
+            overrides = [quoted(o) for o in overrides]
             if not any(a in ("--hydra-help", "--version") for a in arguments):
                 try:
                     compose(name, with_lists(overrides))
@@ -244,6 +245,14 @@ def parted(arguments: list[str]) -> tuple[list[str], list[str]]:
     for a, before in zip(arguments, ["", *arguments], strict=False):
         (flags if a.startswith("-") or before in TAKE_A_VALUE else overrides).append(a)
     return overrides, flags
+
+
+def quoted(override: str) -> str:
+    """The override with its value in quotes where hydra would stumble over an `=` in it, as in `checkpoint=x/fold=0`."""
+    key, equals, value = override.partition("=")
+    if "=" not in value or value.startswith(("'", '"', "{", "[")) or "(" in value:
+        return override
+    return f'{key}{equals}"{value}"'
 
 
 def run(name: str, task: Callable[[Any], None]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from hydra.utils import instantiate
 from lit_xai.cli import config_dir
 from lit_xai.core import SampleRng, UsageError, describe, fit_fillers, passes_of
 from lit_xai.core import resolve as resolved
+from lit_xai.fillers import gaussian
 from lit_xai.models import resnet18
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -20,8 +23,20 @@ from torch import Tensor, nn
 from conftest import seeded
 
 CONFIGS = config_dir()
-COUNTS = {"masks": 12, "steps": 6, "samples": 60, "subsets": 14, "n_samples": 4}  # where a yaml has such a key
+COUNTS = {"masks": 12, "steps": 6, "samples": 60, "subsets": 14, "n_samples": 4, "draws": 2}  # where a yaml has such a key
 RNG = SampleRng(7, (31, 4, 15, 9, 26))
+FOLDER = tempfile.TemporaryDirectory()  # of fitted fillers; removed at the end
+
+
+@functools.cache
+def fitted_gaussian() -> str:
+    """The file of a conditional Gaussian of random images."""
+    path = Path(FOLDER.name) / "gaussian.safetensors"
+    gaussian.fit(torch.rand(40, 1, 16, 16, generator=seeded(4)), patch=3, positions=2000).save(path)
+    return str(path)
+
+
+FITTED = {"lit_xai.fillers.ConditionalGaussian": fitted_gaussian}  # fillers whose yaml leaves its checkpoint open
 
 
 def shrunk(node: Any) -> Any:
@@ -39,8 +54,10 @@ def every(group: str) -> Any:
 
 
 def build(file: Path) -> Any:
-    """The object of a yaml; fillers that want the data's mean colour are given one."""
+    """The object of a yaml; fillers that want the data's mean colour, or a fitted file, are given one."""
     node = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    if node["_target_"] in FITTED:
+        node["checkpoint"] = FITTED[node["_target_"]]()
     return fit_fillers(instantiate(shrunk(node), _convert_="all"), (0.4,))
 
 

@@ -4,6 +4,7 @@ from lit_xai.explainers.averaged_gradient import AveragedGradient
 from lit_xai.explainers.cam import GradCAM, GradCAMPlusPlus
 from lit_xai.explainers.control import Random
 from lit_xai.explainers.gradient import GradientInput, IntegratedGradients, Saliency, SmoothGrad
+from lit_xai.explainers.information import Information, information_maps
 from lit_xai.explainers.lime import Lime
 from lit_xai.explainers.lime_limit import lime_gap
 from lit_xai.explainers.meaningful import MeaningfulPerturbation
@@ -18,6 +19,7 @@ __all__ = [
     "GradCAM",
     "GradCAMPlusPlus",
     "GradientInput",
+    "Information",
     "IntegratedGradients",
     "Lime",
     "MeaningfulPerturbation",
@@ -25,5 +27,6 @@ __all__ = [
     "Saliency",
     "SlidingPatch",
     "SmoothGrad",
+    "information_maps",
     "lime_gap",
 ]

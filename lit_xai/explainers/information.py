@@ -1,0 +1,128 @@
+"""Information maps: what every window tells about each class (PMI) and about the class at all (information gain).
+
+Yi et al., "Information-Theoretic Visual Explanation for Black-Box Classifiers" (Eqs. 3-5). With p(y|x\\i) the mean
+softmax over N fillings of window i,
+
+    PMI_i(y) = log (e + p(y|x)) / (e + p(y|x\\i)),    IG_i = sum_y p(y|x) PMI_i(y),    e = 1e-13,
+
+and a pixel's value is the mean over the windows that cover it. One walk over the windows gives the maps of every class.
+As an explainer of one class: `SlidingPatch` with the contrast `PMI`, `KL` (information gain) or `LogOddsDifference`
+(prediction difference analysis), see `configs/explainer/information/`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lit_xai.core import Filler, Images, Maps, Model, Passes, SampleRng, UsageError, check_batch
+from lit_xai.explainers.sweep import EPSILON, KL, Contrast, Probabilities, SlidingPatch, in_unit, sweep
+
+
+@dataclass(frozen=True)
+class Information:
+    """The information maps of a batch.
+
+    Attributes:
+        pmi: `[b, c, h, w]` bits (or nats) that a pixel's windows add for each class, at most -log2 e = 43.2 either way;
+            positive = evidence for the class.
+        ig: `[b, h, w]` information gain, bits (or nats), at least 0: the mean PMI of all classes under p(y|x).
+        classes: `[b, c]` the classes of `pmi`.
+        probabilities: `[b, c]` their p(y|x).
+        passes: model passes per image.
+    """
+
+    pmi: Float[Tensor, "b c h w"]
+    ig: Maps
+    classes: Int[Tensor, "b c"]
+    probabilities: Float[Tensor, "b c"]
+    passes: Passes
+
+
+class Several(Contrast):
+    """The information gain; the PMI of several classes of every row it is shown is kept aside.
+
+    Its targets are the rows' images, and `classes` is as in `information_maps`.
+    """
+
+    def __init__(self, classes: Int[Tensor, "b c"] | str, unit: str) -> None:
+        self.classes, self.unit = classes, unit
+        self.pmi: list[Tensor] = []
+        self.of: dict[int, tuple[Tensor, Tensor]] = {}  # classes of every image and their probabilities
+
+    def __call__(self, whole: Probabilities, hidden: Probabilities, targets: Int[Tensor, "r"]) -> Float[Tensor, "r"]:
+        number = whole.shape[1]
+        if isinstance(self.classes, Tensor):
+            chosen = self.classes[targets]
+            if not 0 <= int(chosen.min()) <= int(chosen.max()) < number:
+                raise UsageError(f"classes must lie in 0..{number - 1}, found {chosen.min()}..{chosen.max()}")
+        elif self.classes == "top2":
+            chosen = whole.topk(2).indices
+        else:
+            chosen = torch.arange(number, device=whole.device).expand(len(whole), -1)
+        before, after = whole.gather(1, chosen), hidden.gather(1, chosen)
+        self.pmi.append(in_unit(torch.log((EPSILON + before) / (EPSILON + after)), self.unit))
+        for row, image in enumerate(targets.tolist()):
+            self.of.setdefault(image, (chosen[row], before[row]))
+        return KL(self.unit)(whole, hidden, targets)
+
+
+def information_maps(
+    model: Model,
+    images: Images,
+    classes: Int[Tensor, "b c"] | str,
+    filler: Filler,
+    patch: int = 8,
+    stride: int = 1,
+    draws: int = 8,
+    unit: str = "bits",
+    rng: SampleRng | None = None,
+    precision: str = "float32",
+    max_batch: int = 64,
+) -> Information:
+    """PMI maps of several classes and the information gain map, for the cost of one map.
+
+    The log of a mean over N draws is biased by O(1/N); the paper takes K = 8 and N = 8. Beside the model, memory holds
+    windows x classes float64 numbers an image.
+
+    Args:
+        model: gives logits.
+        images: `[b, c, h, w]`.
+        classes: the classes of every image `[b, c]`; `top2`, the two likeliest; or `all`.
+        filler: draws what a window might have shown, given the rest of the image.
+        patch, stride: pixels; windows flush with the right and bottom edges are added where the stride misses them.
+        draws: fillings N of a window; a filler without randomness is asked once.
+        unit: `bits` or `nats`.
+        rng: the images' noise.
+        precision: `float32`, or `bf16` for autocast.
+        max_batch: most images per model call.
+
+    Raises:
+        UsageError: a patch larger than the image; a stride, draws or max_batch below 1; classes that do not exist.
+    """
+    if isinstance(classes, str):
+        if classes not in ("top2", "all"):
+            raise UsageError(f"classes must be top2, all, or a tensor [images, classes], found {classes!r}")
+    elif classes.ndim != 2 or len(classes) != len(images) or classes.shape[1] == 0:
+        raise UsageError(f"classes must be [{len(images)} images, classes], found shape {tuple(classes.shape)}")
+    else:
+        classes = classes.to(images.device)
+    which = torch.arange(len(images), device=images.device)
+    check_batch(images, which)
+    height, width = images.shape[-2:]
+    walk = SlidingPatch(patch, stride, filler, draws, projection="mean", scale=False)
+    windows, several = walk.windows(height, width), Several(classes, unit)
+    rng = SampleRng.default(len(images), rng)
+    ig = sweep(model, images, which, windows, filler, [several], rng, draws, precision, max_batch)[0]
+    pmi = torch.cat(several.pmi).unflatten(0, (len(images), len(windows))).transpose(1, 2).flatten(0, 1)
+    chosen, p = (torch.stack(t) for t in zip(*(several.of[i] for i in range(len(images))), strict=True))
+    return Information(
+        windows.covering_mean(pmi).unflatten(0, chosen.shape).to(images.dtype),
+        windows.covering_mean(ig).to(images.dtype),
+        chosen,
+        p.to(images.dtype),
+        walk.passes(height, width),
+    )

@@ -1,0 +1,513 @@
+"""A Gaussian over image windows; hidden pixels are drawn from its conditional given what is visible around them.
+
+The filler of prediction difference analysis (Zintgraf et al., "Visualizing Deep Neural Network Decisions", 2017). A
+window is a K x K tile with `margin` pixels of surroundings on each side. With k the known pixels of a window and u the
+hidden ones of its tile,
+
+    x_u | x_k ~ N(mu_u + S_uk S_kk^-1 (x_k - mu_k),  S_uu - S_uk S_kk^-1 S_ku),   clipped to [0, 1].
+
+One Cholesky factor F of S with u last gives both: S_uk S_kk^-1 = F_uk F_kk^-1, and F_uu is the root of the covariance.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import platform
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from safetensors import SafetensorError
+from safetensors.torch import load as load_bytes
+from safetensors.torch import save as save_bytes
+from torch import Tensor
+
+from lit_xai.core import Images, Keep, Model, SampleRng, Segments, UsageError, stable_hash
+
+FORMAT = 1
+LEVELS = 256  # of a pixel's value
+ROUNDING = 1 / (12 * (LEVELS - 1) ** 2)  # variance of rounding to 8 bits: what the Cholesky factor needs and no more
+CACHE = 1 << 28  # bytes of conditionals that are kept
+READ = 250  # images that are read together
+CHUNK = 1000  # windows that are handled together
+FOLD_IMAGES = 2000  # most images of a fold that are read
+
+
+@runtime_checkable
+class ImageSet(Protocol):
+    """Images by index, in [0, 1] (as in `lit_xai.data`)."""
+
+    def __len__(self) -> int: ...
+
+    def images(self, indices: Sequence[int]) -> Float[Tensor, "b c h w"]:
+        """A batch of images."""
+        ...
+
+
+# ------------------------------------------------------------------------------------------------------------- windows
+
+
+def pictures(images: ImageSet | Tensor, indices: Sequence[int]) -> Float[Tensor, "b c h w"]:
+    """Some images of a set, or of a tensor `[n, c, h, w]`."""
+    return images[list(indices)] if isinstance(images, Tensor) else images.images(list(indices))
+
+
+def windows(
+    images: ImageSet | Tensor, side: int, number: int, seed: int = 0, samples: Sequence[int] | None = None
+) -> Iterator[Float[Tensor, "m c s s"]]:
+    """`number` windows of `side` pixels at uniformly random places, in batches of at most `CHUNK`.
+
+    As many images as possible take part, each with equally many windows (give or take one).
+
+    Args:
+        images: an image set, or a tensor `[n, c, h, w]`.
+        side: of a window, pixels.
+        number: of windows.
+        seed: of the choice.
+        samples: indices of the images that may be used; all if None.
+
+    Raises:
+        UsageError: a window is larger than the images, there are no images, or number < 1.
+    """
+    pool = torch.as_tensor(range(len(images)) if samples is None else samples, dtype=torch.long)
+    if len(pool) == 0 or number < 1:
+        raise UsageError(f"windows need at least one image and one position, found {len(pool)} and {number}")
+    generator = torch.Generator().manual_seed(stable_hash(seed, "windows"))
+    order = torch.randperm(len(pool), generator=generator)[:number]
+    each = torch.full((len(order),), number // len(order))
+    each[: number % len(order)] += 1
+    for some, repeat in zip(order.split(READ), each.split(READ), strict=True):
+        batch = pictures(images, pool[some].tolist())
+        spare = [size - side for size in batch.shape[-2:]]
+        if min(spare) < 0:
+            raise UsageError(f"windows of {side} pixels do not fit images of {batch.shape[-2]} x {batch.shape[-1]}")
+        row = torch.arange(len(some)).repeat_interleave(repeat)
+        top, left = (torch.randint(s + 1, (len(row),), generator=generator) for s in spare)
+        along = torch.arange(side)
+        for r, t, s in zip(row.split(CHUNK), top.split(CHUNK), left.split(CHUNK), strict=True):
+            y, x = t[:, None] + along, s[:, None] + along
+            yield batch[r[:, None, None], :, y[:, :, None], x[:, None]].movedim(-1, 1)
+
+
+class Step(NamedTuple):
+    """One tile to fill: its top and left pixel, and which pixels of its window are known then."""
+
+    top: int
+    left: int
+    known: np.ndarray
+
+
+def plan(keep: np.ndarray, patch: int, margin: int) -> list[Step]:
+    """In which tiles, and in which order, the hidden pixels of a mask `[h, w]` are filled.
+
+    The first hidden pixel in reading order that no tile covers yet gets a tile with its top left corner there (moved
+    into the image where it juts out), until all are covered: a hidden K x K square is one tile. Then, again and again,
+    the tile whose window holds most known pixels is filled, the first in reading order of equals; its pixels are known
+    from there on. Pixels outside the image are never known.
+    """
+    height, width = keep.shape
+    side = patch + 2 * margin
+    uncovered, tiles = ~keep, []
+    while uncovered.any():
+        y, x = divmod(int(uncovered.argmax()), width)
+        top, left = min(y, height - patch), min(x, width - patch)
+        uncovered[top : top + patch, left : left + patch] = False
+        tiles.append((top, left))
+    known, steps = np.pad(keep, margin), []
+    while tiles:
+        if len(tiles) > 1:
+            sums = np.pad(known.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+            t, s = np.array(tiles).T
+            inside = sums[t + side, s + side] - sums[t, s + side] - sums[t + side, s] + sums[t, s]
+            top, left = tiles.pop(int(inside.argmax()))
+        else:
+            top, left = tiles.pop()
+        window = known[top : top + side, left : left + side]
+        tile = window[margin : margin + patch, margin : margin + patch]
+        if not tile.all():  # an overlapping tile may have filled it
+            steps.append(Step(top, left, window.copy()))
+            tile[:] = True
+    return steps
+
+
+# ------------------------------------------------------------------------------------------------------------ the model
+
+
+class Conditional(NamedTuple):
+    """The distribution of a tile's hidden pixels given one pattern of known ones; float64.
+
+    `known` [k] and `hidden` [u] index the window `[c, s, s]`, `row` and `column` [p] place the hidden pixels within the
+    tile (u = c p); the mean is `mean_hidden + gain (x_known - mean_known)`, the covariance `scale scale'`.
+    """
+
+    known: Tensor
+    hidden: Tensor
+    row: Tensor
+    column: Tensor
+    mean_known: Tensor
+    mean_hidden: Tensor
+    gain: Tensor
+    scale: Tensor
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(t.nbytes for t in self)
+
+    def mean(self, window: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows u"]:
+        """The conditional mean for flattened windows."""
+        return self.mean_hidden + (window.double()[..., self.known] - self.mean_known) @ self.gain.mT
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianPatches:
+    """A Gaussian over windows `[c, s, s]`, s = patch + 2 margin; the same one everywhere in the image.
+
+    `fill` is a `Filler`, so a fitted one can be used without a file.
+
+    Attributes:
+        mean: `[c, s, s]`, float64.
+        covariance: `[c s s, c s s]`, float64, positive definite.
+        patch: side K of the tile in the middle, pixels.
+        margin: surroundings on each side, pixels.
+        data: what it was fitted on, for people.
+    """
+
+    mean: Float[Tensor, "c s s"]
+    covariance: Float[Tensor, "d d"]
+    patch: int
+    margin: int
+    data: str = ""
+    cache: dict[Any, Conditional] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images it fits."""
+        return len(self.mean)
+
+    @property
+    def side(self) -> int:
+        """Side of a window, pixels."""
+        return self.patch + 2 * self.margin
+
+    @cached_property
+    def checksum(self) -> int:
+        """CRC-32 of mean and covariance."""
+        return zlib.crc32(self.covariance.numpy().tobytes(), zlib.crc32(self.mean.numpy().tobytes()))
+
+    # ------------------------------------------------------------------------------------------------------ conditionals
+
+    def conditional(self, known: Bool[Tensor, "s s"], device: torch.device | None = None) -> Conditional:
+        """The distribution of the tile's unknown pixels given the window's known ones; recent patterns are kept."""
+        key = known.numpy().tobytes(), str(device)
+        found = self.cache.pop(key, None)
+        self.cache[key] = found = found or self.solved(known, device)
+        total = sum(c.size for c in self.cache.values())
+        while total > CACHE and len(self.cache) > 1:
+            total -= self.cache.pop(next(iter(self.cache))).size
+        return found
+
+    def solved(self, known: Bool[Tensor, "s s"], device: torch.device | None) -> Conditional:
+        """The same, computed."""
+        hidden = torch.zeros_like(known)
+        middle = slice(self.margin, self.margin + self.patch)
+        hidden[middle, middle] = ~known[middle, middle]
+        row, column = (i - self.margin for i in torch.nonzero(hidden, as_tuple=True))
+        k, u = (torch.nonzero(m.repeat(self.channels, 1).flatten())[:, 0].to(device) for m in (known, hidden))
+        mean, order = self.mean.flatten().to(device), torch.cat([k, u])
+        root = torch.linalg.cholesky(self.covariance.to(device)[order[:, None], order])
+        gain = torch.linalg.solve_triangular(
+            root[: len(k), : len(k)], root[len(k) :, : len(k)], upper=False, left=False
+        )
+        scale = root[len(k) :, len(k) :].clone()
+        return Conditional(k, u, row.to(device), column.to(device), mean[k], mean[u], gain, scale)
+
+    # ----------------------------------------------------------------------------------------------------------- filling
+
+    def fill(
+        self, images: Images, keep: Keep, rng: SampleRng, draws: int = 1, segments: Segments | None = None
+    ) -> Float[Tensor, "b n d c h w"]:
+        """Hidden pixels drawn given the visible ones, as `Filler` says; draw d of mask n has noise of its own.
+
+        Any hole is filled, in tiles (see `plan`); a hidden K x K square is one exact draw. Where a window juts out of the
+        image, what lies outside is unknown and marginalised, not padded. Later tiles of a hole see the earlier, clipped
+        ones. A pattern of known pixels costs one Cholesky factor of a window; patterns that come back cost none.
+
+        Raises:
+            UsageError: other channels than it was fitted on; a tile larger than the image; draws < 1.
+        """
+        height, width = images.shape[-2:]
+        if images.shape[1] != self.channels:
+            raise UsageError(
+                f"this Gaussian was fitted on images of {self.channels} channels, found {images.shape[1]}: fit another"
+            )
+        if self.patch > min(height, width):
+            raise UsageError(
+                f"patch={self.patch} of this Gaussian does not fit images of {height} x {width} pixels: "
+                f"fit one with patch <= {min(height, width)}"
+            )
+        if draws < 1:
+            raise UsageError(f"draws must be at least 1, found {draws}")
+        masks = keep.shape[1]
+        with torch.no_grad():
+            plans = [plan(m, self.patch, self.margin) for m in keep.flatten(0, 1).cpu().numpy()]
+            noise = [self.noise(rng, r, masks, draws, len(p)).to(images.device) for r, p in enumerate(plans)]
+            out = images.repeat_interleave(masks, dim=0)[:, None].repeat(1, draws, 1, 1, 1)
+            for s in range(max((len(p) for p in plans), default=0)):
+                alike = defaultdict(list)  # rows with the same pattern of known pixels
+                for r, p in enumerate(plans):
+                    if s < len(p):
+                        alike[p[s].known.tobytes()].append(r)
+                for rows in alike.values():
+                    z = torch.stack([noise[r][:, s] for r in rows])
+                    self.fill_tiles(out, rows, [plans[r][s] for r in rows], z, first=s == 0)
+        out = out.view(len(images), masks, draws, *images.shape[1:])
+        return torch.where(keep[:, :, None, None], images[:, None, None], out)
+
+    def noise(self, rng: SampleRng, row: int, masks: int, draws: int, tiles: int) -> Float[Tensor, "d t c k k"]:
+        """Standard normal numbers for the tiles of one mask (row i masks + n is mask n of image i)."""
+        image, n = divmod(row, masks)
+        each = (tiles, self.channels, self.patch, self.patch)
+        return rng.normal("filler", [image] * draws, [n * draws + d for d in range(draws)], each)
+
+    def fill_tiles(
+        self,
+        out: Float[Tensor, "r d c h w"],
+        rows: list[int],
+        steps: list[Step],
+        noise: Float[Tensor, "g d c k k"],
+        first: bool,
+    ) -> None:
+        """Fill one tile of each of these rows in place; all have the same pattern of known pixels.
+
+        On the `first` tile of a row, its draws still look alike and share one mean.
+        """
+        device, (height, width) = out.device, out.shape[-2:]
+        here = self.conditional(torch.from_numpy(steps[0].known), device)
+        row = torch.tensor(rows, device=device)[:, None]
+        top = torch.tensor([s.top for s in steps], device=device)[:, None]
+        left = torch.tensor([s.left for s in steps], device=device)[:, None]
+        along = torch.arange(self.side, device=device) - self.margin
+        y, x = (top + along).clamp(0, height - 1), (left + along).clamp(0, width - 1)
+        seen = out[:, :1] if first else out
+        window = seen[row[:, :, None], :, :, y[:, :, None], x[:, None]]  # [g, s, s, d, c]
+        mean = here.mean(window.permute(0, 3, 4, 1, 2).flatten(2))
+        z = noise[..., here.row, here.column].double().flatten(2)
+        value = (mean + z @ here.scale.mT).clamp(0, 1).unflatten(2, (self.channels, -1))
+        out[row, :, :, top + here.row, left + here.column] = value.permute(0, 3, 1, 2).to(out.dtype)
+
+    def bits_per_dimension(self, windows: Float[Tensor, "m c s s"]) -> Float[Tensor, "m"]:
+        """Bits a pixel and channel of the tile in the middle of held-out windows, given their surroundings.
+
+        -log2 of the mass that the pixel's conditional (marginal over the rest of the tile) gives to its own of 256 bins
+        around the levels 0, 1/255 .. 1, the outer bins open, averaged over the tile. 8 is a uniform guess.
+        """
+        known = torch.ones(self.side, self.side, dtype=torch.bool)
+        known[self.margin : self.margin + self.patch, self.margin : self.margin + self.patch] = False
+        here, flat = self.conditional(known), windows.flatten(1).double()
+        sd = here.scale.square().sum(1).sqrt()
+        level = (flat[:, here.hidden] * (LEVELS - 1)).round()
+        low, high = (((level + e) / (LEVELS - 1) - here.mean(flat)) / sd for e in (-0.5, 0.5))
+        low = low.masked_fill(level <= 0, -math.inf)
+        high = high.masked_fill(level >= LEVELS - 1, math.inf)
+        return -log_normal_mass(low, high).mean(1) / math.log(2)
+
+    # -------------------------------------------------------------------------------------------------------------- file
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file, whole or not at all.
+
+        Raises:
+            UsageError: it could not be written.
+        """
+        path = Path(path)
+        meta = {
+            "kind": "GaussianPatches",
+            "format": FORMAT,
+            "patch": self.patch,
+            "margin": self.margin,
+            "channels": self.channels,
+            "data": self.data,
+            "checksum": self.checksum,
+        }
+        tensors = {"mean": self.mean.contiguous(), "covariance": self.covariance.contiguous()}
+        data = save_bytes(tensors, metadata={"lit_xai": json.dumps(meta, sort_keys=True)})
+        temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as f:
+                f.write(data)
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(temporary, path)
+        except OSError as e:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise UsageError(f"{path} could not be written ({e.strerror}): choose another place") from None
+
+    @staticmethod
+    def load(path: str | Path) -> GaussianPatches:
+        """Read what `save` wrote. No code runs.
+
+        Raises:
+            UsageError: the file is missing, cut, altered or of another kind.
+        """
+        path, again = Path(path), "fit it again with lit_xai.fillers.gaussian.fit_fold(data).save(path)"
+        if not path.is_file():
+            raise UsageError(f"{path} is missing: {again}")
+        try:
+            data = path.read_bytes()
+            size = int.from_bytes(data[:8], "little")
+            meta = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["lit_xai"])
+            tensors = load_bytes(data)
+            found = GaussianPatches(tensors["mean"], tensors["covariance"], meta["patch"], meta["margin"], meta["data"])
+            mine = meta["kind"] == "GaussianPatches" and meta["format"] == FORMAT
+            whole = mine and meta["checksum"] == found.checksum
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as e:
+            raise UsageError(f"{path} is no whole file of a Gaussian ({type(e).__name__}): {again}") from None
+        if not whole:
+            raise UsageError(f"{path} is no whole file of a Gaussian (kind, format or checksum differs): {again}")
+        return found
+
+
+def log_normal_mass(low: Float[Tensor, "*n"], high: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """log(Phi(high) - Phi(low)), exact in the tails; low < high, both may be infinite."""
+    right = low > 0  # mirrored, so that no difference of numbers near 1 is taken
+    low, high = torch.where(right, -high, low), torch.where(right, -low, high)
+    a, b = torch.special.log_ndtr(low), torch.special.log_ndtr(high)
+    return b + torch.log1p(-torch.exp(a - b))
+
+
+# -------------------------------------------------------------------------------------------------------------- fitting
+
+
+def fit(
+    images: ImageSet | Tensor,
+    patch: int = 8,
+    margin: int | None = None,
+    positions: int = 20_000,
+    seed: int = 0,
+    samples: Sequence[int] | None = None,
+    shrinkage: float = 0.0,
+    data: str = "",
+) -> GaussianPatches:
+    """Mean and covariance of windows at random positions (Zintgraf et al., 2017).
+
+    The variance of rounding to 8 bits is added to every pixel's, so that constant pixels do no harm.
+
+    Args:
+        images: an image set, or a tensor `[n, c, h, w]`, in [0, 1].
+        patch: side K of what is hidden, pixels.
+        margin: surroundings on each side, pixels; None: K, or what the images allow. The covariance has
+            (c (K + 2 margin)^2)^2 numbers, and its factor costs the cube of its side: 1,728 for K = 8 in colour.
+        positions: windows.
+        seed: of their choice.
+        samples: indices of the images that may be used; all if None.
+        shrinkage: share in [0, 1] by which covariances (not variances) are lowered.
+        data: what the images are, for people.
+
+    Raises:
+        UsageError: a window is larger than the images, or there are too few windows for their covariance.
+    """
+    if len(images) == 0 or (samples is not None and len(samples) == 0):
+        raise UsageError("a Gaussian needs images to be fitted on, found none")
+    channels, height, width = pictures(images, [0 if samples is None else int(samples[0])]).shape[1:]
+    if not 1 <= patch <= min(height, width):
+        raise UsageError(f"patch={patch} does not fit images of {height} x {width} pixels")
+    most = (min(height, width) - patch) // 2
+    margin = min(patch, most) if margin is None else margin
+    if not 0 <= margin <= most:
+        raise UsageError(
+            f"margin={margin} around patch={patch} does not fit images of {height} x {width}: choose 0..{most}"
+        )
+    if not 0 <= shrinkage <= 1:
+        raise UsageError(f"shrinkage must lie in [0, 1], found {shrinkage}")
+    side = patch + 2 * margin
+    size = channels * side**2
+    if positions <= size and (positions < 2 or shrinkage == 0):
+        raise UsageError(
+            f"positions={positions} cannot determine the covariance of {size} values: "
+            f"raise positions, lower patch or margin, or set shrinkage > 0"
+        )
+    total = torch.zeros(size, dtype=torch.float64)
+    square = torch.zeros(size, size, dtype=torch.float64)
+    for batch in windows(images, side, positions, seed, samples):
+        flat = batch.double().flatten(1).cpu()
+        total += flat.sum(0)
+        square.addmm_(flat.mT, flat)
+    mean = total / positions
+    covariance = square.sub_(positions * torch.outer(mean, mean)).div_(positions - 1)
+    variance = covariance.diagonal() + ROUNDING
+    covariance.mul_(1 - shrinkage).diagonal().copy_(variance)
+    return GaussianPatches(mean.view(channels, side, side), covariance, patch, margin, data)
+
+
+def fit_fold(
+    data: Any,
+    patch: int = 8,
+    margin: int | None = None,
+    positions: int = 20_000,
+    seed: int = 0,
+    shrinkage: float = 0.0,
+) -> GaussianPatches:
+    """`fit` on (at most 2,000 images of) the training folds of a `FoldData`: V_i is never seen.
+
+        fit_fold(data, patch=8).save("fold=0/gaussian.safetensors")
+        ConditionalGaussian("fold=0/gaussian.safetensors")
+
+    Raises:
+        UsageError: as `fit`.
+    """
+    samples = data.split.training(data.fold) if data.k > 1 else data.split.samples
+    generator = torch.Generator().manual_seed(stable_hash(seed, "gaussian"))
+    samples = samples[torch.randperm(len(samples), generator=generator)[:FOLD_IMAGES]].sort().values
+    about = f"{data.source.name} ({data.source.identity}), fold {data.fold} of {data.k} held out"
+    return fit(data.source.train, patch, margin, positions, seed, samples.tolist(), shrinkage, about)
+
+
+# --------------------------------------------------------------------------------------------------------------- filler
+
+
+@dataclass(frozen=True)
+class ConditionalGaussian:
+    """The filler of a fitted Gaussian's file (see `GaussianPatches.fill`); the file is read when it is first used.
+
+    Args:
+        checkpoint: a file that `GaussianPatches.save` wrote.
+    """
+
+    checkpoint: str | None = None
+
+    @cached_property
+    def patches(self) -> GaussianPatches:
+        """The Gaussian of the file.
+
+        Raises:
+            UsageError: there is no file, or it is damaged.
+        """
+        if self.checkpoint is None:
+            raise UsageError(
+                "the conditional Gaussian is not fitted: run lit_xai.fillers.gaussian.fit_fold(data).save(path) "
+                "and set checkpoint=path"
+            )
+        return GaussianPatches.load(self.checkpoint)
+
+    def resolve(self, model: Model, images: Images) -> dict[str, Any]:
+        """Patch and margin in pixels, what it was fitted on, and the checksum of what was fitted."""
+        p = self.patches
+        return {"patch": p.patch, "margin": p.margin, "fitted_on": p.data, "checksum": f"{p.checksum:08x}"}
+
+    def __call__(
+        self, images: Images, keep: Keep, rng: SampleRng, draws: int = 1, segments: Segments | None = None
+    ) -> Float[Tensor, "b n d c h w"]:
+        return self.patches.fill(images, keep, rng, draws, segments)
