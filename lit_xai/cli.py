@@ -26,6 +26,7 @@ GROUPS = {
     "launcher": "launchers",
 }
 LISTS = ("explainer", "score")
+OPEN = (*LISTS, "filler")
 
 
 def config_dir() -> Path:
@@ -185,6 +186,9 @@ def check_added(cfg: Any, parsed: list[Any]) -> None:
         node = OmegaConf.select(cfg, parent) if parent else None
         if parent.rpartition(".")[2] == "options":
             continue  # keyword arguments of a third party's method
+        added = OmegaConf.select(cfg, key)
+        if parent in OPEN and isinstance(added, DictConfig) and "_target_" in added:
+            continue  # one more explainer, score or filler under a name of its own
         if isinstance(node, DictConfig) and "_target_" in node:
             known = parameters(node["_target_"])
             if known is None or leaf in known:

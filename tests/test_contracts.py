@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from conftest import seeded
 
 CONFIGS = config_dir()
-COUNTS = {"masks": 12, "steps": 6, "samples": 60, "subsets": 14, "n_samples": 4, "draws": 2}  # where a yaml has such a key
+COUNTS = {"masks": 12, "steps": 6, "samples": 60, "subsets": 14, "n_samples": 4, "draws": 2}  # of yamls with such a key
 RNG = SampleRng(7, (31, 4, 15, 9, 26))
 FOLDER = tempfile.TemporaryDirectory()  # of fitted fillers; removed at the end
 

@@ -27,18 +27,18 @@ class Information:
     """The information maps of a batch.
 
     Attributes:
-        pmi: `[b, c, h, w]` bits (or nats) that a pixel's windows add for each class, at most -log2 e = 43.2 either way;
+        pmi: `[b, y, h, w]` bits (or nats) that a pixel's windows add for each class, at most -log2 e = 43.2 either way;
             positive = evidence for the class.
         ig: `[b, h, w]` information gain, bits (or nats), at least 0: the mean PMI of all classes under p(y|x).
-        classes: `[b, c]` the classes of `pmi`.
-        probabilities: `[b, c]` their p(y|x).
+        classes: `[b, y]` the classes of `pmi`.
+        probabilities: `[b, y]` their p(y|x).
         passes: model passes per image.
     """
 
-    pmi: Float[Tensor, "b c h w"]
+    pmi: Float[Tensor, "b y h w"]
     ig: Maps
-    classes: Int[Tensor, "b c"]
-    probabilities: Float[Tensor, "b c"]
+    classes: Int[Tensor, "b y"]
+    probabilities: Float[Tensor, "b y"]
     passes: Passes
 
 
@@ -48,7 +48,7 @@ class Several(Contrast):
     Its targets are the rows' images, and `classes` is as in `information_maps`.
     """
 
-    def __init__(self, classes: Int[Tensor, "b c"] | str, unit: str) -> None:
+    def __init__(self, classes: Int[Tensor, "b y"] | str, unit: str) -> None:
         self.classes, self.unit = classes, unit
         self.pmi: list[Tensor] = []
         self.of: dict[int, tuple[Tensor, Tensor]] = {}  # classes of every image and their probabilities
@@ -73,7 +73,7 @@ class Several(Contrast):
 def information_maps(
     model: Model,
     images: Images,
-    classes: Int[Tensor, "b c"] | str,
+    classes: Int[Tensor, "b y"] | str,
     filler: Filler,
     patch: int = 8,
     stride: int = 1,
@@ -91,7 +91,7 @@ def information_maps(
     Args:
         model: gives logits.
         images: `[b, c, h, w]`.
-        classes: the classes of every image `[b, c]`; `top2`, the two likeliest; or `all`.
+        classes: y classes of every image, `[b, y]`; `top2`, the two likeliest; or `all`.
         filler: draws what a window might have shown, given the rest of the image.
         patch, stride: pixels; windows flush with the right and bottom edges are added where the stride misses them.
         draws: fillings N of a window; a filler without randomness is asked once.

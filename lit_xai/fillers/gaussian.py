@@ -18,7 +18,7 @@ import os
 import platform
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -169,6 +169,25 @@ class Conditional(NamedTuple):
         return self.mean_hidden + (window.double()[..., self.known] - self.mean_known) @ self.gain.mT
 
 
+class Recent:
+    """The conditionals used last, as many as fit `CACHE` bytes and at least one."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[bytes, str], Conditional] = {}
+        self.bytes = 0
+
+    def get(self, key: tuple[bytes, str], make: Callable[[], Conditional]) -> Conditional:
+        """The one of this key, made if it is not there."""
+        found = self.kept.pop(key, None)
+        if found is None:
+            found = make()
+            self.bytes += found.size
+        self.kept[key] = found  # the last of all
+        while self.bytes > CACHE and len(self.kept) > 1:
+            self.bytes -= self.kept.pop(next(iter(self.kept))).size
+        return found
+
+
 @dataclass(frozen=True, eq=False)
 class GaussianPatches:
     """A Gaussian over windows `[c, s, s]`, s = patch + 2 margin; the same one everywhere in the image.
@@ -188,7 +207,7 @@ class GaussianPatches:
     patch: int
     margin: int
     data: str = ""
-    cache: dict[Any, Conditional] = field(default_factory=dict, init=False, repr=False)
+    recent: Recent = field(default_factory=Recent, init=False, repr=False)
 
     @property
     def channels(self) -> int:
@@ -202,20 +221,15 @@ class GaussianPatches:
 
     @cached_property
     def checksum(self) -> int:
-        """CRC-32 of mean and covariance."""
-        return zlib.crc32(self.covariance.numpy().tobytes(), zlib.crc32(self.mean.numpy().tobytes()))
+        """CRC-32 of everything that is saved."""
+        crc = zlib.crc32(f"{self.patch} {self.margin} {self.data}".encode())
+        return zlib.crc32(self.covariance.numpy().tobytes(), zlib.crc32(self.mean.numpy().tobytes(), crc))
 
     # ------------------------------------------------------------------------------------------------------ conditionals
 
     def conditional(self, known: Bool[Tensor, "s s"], device: torch.device | None = None) -> Conditional:
         """The distribution of the tile's unknown pixels given the window's known ones; recent patterns are kept."""
-        key = known.numpy().tobytes(), str(device)
-        found = self.cache.pop(key, None)
-        self.cache[key] = found = found or self.solved(known, device)
-        total = sum(c.size for c in self.cache.values())
-        while total > CACHE and len(self.cache) > 1:
-            total -= self.cache.pop(next(iter(self.cache))).size
-        return found
+        return self.recent.get((known.numpy().tobytes(), str(device)), lambda: self.solved(known, device))
 
     def solved(self, known: Bool[Tensor, "s s"], device: torch.device | None) -> Conditional:
         """The same, computed."""

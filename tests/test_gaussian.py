@@ -1,0 +1,508 @@
+"""The conditional Gaussian against random fields of known covariance, textbook formulas and loops."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from lit_xai.core import Refill, SampleRng, UsageError
+from lit_xai.data import FoldData, Source
+from lit_xai.data.sources import InMemory
+from lit_xai.explainers import SlidingPatch
+from lit_xai.explainers.sweep import PMI
+from lit_xai.fillers import ConditionalGaussian, gaussian
+from lit_xai.fillers.gaussian import ROUNDING, GaussianPatches, fit, fit_fold, plan, windows
+from safetensors.torch import save_file
+from scipy.stats import norm
+from torch import Tensor, nn
+
+from conftest import seeded
+
+MIX = torch.tensor([[1.0, 0.5], [0.5, 0.8]], dtype=torch.float64)  # covariance of the two channels of a pixel
+SD, CENTRE = 0.05, 0.5  # so that nothing is ever clipped
+DRAWS = 4000
+
+
+def field_covariance(height: int, width: int) -> Tensor:
+    """Covariance [2 h w, 2 h w] of a stationary random field of two channels."""
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    place = torch.stack([y.flatten(), x.flatten()], 1).double()
+    return SD**2 * torch.kron(MIX, torch.exp(-torch.cdist(place, place) / 2))
+
+
+def field(number: int, height: int, width: int, seed: int = 1) -> Tensor:
+    """Samples of that field."""
+    z = torch.randn(number, 2 * height * width, generator=seeded(seed), dtype=torch.float64)
+    return CENTRE + (z @ torch.linalg.cholesky(field_covariance(height, width)).T).view(number, 2, height, width)
+
+
+def known_field(patch: int, margin: int) -> GaussianPatches:
+    """The Gaussian of that field, not fitted."""
+    side = patch + 2 * margin
+    return GaussianPatches(
+        torch.full((2, side, side), CENTRE).double(), field_covariance(side, side), patch, margin, "field"
+    )
+
+
+def conditional(covariance: Tensor, deviation: Tensor, known: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (of the deviation) and covariance of the hidden entries, as in any textbook."""
+    k, u = torch.nonzero(known)[:, 0], torch.nonzero(hidden)[:, 0]
+    gain = covariance[u][:, k] @ torch.linalg.inv(covariance[k][:, k])
+    return gain @ deviation[k], covariance[u][:, u] - gain @ covariance[k][:, u]
+
+
+def square(height: int, width: int, top: int, left: int, side: int) -> Tensor:
+    """A mask [1, 1, h, w] that hides a square."""
+    keep = torch.ones(1, 1, height, width, dtype=torch.bool)
+    keep[..., top : top + side, left : left + side] = False
+    return keep
+
+
+def drawn(filler, image: Tensor, keep: Tensor, draws: int = DRAWS) -> Tensor:
+    """The hidden values of many draws, [draws, 2 hidden]."""
+    out = filler(image, keep, SampleRng(5, (3,)), draws)[0, 0]
+    return out[..., ~keep[0, 0]].flatten(1)
+
+
+def check_moments(values: Tensor, mean: Tensor, covariance: Tensor) -> None:
+    """Mean and covariance of the rows within 4 standard errors."""
+    variance = covariance.diagonal()
+    assert bool(((values.mean(0) - mean).abs() < 4 * (variance / len(values)).sqrt()).all())
+    error = ((variance[:, None] * variance + covariance**2) / len(values)).sqrt()
+    assert bool(((torch.cov(values.T) - covariance).abs() < 4 * error).all())
+
+
+# ------------------------------------------------------------------------------------------------------------- windows
+
+
+def test_windows_are_pieces_of_the_images_everywhere_and_every_image_gives_as_many():
+    images = torch.arange(3.0).view(3, 1, 1, 1) * 1000 + torch.arange(35.0).view(1, 1, 5, 7)
+    found = torch.cat(list(windows(images, 3, 1001)))
+    assert found.shape == (1001, 1, 3, 3)
+    first = found[:, 0, 0, 0].long()
+    assert sorted((first // 1000).bincount().tolist()) == [333, 334, 334]
+    offset = torch.tensor([[0, 1, 2], [7, 8, 9], [14, 15, 16]])
+    assert torch.equal(found[:, 0].long(), first[:, None, None] + offset)
+    places = (first % 1000).bincount(minlength=35).view(5, 7)
+    assert bool((places[:3, :5] > 0).all())
+    assert int(places[:3, :5].sum()) == 1001
+    expected = 1001 / 15
+    assert float(((places[:3, :5] - expected) ** 2 / expected).sum()) < 14 + 4 * math.sqrt(28)  # chi-squared
+
+
+class Thousand:
+    """A thousand grey images that remember which of them were asked for."""
+
+    def __init__(self) -> None:
+        self.asked = []
+
+    def __len__(self) -> int:
+        return 1000
+
+    def images(self, indices):
+        self.asked.extend(indices)
+        return torch.zeros(len(indices), 1, 4, 4)
+
+
+def test_windows_take_only_the_samples_named_and_only_as_many_images_as_windows():
+    images = Thousand()
+    assert sum(len(w) for w in windows(images, 2, 7, samples=range(500, 600))) == 7
+    assert len(set(images.asked)) == 7
+    assert set(images.asked) <= set(range(500, 600))
+
+
+def test_windows_are_a_function_of_the_seed():
+    images = torch.rand(4, 1, 9, 9, generator=seeded(1))
+    a, b, c = (torch.cat(list(windows(images, 3, 20, seed))) for seed in (1, 1, 2))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+# ------------------------------------------------------------------------------------------------------------- fitting
+
+
+@pytest.fixture(scope="module")
+def fitted() -> GaussianPatches:
+    return fit(field(12_000, 6, 6), patch=2, positions=12_000)
+
+
+def test_the_default_margin_is_the_patch_or_what_the_images_allow(fitted):
+    assert (fitted.patch, fitted.margin, fitted.channels, fitted.side) == (2, 2, 2, 6)
+    assert fit(torch.rand(50, 1, 7, 9, generator=seeded(1)), patch=4, positions=100).margin == 1
+
+
+def test_fitted_mean_and_covariance_are_those_of_the_samples():
+    images = torch.rand(60, 2, 4, 4, generator=seeded(2))
+    g = fit(images, patch=2, margin=1, positions=60)  # every image once
+    flat = images.double().flatten(1)
+    assert torch.allclose(g.mean.flatten(), flat.mean(0), rtol=0, atol=1e-12)
+    expected = torch.cov(flat.T) + ROUNDING * torch.eye(32).double()
+    assert torch.allclose(g.covariance, expected, rtol=0, atol=1e-12)
+    shrunk = fit(images, patch=2, margin=1, positions=60, shrinkage=0.25)
+    away = expected - torch.diag(expected.diagonal())
+    assert torch.allclose(shrunk.covariance, expected - 0.25 * away, rtol=0, atol=1e-12)
+
+
+def test_fitted_moments_are_those_of_the_field(fitted):
+    truth, n = field_covariance(6, 6), 12_000
+    variance = truth.diagonal()
+    z = (fitted.mean.flatten() - CENTRE) / (variance / n).sqrt()
+    assert float(z.abs().max()) < 4
+    error = ((variance[:, None] * variance + truth**2) / n).sqrt()
+    z = (fitted.covariance - ROUNDING * torch.eye(72).double() - truth) / error
+    assert float(z.abs().max()) < 5  # of 2,628 numbers
+    assert 0.8 < float(z.square().mean()) < 1.2
+
+
+def test_draws_of_a_fitted_gaussian_have_the_fields_conditional_moments(fitted):
+    image, keep, n, k = field(1, 9, 9, seed=7), square(9, 9, 3, 4, 2), 12_000, 64
+    window = image[0, :, 1:7, 2:8].flatten()
+    hidden = (~keep[0, 0, 1:7, 2:8]).flatten().repeat(2)
+    deviation = window - CENTRE
+    mean, covariance = conditional(field_covariance(6, 6), deviation, ~hidden, hidden)
+    known = field_covariance(6, 6)[~hidden][:, ~hidden]
+    distance = deviation[~hidden] @ torch.linalg.solve(known, deviation[~hidden])
+    values, variance = drawn(fitted.fill, image, keep), covariance.diagonal()
+    # of a regression on k numbers from n samples, and of the draws
+    error = (variance * ((1 + distance) / n + 1 / DRAWS)).sqrt()
+    assert bool(((values.mean(0) - CENTRE - mean).abs() < 4 * error).all())
+    error = ((variance[:, None] * variance + covariance**2) * (1 / (n - k) + 1 / DRAWS)).sqrt()
+    difference = torch.cov(values.T) - covariance * (n - k) / n - ROUNDING * torch.eye(8).double()
+    assert bool((difference.abs() < 4 * error).all())
+
+
+def test_constant_pixels_do_no_harm():
+    g = fit(torch.full((5, 3, 8, 8), 0.25), patch=2, positions=200)
+    out = drawn(g.fill, torch.full((1, 3, 8, 8), 0.25), square(8, 8, 3, 3, 2), 500)
+    assert float((out - 0.25).abs().max()) < 5 * math.sqrt(ROUNDING)
+
+
+def test_a_folds_gaussian_never_sees_the_held_out_samples():
+    pixels = torch.randint(0, 256, (90, 1, 6, 6), generator=seeded(1)).to(torch.uint8)
+    asked = []
+
+    class Recorder(InMemory):
+        def images(self, indices):
+            asked.extend(indices)
+            return super().images(indices)
+
+    source = Source("toy", Recorder(pixels), torch.arange(90) % 3, ("a", "b", "c"), "abc")
+    data = FoldData(lambda: source, fold=1, folds=3)
+    g = fit_fold(data, patch=2, positions=300)
+    assert set(asked) == set(data.split.training(1).tolist())
+    assert g.data == "toy (abc), fold 1 of 3 held out"
+    assert g.margin == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"patch": 7}, "patch=7 does not fit images of 6 x 8"),
+        ({"patch": 0}, "patch=0 does not fit"),
+        ({"margin": 3}, r"margin=3 around patch=2 .* choose 0..2"),
+        ({"margin": -1}, r"margin=-1"),
+        ({"positions": 36}, "positions=36 cannot determine the covariance of 36 values"),
+        ({"shrinkage": 1.5}, r"shrinkage must lie in \[0, 1\]"),
+        ({"samples": []}, "found none"),
+    ],
+    ids=str,
+)
+def test_fits_that_mean_nothing_are_refused(options, message):
+    images = torch.rand(50, 1, 6, 8, generator=seeded(1))
+    with pytest.raises(UsageError, match=message) as error:
+        fit(images, **{"patch": 2, "positions": 40, **options})
+    assert "\n" not in str(error.value)
+
+
+def test_fewer_positions_than_values_will_do_with_shrinkage():
+    g = fit(torch.rand(9, 1, 6, 6, generator=seeded(1)), patch=2, positions=20, shrinkage=0.1)
+    assert float(torch.linalg.eigvalsh(g.covariance).min()) > 0
+
+
+# ------------------------------------------------------------------------------------------------------------- filling
+
+PLACES = {"inside": (3, 4), "corner": (0, 0), "edge": (4, 7), "last corner": (7, 7), "near the edge": (1, 3)}
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_a_square_is_drawn_given_the_part_of_its_window_inside_the_image(place):
+    top, left = place
+    image, keep = field(1, 9, 9, seed=2), square(9, 9, *place, side=2)
+    inside = torch.zeros(9, 9, dtype=torch.bool)
+    inside[max(0, top - 2) : top + 4, max(0, left - 2) : left + 4] = True
+    known, hidden = ((m).flatten().repeat(2) for m in (inside & keep[0, 0], ~keep[0, 0]))
+    mean, covariance = conditional(field_covariance(9, 9), image.flatten() - CENTRE, known, hidden)
+    check_moments(drawn(known_field(2, 2).fill, image, keep), CENTRE + mean, covariance)
+
+
+def test_any_hole_is_drawn_jointly_where_windows_see_the_whole_image():
+    image = field(1, 5, 5, seed=3)
+    keep = torch.ones(1, 1, 5, 5, dtype=torch.bool)
+    keep[0, 0, 1:4, 1:4] = keep[0, 0, 4, 0] = keep[0, 0, 0, 2] = False
+    assert len(plan(keep[0, 0].numpy(), 2, 4)) > 4
+    hidden = (~keep[0, 0]).flatten().repeat(2)
+    mean, covariance = conditional(field_covariance(5, 5), image.flatten() - CENTRE, ~hidden, hidden)
+    check_moments(drawn(known_field(2, 4).fill, image, keep), CENTRE + mean, covariance)
+
+
+def test_an_image_of_which_nothing_is_visible_is_a_draw_of_the_field():
+    values = drawn(known_field(2, 3).fill, torch.zeros(1, 2, 4, 4).double(), torch.zeros(1, 1, 4, 4, dtype=torch.bool))
+    check_moments(values, torch.full((32,), CENTRE).double(), field_covariance(4, 4))
+
+
+def test_values_are_clipped_to_the_unit_interval():
+    g = known_field(2, 1)
+    wide = GaussianPatches(g.mean, 100 * g.covariance, 2, 1)
+    values = drawn(wide.fill, field(1, 6, 6), square(6, 6, 2, 2, 2))
+    assert float(values.min()) == 0
+    assert float(values.max()) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------- tiles' order
+
+
+def test_a_hidden_square_is_one_tile_wherever_it_lies():
+    for top in range(6):
+        for left in range(5):
+            steps = plan(square(8, 7, top, left, 3)[0, 0].numpy(), 3, 2)
+            assert [(s.top, s.left) for s in steps] == [(top, left)]
+
+
+def test_the_tile_with_most_known_pixels_around_is_next():
+    keep = square(10, 10, 2, 2, 6)[0, 0].numpy()
+    steps = plan(keep, 2, 2)
+    known, order = keep.copy(), []
+    tiles = [(t, s) for t in (2, 4, 6) for s in (2, 4, 6)]
+    while tiles:
+        count = [known[max(0, t - 2) : t + 4, max(0, s - 2) : s + 4].sum() for t, s in tiles]
+        t, s = tiles.pop(int(np.argmax(count)))
+        known[t : t + 2, s : s + 2] = True
+        order.append((t, s))
+    assert [(s.top, s.left) for s in steps] == order
+    assert order[0] == (2, 2)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_hidden_pixel_of_any_mask_is_filled_once_and_known_pixels_are_known(seed):
+    keep = (torch.rand(9, 7, generator=seeded(seed)) < 0.6).numpy()
+    known = keep.copy()
+    for step in plan(keep, 3, 2):
+        expected = np.zeros((7, 7), bool)  # outside of the image nothing is known
+        for i in range(7):
+            for j in range(7):
+                y, x = step.top - 2 + i, step.left - 2 + j
+                expected[i, j] = 0 <= y < 9 and 0 <= x < 7 and known[y, x]
+        assert np.array_equal(step.known, expected)
+        tile = known[step.top : step.top + 3, step.left : step.left + 3]
+        assert tile.shape == (3, 3)
+        assert not tile.all()
+        tile[:] = True
+    assert known.all()
+
+
+def test_nothing_hidden_changes_nothing():
+    image, keep = field(2, 6, 6), torch.ones(2, 1, 6, 6, dtype=torch.bool)
+    out = known_field(2, 1).fill(image, keep, SampleRng.default(2), 2)
+    assert torch.equal(out[:, 0, 1], image)
+
+
+# ---------------------------------------------------------------------------------------------------------- the protocol
+
+
+@pytest.fixture
+def masks() -> Tensor:
+    """For each of two images: a square, another, and any hole."""
+    keep = torch.cat([square(8, 8, 0, 3, 2), square(8, 8, 4, 4, 2)], 1).repeat(2, 1, 1, 1)
+    return torch.cat([keep, torch.rand(2, 1, 8, 8, generator=seeded(2)) < 0.6], 1)
+
+
+def test_kept_pixels_are_identical_and_hidden_ones_are_not(masks):
+    images = field(2, 8, 8).float()
+    out = known_field(2, 2).fill(images, masks, SampleRng.default(2), 3)
+    assert out.shape == (2, 3, 3, 2, 8, 8)
+    assert out.dtype == torch.float32
+    kept, original = masks[:, :, None, None].expand_as(out), images[:, None, None].expand_as(out)
+    assert torch.equal(out[kept], original[kept])
+    assert bool((out[~kept] != original[~kept]).all())
+
+
+def test_draws_masks_images_and_seeds_have_noise_of_their_own(masks):
+    images, hidden = field(1, 8, 8).repeat(2, 1, 1, 1), masks[:, :1].repeat(1, 2, 1, 1)
+    fill = known_field(2, 2).fill
+    out = fill(images, hidden, SampleRng(1, (4, 9)), 2)[..., ~hidden[0, 0]].flatten(0, 2)
+    assert len(out[:, 0, 0].unique()) == 8
+    again, other = (fill(images, hidden, SampleRng(s, (4, 9)), 2)[..., ~hidden[0, 0]].flatten(0, 2) for s in (1, 2))
+    assert torch.equal(again, out)
+    assert not bool((other == out).any())
+
+
+def test_a_filling_depends_neither_on_the_batch_nor_on_the_chunk(masks):
+    images, rng, g = field(2, 8, 8), SampleRng(1, (4, 9)), known_field(2, 2)
+    whole = g.fill(images, masks, rng, 2)
+    alone = [known_field(2, 2).fill(images[[i]], masks[[i]], rng.take([i]), 2) for i in (0, 1)]
+    assert torch.allclose(torch.cat(alone), whole, rtol=0, atol=1e-12)
+    rows = [(i, v) for i in (0, 1) for v in (0, 1, 2)]
+    refilled = []
+    for chunk in (6, 4, 1):
+        refill, parts = Refill(g.fill, images, rng), []
+        for start in range(0, 6, chunk):
+            image_of, variant_of = (list(t) for t in zip(*rows[start : start + chunk], strict=True))
+            parts.append(refill(masks[image_of, variant_of], image_of, variant_of, 2))
+        refilled.append(torch.cat(parts))
+    assert torch.allclose(refilled[0], refilled[1], rtol=0, atol=1e-12)
+    assert torch.allclose(refilled[0], refilled[2], rtol=0, atol=1e-12)
+
+
+def test_a_pattern_of_known_pixels_is_solved_once(monkeypatch):
+    solved, patterns = GaussianPatches.solved, []
+    monkeypatch.setattr(GaussianPatches, "solved", lambda *a: patterns.append(1) or solved(*a))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2 * 81, 2)).double()
+    patch = SlidingPatch(2, 1, known_field(2, 2).fill, draws=2, contrast=PMI(), projection="mean", scale=False)
+    patch(model, field(3, 9, 9), torch.zeros(3, dtype=torch.long))
+    assert len(patterns) == 25  # 0, 1, 2, .. or 2, 1, 0 pixels to the edge, along both sides
+
+
+def test_conditionals_that_are_kept_are_bounded(monkeypatch, masks):
+    g = known_field(2, 2)
+    expected = g.fill(field(2, 8, 8), masks, SampleRng.default(2))
+    assert len(g.recent.kept) > 1
+    assert g.recent.bytes == sum(c.size for c in g.recent.kept.values())
+    monkeypatch.setattr(gaussian, "CACHE", 1)
+    g = known_field(2, 2)
+    assert torch.equal(g.fill(field(2, 8, 8), masks, SampleRng.default(2)), expected)
+    assert len(g.recent.kept) == 1
+
+
+def test_gradients_reach_the_kept_pixels_alone(masks):
+    images = field(2, 8, 8).requires_grad_()
+    known_field(2, 2).fill(images, masks, SampleRng.default(2)).sum().backward()
+    assert torch.equal(images.grad, masks.sum(1)[:, None].expand(-1, 2, -1, -1).double())
+
+
+@pytest.mark.parametrize(
+    ("shape", "draws", "message"),
+    [
+        ((1, 3, 8, 8), 1, "fitted on images of 2 channels, found 3"),
+        ((1, 2, 8, 1), 1, "patch=2 of this Gaussian does not fit images of 8 x 1"),
+        ((1, 2, 8, 8), 0, "draws must be at least 1"),
+    ],
+    ids=str,
+)
+def test_images_that_do_not_fit_are_refused(shape, draws, message):
+    with pytest.raises(UsageError, match=message):
+        known_field(2, 2).fill(
+            torch.rand(shape), torch.ones(1, 1, *shape[2:], dtype=torch.bool), SampleRng.default(1), draws
+        )
+
+
+# ------------------------------------------------------------------------------------------------------------------ bits
+
+
+def test_bits_of_independent_pixels_are_their_entropy():
+    mean, sd, n = 0.5, 0.02, 2000
+    g = GaussianPatches(torch.full((1, 4, 4), mean).double(), sd**2 * torch.eye(16).double(), 2, 1)
+    edges = (np.arange(257) - 0.5) / 255
+    mass = np.diff(norm.cdf((edges - mean) / sd))
+    mass = mass[mass > 1e-12]
+    entropy, square_sum = -(mass * np.log2(mass)).sum(), (mass * np.log2(mass) ** 2).sum()
+    x = mean + sd * torch.randn(n, 1, 4, 4, generator=seeded(1)).double()
+    bits = g.bits_per_dimension((x * 255).round() / 255)
+    assert bits.shape == (n,)
+    assert abs(float(bits.mean()) - entropy) < 4 * math.sqrt((square_sum - entropy**2) / (4 * n))
+
+
+def test_bits_equal_a_loop_over_pixels():
+    g, held_out = known_field(2, 1), (field(3, 4, 4, seed=9) * 255).round() / 255
+    hidden = (~square(4, 4, 1, 1, 2)[0, 0]).flatten().repeat(2)
+    expected = []
+    for window in held_out:
+        mean, covariance = conditional(field_covariance(4, 4), window.flatten() - CENTRE, ~hidden, hidden)
+        total = 0.0
+        for value, m, v in zip(window.flatten()[hidden], mean, covariance.diagonal(), strict=True):
+            edges = [(float(value) + e / 255 - CENTRE - float(m)) / math.sqrt(v) for e in (-0.5, 0.5)]
+            total -= math.log2(norm.cdf(edges[1]) - norm.cdf(edges[0]))
+        expected.append(total / 8)
+    assert torch.allclose(
+        g.bits_per_dimension(held_out), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-9
+    )
+
+
+def test_surroundings_save_bits():
+    held_out = field(300, 6, 6, seed=9)
+    with_margin = known_field(2, 2).bits_per_dimension(held_out)
+    without = known_field(2, 0).bits_per_dimension(held_out[..., 2:4, 2:4])
+    assert float(with_margin.mean()) < float(without.mean()) - 0.3
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.3, 1.0, 1.2])
+def test_the_256_levels_have_mass_1_and_far_ones_finite_bits(mean):
+    g = GaussianPatches(torch.full((1, 1, 1), mean).double(), torch.full((1, 1), 0.01**2).double(), 1, 0)
+    bits = g.bits_per_dimension((torch.arange(256) / 255).view(256, 1, 1, 1))
+    assert bool(bits.isfinite().all())
+    assert float((2**-bits).sum()) == pytest.approx(1, abs=1e-9)
+
+
+# ------------------------------------------------------------------------------------------------------------------ file
+
+
+def test_a_saved_gaussian_is_read_back_as_it_was(tmp_path, fitted, masks):
+    path = tmp_path / "deep" / "gaussian.safetensors"
+    known_field(2, 2).save(path)
+    g = GaussianPatches.load(path)
+    assert torch.equal(g.mean, known_field(2, 2).mean)
+    assert torch.equal(g.covariance, known_field(2, 2).covariance)
+    assert (g.patch, g.margin, g.channels, g.data) == (2, 2, 2, "field")
+    assert [f.name for f in path.parent.iterdir()] == ["gaussian.safetensors"]  # nothing temporary
+    filler, args = ConditionalGaussian(str(path)), (field(2, 8, 8), masks, SampleRng.default(2), 2)
+    assert torch.equal(filler(*args), known_field(2, 2).fill(*args))
+    assert filler.resolve(lambda x: x, args[0]) == {
+        "patch": 2,
+        "margin": 2,
+        "fitted_on": "field",
+        "checksum": f"{g.checksum:08x}",
+    }
+    fitted.save(path)  # over it
+    assert torch.equal(GaussianPatches.load(path).covariance, fitted.covariance)
+
+
+def test_a_file_says_the_same_whenever_it_is_written(tmp_path):
+    for name in ("a", "b"):
+        known_field(2, 1).save(tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "altered", "other patch", "other tensors", "text"])
+def test_a_damaged_file_is_refused(tmp_path, damage):
+    path = tmp_path / "gaussian.safetensors"
+    known_field(2, 1).save(path)
+    data = path.read_bytes()
+    if damage == "other tensors":
+        save_file({"weight": torch.zeros(3)}, path)
+    else:
+        broken = {
+            "cut": data[:-100],
+            "empty": b"",
+            "altered": data[:-9] + bytes([data[-9] ^ 1]) + data[-8:],
+            "other patch": data.replace(b'\\"patch\\": 2', b'\\"patch\\": 4'),
+            "text": b"not a file of tensors",
+        }
+        assert broken[damage] != data
+        path.write_bytes(broken[damage])
+    with pytest.raises(UsageError, match="no whole file of a Gaussian") as error:
+        ConditionalGaussian(str(path))(torch.rand(1, 2, 4, 4), square(4, 4, 1, 1, 2), SampleRng.default(1))
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_not_there_and_one_that_cannot_be_written_are_clear(tmp_path):
+    with pytest.raises(UsageError, match=r"none\.safetensors is missing: fit it"):
+        GaussianPatches.load(tmp_path / "none.safetensors")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="could not be written"):
+        known_field(2, 1).save(tmp_path / "file" / "gaussian.safetensors")
+
+
+def test_an_unfitted_filler_says_how_to_fit_it():
+    with pytest.raises(UsageError, match=r"not fitted: run .*fit_fold\(data\).save\(path\) and set checkpoint=path"):
+        ConditionalGaussian()(torch.rand(1, 2, 4, 4), square(4, 4, 1, 1, 2), SampleRng.default(1))

@@ -1,0 +1,276 @@
+"""Information maps on a toy of independent two-valued patches, where every expectation can be enumerated."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from lit_xai.core import Colour, Passes, SampleRng, UsageError
+from lit_xai.explainers import Information, SlidingPatch, information_maps
+from lit_xai.explainers.sweep import EPSILON, KL, PMI
+from lit_xai.fillers import UniformNoise
+from lit_xai.fillers.simple import Independent
+from scipy.stats import binom
+from torch import Tensor, nn
+
+from conftest import seeded
+
+HIGH = 0.3  # probability that a patch is white
+CLASSES = 3
+
+
+@dataclass(frozen=True)
+class Patches(Independent):
+    """The toy's own distribution: 2 x 2 pixel patches, all white with probability `HIGH`, else all black."""
+
+    def paint(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        white = torch.rand(image.shape[0], image.shape[1] // 2, image.shape[2] // 2, generator=generator) < HIGH
+        return white.float().repeat_interleave(2, 1).repeat_interleave(2, 2)
+
+
+class Toy(nn.Module):
+    """Logits linear in the means of the four patches of 4 x 4 pixels; the last patch is ignored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        weight = 3 * torch.randn(4, CLASSES, generator=seeded(1), dtype=torch.float64)
+        weight[3] = 0
+        self.weight, self.sizes = nn.Parameter(weight), []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sizes.append(len(x))
+        return nn.functional.avg_pool2d(x[:, :1], 2).flatten(1).double() @ self.weight
+
+
+IMAGE = torch.tensor([[[[1.0, 0.0], [0.0, 1.0]]]]).repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+def with_and_without() -> tuple[Tensor, Tensor]:
+    """p(y|x) [classes], and p(y|x) with every patch black or white, [patches, 2, classes]."""
+    states = torch.tensor([1.0, 0.0, 0.0, 1.0], dtype=torch.float64)
+    weight = Toy().weight.detach()
+    changed = states.repeat(4, 2, 1)
+    for i in range(4):
+        changed[i, :, i] = torch.tensor([0.0, 1.0])
+    return (states @ weight).softmax(0), (changed @ weight).softmax(2)
+
+
+def toy(images: int = 1, draws: int = 4096, classes: Tensor | str = "all", **options) -> Information:
+    rng = SampleRng(2, tuple(range(images)))
+    batch = IMAGE.double().repeat(images, 1, 1, 1)
+    return information_maps(
+        Toy(), batch, classes, Patches(), patch=2, stride=2, draws=draws, rng=rng, max_batch=1024, **options
+    )
+
+
+def patches_of(maps: Tensor) -> Tensor:
+    """The values [..., 4] of maps [..., 4, 4] that are constant on the patches."""
+    corners = maps[..., ::2, ::2]
+    assert torch.equal(corners.repeat_interleave(2, -1).repeat_interleave(2, -2), maps)
+    return corners.flatten(-2)
+
+
+# ---------------------------------------------------------------------------------------------------------- closed form
+
+
+def test_with_many_draws_pmi_and_ig_are_the_closed_form():
+    n, (p, changed) = 4096, with_and_without()
+    without = (1 - HIGH) * changed[:, 0] + HIGH * changed[:, 1]
+    error = math.sqrt(HIGH * (1 - HIGH) / n) * (changed[:, 1] - changed[:, 0])  # of the mean softmax
+    found = toy(draws=n)
+    pmi = patches_of(found.pmi[0]).T
+    margin = 4 * (error / without).abs() / math.log(2) + 1e-9
+    assert bool(((pmi - torch.log2(p / without)).abs() < margin).all())
+    assert float(pmi.abs().max()) > 0.5
+    ig = (p * torch.log2(p / without)).sum(1)
+    margin = 4 * (p * error / without).sum(1).abs() / math.log(2) + 1e-3 * ig + 1e-9  # second order: 1/n
+    assert bool(((patches_of(found.ig[0]) - ig).abs() < margin).all())
+    assert float(ig[:3].min()) > 0.01
+
+
+def test_with_few_draws_the_mean_over_repeats_is_the_enumerated_expectation():
+    n, repeats, (p, changed) = 8, 1500, with_and_without()
+    white = torch.arange(n + 1, dtype=torch.float64)
+    weight = torch.from_numpy(binom.pmf(range(n + 1), n, HIGH))
+    hidden = (1 - white / n)[:, None, None] * changed[:, 0] + (white / n)[:, None, None] * changed[:, 1]
+    each = torch.log2((EPSILON + p) / (EPSILON + hidden))  # [white, patches, classes]
+    found = toy(repeats, n)
+    for value, maps in ((each, patches_of(found.pmi).permute(0, 2, 1)), ((p * each).sum(2), patches_of(found.ig))):
+        w = weight.view(-1, *[1] * (value.ndim - 1))
+        mean = (w * value).sum(0)
+        error = ((w * (value - mean) ** 2).sum(0) / repeats).sqrt()
+        assert bool(((maps.mean(0) - mean).abs() < 4 * error + 1e-9).all())
+    # the bias of the log of a mean shows, so the oracle is not the closed form
+    limit = torch.log2(p / ((1 - HIGH) * changed[:, 0] + HIGH * changed[:, 1]))
+    assert float(((weight[:, None, None] * each).sum(0) - limit).abs().max()) > 0.01
+
+
+def test_an_ignored_patch_scores_0():
+    found = toy(draws=8)
+    assert float(patches_of(found.pmi)[..., 3].abs().max()) < 1e-5
+    assert float(patches_of(found.ig)[..., 3].abs().max()) < 1e-5
+
+
+def test_pixels_whose_windows_all_lie_in_an_ignored_region_score_0():
+    weight = torch.randn(4, 1, 12, 12, generator=seeded(1))
+    weight[..., :7] = 0
+
+    def model(x: Tensor) -> Tensor:
+        return torch.einsum("bchw,kchw->bk", x, weight)
+
+    images = torch.rand(2, 1, 12, 12, generator=seeded(2))
+    found = information_maps(model, images, "all", UniformNoise(), patch=3, draws=4)
+    for maps in (found.pmi, found.ig):
+        assert float(maps[..., :5].abs().max()) < 1e-5  # windows of the fifth column end in the seventh
+        assert float(maps[..., 5].abs().min()) > 1e-5
+
+
+# ----------------------------------------------------------------------------------------------------- what holds always
+
+
+@pytest.fixture
+def overlapping(convnet, rgb):
+    """Information of every class from overlapping windows, in float64."""
+    return information_maps(
+        convnet.double(),
+        rgb.double(),
+        "all",
+        UniformNoise(),
+        patch=4,
+        stride=3,
+        draws=3,
+        rng=SampleRng(1, (*range(5),)),
+    )
+
+
+def test_the_information_gain_is_the_mean_pmi_under_the_images_probabilities(overlapping, convnet, rgb):
+    p = convnet(rgb.double()).softmax(1)
+    assert torch.allclose(overlapping.probabilities, p, rtol=0, atol=1e-12)
+    mean = (p[..., None, None] * overlapping.pmi).sum(1)
+    assert torch.allclose(overlapping.ig, mean, rtol=0, atol=1e-6)
+    assert float(overlapping.ig.max()) > 1e-6
+
+
+def test_the_information_gain_is_not_negative(overlapping):
+    assert float(overlapping.ig.min()) >= -1e-10
+    assert float(toy(50, 8).ig.min()) >= -1e-10
+
+
+def test_maps_are_those_of_the_explainers_of_one_class(overlapping, convnet, rgb):
+    options = {"filler": UniformNoise(), "draws": 3, "projection": "mean", "scale": False}
+    rng = SampleRng(1, (*range(5),))
+    for y in range(4):
+        one = SlidingPatch(4, 3, contrast=PMI(), **options)(convnet, rgb.double(), torch.full((5,), y), rng)
+        assert torch.allclose(overlapping.pmi[:, y], one, rtol=0, atol=1e-12)
+    gain = SlidingPatch(4, 3, contrast=KL(), **options)(convnet, rgb.double(), torch.zeros(5, dtype=torch.long), rng)
+    assert torch.allclose(overlapping.ig, gain, rtol=0, atol=1e-12)
+
+
+def test_classes_by_number_are_a_part_of_all(overlapping, convnet, rgb):
+    classes = torch.tensor([[0, 1, 3], [3, 2, 1], [2, 2, 2], [1, 0, 2], [0, 3, 1]])
+    found = information_maps(
+        convnet.double(), rgb.double(), classes, UniformNoise(), 4, 3, 3, rng=SampleRng(1, (*range(5),))
+    )
+    assert found.pmi.shape == (5, 3, 12, 12)
+    assert torch.equal(found.classes, classes)
+    expected = overlapping.pmi.gather(1, classes[..., None, None].expand(-1, -1, 12, 12))
+    assert torch.allclose(found.pmi, expected, rtol=0, atol=1e-12)
+    assert torch.allclose(found.probabilities, overlapping.probabilities.gather(1, classes), rtol=0, atol=1e-12)
+    assert torch.equal(found.ig, overlapping.ig)
+
+
+def test_top2_are_the_two_likeliest_classes(overlapping, convnet, rgb):
+    found = information_maps(
+        convnet.double(), rgb.double(), "top2", UniformNoise(), 4, 3, 3, rng=SampleRng(1, (*range(5),))
+    )
+    expected = convnet(rgb.double()).argsort(1, descending=True)[:, :2]
+    assert torch.equal(found.classes, expected)
+    assert bool((found.probabilities[:, 0] > found.probabilities[:, 1]).all())
+    assert torch.allclose(
+        found.pmi, overlapping.pmi.gather(1, expected[..., None, None].expand(-1, -1, 12, 12)), rtol=0, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("max_batch", [1, 10, 1000])
+def test_maps_depend_neither_on_the_chunk_nor_on_the_batch(overlapping, convnet, rgb, max_batch):
+    for rows in ([0, 1, 2, 3, 4], [3]):
+        rng = SampleRng(1, tuple(rows))
+        found = information_maps(
+            convnet.double(), rgb[rows].double(), "all", UniformNoise(), 4, 3, 3, rng=rng, max_batch=max_batch
+        )
+        assert torch.allclose(found.pmi, overlapping.pmi[rows], rtol=0, atol=1e-12)
+        assert torch.allclose(found.ig, overlapping.ig[rows], rtol=0, atol=1e-12)
+
+
+def test_all_maps_cost_the_model_calls_of_one():
+    image = IMAGE.double().repeat(3, 1, 1, 1)
+    one, many = Toy(), Toy()
+    SlidingPatch(2, 1, Patches(), 8, PMI(), "mean", scale=False)(one, image, torch.zeros(3, dtype=torch.long))
+    found = information_maps(many, image, "all", Patches(), patch=2)
+    assert many.sizes == one.sizes
+    assert sum(many.sizes) == 3 * found.passes.forward == 3 * (9 * 8 + 1)
+    assert found.passes == Passes(73)
+    assert information_maps(Toy(), image, "top2", Colour(0.5), patch=2).passes == Passes(10)
+
+
+def test_bits_are_nats_over_log_2():
+    bits, nats = (toy(2, 8, unit=u) for u in ("bits", "nats"))
+    assert torch.allclose(bits.pmi * math.log(2), nats.pmi, rtol=0, atol=1e-12)
+    assert torch.allclose(bits.ig * math.log(2), nats.ig, rtol=0, atol=1e-12)
+
+
+def test_certainty_gives_finite_numbers():
+    def sure(x: Tensor) -> Tensor:
+        logit = 1e4 * (x.mean((1, 2, 3)) - 0.5)
+        return torch.stack([logit, -logit], 1)
+
+    found = information_maps(sure, torch.tensor([0.51, 0.4]).view(2, 1, 1, 1).expand(2, 1, 6, 6), "all", Colour(0.2), 4)
+    most = -math.log2(EPSILON)
+    for maps in (found.pmi, found.ig):
+        assert bool(maps.isfinite().all())
+        assert float(maps.abs().max()) <= most + 0.01
+    assert float(found.ig[0].max()) == pytest.approx(most, abs=0.01)
+
+
+def test_a_window_that_does_not_fit_the_stride_is_flush_with_the_edge():
+    found = toy(draws=8)
+    rng, image = SampleRng(2, (0,)), IMAGE.double()
+    wide = information_maps(Toy(), image, "all", Patches(), patch=2, stride=3, draws=8, rng=rng)
+    assert wide.passes == Passes(4 * 8 + 1)  # windows at 0 and 2 along both sides
+    assert torch.equal(wide.pmi, found.pmi)
+
+
+def test_maps_are_plain_tensors_of_the_images_type_and_the_model_is_left_as_found(convnet, rgb):
+    convnet.train()
+    found = information_maps(convnet, rgb, "top2", UniformNoise(), patch=4, stride=4, draws=2)
+    assert convnet.training
+    assert found.pmi.dtype == found.ig.dtype == found.probabilities.dtype == torch.float32
+    assert not any(t.requires_grad or t.is_inference() for t in (found.pmi, found.ig, found.probabilities))
+    half = information_maps(convnet, rgb, "top2", UniformNoise(), 4, 4, 2, precision="bf16")
+    assert torch.allclose(half.ig, found.ig, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"patch": 13}, "patch=13 does not fit images of 12 x 12"),
+        ({"patch": 0}, "at least 1 pixel"),
+        ({"stride": 0}, "at least 1 pixel"),
+        ({"draws": 0}, "draws must be at least 1"),
+        ({"max_batch": 0}, "max_batch"),
+        ({"unit": "dits"}, "bits or nats"),
+        ({"precision": "half"}, "float32 or bf16"),
+        ({"classes": "top3"}, "top2, all, or a tensor"),
+        ({"classes": torch.tensor([[4]] * 5)}, r"classes must lie in 0..3, found 4..4"),
+        ({"classes": torch.tensor([[-1, 0]] * 5)}, "found -1..0"),
+        ({"classes": torch.zeros(4, 2, dtype=torch.long)}, r"classes must be \[5 images, classes\]"),
+        ({"classes": torch.zeros(5, 0, dtype=torch.long)}, r"found shape \(5, 0\)"),
+    ],
+    ids=str,
+)
+def test_parameters_that_mean_nothing_are_refused(convnet, rgb, unchecked, options, message):
+    with pytest.raises(UsageError, match=message) as error:
+        information_maps(convnet, rgb, **{"classes": "all", "filler": UniformNoise(), "patch": 4, **options})
+    assert "\n" not in str(error.value)
