@@ -282,8 +282,13 @@ class Removal(pl.Callback):
             path = self.store.root / "removal.csv"
             write_csv(path, list(COLUMNS), rows)
             Dashboard(trainer.loggers).table("removal", list(COLUMNS), rows)
-            show_rows(f"object removed by each filler, {len(data.probes)} probes: {path}", COLUMNS, rows)
+            number = len(self.probes(data))
+            show_rows(f"object removed by each filler, {number} held-out probes: {path}", COLUMNS, rows)
         trainer.strategy.barrier("removal")
+
+    def probes(self, data: FoldData) -> Tensor:
+        """The probes that this predictor never saw."""
+        return data.probes[data.split.fold(data.probes) == data.fold]
 
     def measure(self, model: torch.nn.Module, data: FoldData, device: torch.device) -> list[list[Any]]:
         """The table's rows.
@@ -296,10 +301,11 @@ class Removal(pl.Callback):
             raise UsageError(
                 "filler= removes objects: it needs labels and masks of the object (data=shapes, data.masks=)"
             )
-        samples = data.probes.tolist()
+        probes = self.probes(data)
+        samples = probes.tolist()
         fitted = {n: fit_fillers(f, data.colour[0]) for n, f in self.fillers.items()}
         images = data.source.train.images(samples).to(device)
-        masks, labels = truth.masks("object", samples).to(device), data.split.label(data.probes).to(device)
+        masks, labels = truth.masks("object", samples).to(device), data.split.label(probes).to(device)
         return rows_of(removal_table(model, images, masks, labels, fitted, SampleRng(self.seed, tuple(samples))))
 
 

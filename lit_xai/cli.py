@@ -82,6 +82,8 @@ def with_lists(overrides: list[str]) -> list[str]:
     given = {o.split("=", 1)[0] for o in overrides if not o.startswith(("+", "~"))}
     chosen = [o.split("=", 1)[1] for o in overrides if o.startswith("experiment=")]
     file = config_dir() / "experiment" / f"{chosen[-1]}.yaml" if chosen else None
+    if any(o.split("=", 1)[0] == "filler" for o in overrides):  # only how fillers remove objects
+        given |= set(LISTS)
     if file is not None and file.exists():
         given |= {g for g in LISTS if f"override /{g}:" in file.read_text()}
     return [*(f"{g}=[{','.join(top_level(g))}]" for g in LISTS if g not in given), *overrides]
@@ -251,6 +253,22 @@ def parted(arguments: list[str]) -> tuple[list[str], list[str]]:
     return overrides, flags
 
 
+def drop_replaced(cfg: Any, overrides: list[str]) -> None:
+    """Where the command line gives a node another `_target_`, drop the old one's keys that the new one does not take."""
+    from omegaconf import DictConfig, OmegaConf
+
+    given = {o.lstrip("+").split("=", 1)[0] for o in overrides}
+    for key in given:
+        parent, _, leaf = key.rpartition(".")
+        node = OmegaConf.select(cfg, parent) if leaf == "_target_" else None
+        known = parameters(node["_target_"]) if isinstance(node, DictConfig) else None
+        if known is None or node is None:
+            continue
+        OmegaConf.set_struct(node, False)
+        for name in [n for n in map(str, node) if n not in known and n != "_target_" and f"{parent}.{n}" not in given]:
+            del node[name]
+
+
 def quoted(override: str) -> str:
     """The override with its value in quotes where hydra would stumble over an `=` in it, as in `checkpoint=x/fold=0`."""
     key, equals, value = override.partition("=")
@@ -272,6 +290,7 @@ def run(name: str, task: Callable[[Any], None]) -> None:
             sys.argv[1:] = list(HydraConfig.get().overrides.task)
         from lit_xai.core import UsageError
 
+        drop_replaced(cfg, list(HydraConfig.get().overrides.task))
         try:
             task(cfg)
         except UsageError as e:
@@ -283,6 +302,8 @@ def run(name: str, task: Callable[[Any], None]) -> None:
         except Exception as e:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
+            if isinstance(e.__cause__, UsageError):  # hydra wraps what an object's constructor refuses
+                fail(str(e.__cause__))
             fail(f"{type(e).__name__}: {str(e)[:400]} (HYDRA_FULL_ERROR=1 shows where)")
 
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(job)()

@@ -191,6 +191,14 @@ def check_batch(images: Images, targets: Targets) -> None:
         raise UsageError(f"images must be [batch, channels, height, width], found shape {tuple(images.shape)}")
     if len(targets) != len(images):
         raise UsageError(f"{len(targets)} targets for {len(images)} images: pass one class index per image")
+    if len(targets) and int(targets.min()) < 0:
+        raise UsageError(f"target {int(targets.min())} is no class: pass class indices from 0")
+
+
+def check_classes(logits: Float[Tensor, "r k"], targets: Targets) -> None:
+    """Refuse targets that the model has no output for."""
+    if len(targets) and int(targets.max()) >= logits.shape[1]:
+        raise UsageError(f"target {int(targets.max())} does not exist: the model has classes 0..{logits.shape[1] - 1}")
 
 
 @contextmanager
@@ -264,6 +272,8 @@ def evaluate_rows(
         for image_of, variant_of in row_chunks(len(images), each, max_batch):
             with autocast(images, precision):
                 logits = model(in_format_of(make(image_of, variant_of), images))
+            if not done:
+                check_classes(logits, targets)
             chunk = select_output(logits.to(images.dtype), targets[image_of], output)
             out[done : done + len(chunk)] = chunk
             done += len(chunk)
@@ -345,7 +355,10 @@ class Blur(BackgroundFiller):
     def resolve(self, model: Model, images: Images) -> dict[str, Any]:
         """The kernel and sigma in pixels of these images."""
         side = min(images.shape[-2:])
-        return {"kernel": scaled(self.kernel, side), "sigma": self.sigma * side / REFERENCE_SIDE}
+        kernel = scaled(self.kernel, side)
+        if self.sigma <= 0 or kernel // 2 >= side:
+            raise UsageError(f"a blur needs sigma > 0 and a kernel narrower than twice the image, found {self}")
+        return {"kernel": kernel, "sigma": self.sigma * side / REFERENCE_SIDE}
 
     def background(self, images: Images, segments: Segments | None = None) -> Images:
         """The blurred images (borders reflect)."""

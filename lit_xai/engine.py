@@ -137,7 +137,7 @@ class Work:
     ) -> None:
         self.job, self.name, self.explainer, self.shard = job, name, explainer, shard
         self.path = job.store.shard(job.kind, name, shard.start, shard.stop)
-        self.wanted = {n: s.meaning() for n, s in scores.items()}
+        self.wanted = {n: definition_of(s, job.truth, job.samples) for n, s in scores.items()}
         self.fingerprint = job.fingerprint(explainer)
         self.meta: dict[str, Any] = {}  # of what an earlier run left; its tensors are read again when they are used
         if self.path.exists():
@@ -174,6 +174,38 @@ class Work:
         return bool(self.meta) and not self.missing
 
 
+def definition_of(score: Score, truth: Truth | None, samples: Int[Tensor, "p"]) -> dict[str, Any]:
+    """What a score's number means; of a score against masks also which masks, so that mended ones are noticed.
+
+    Raises:
+        UsageError: the data have no such mask, or one cannot be read, is empty or full.
+    """
+    wants = getattr(score, "truth", None)
+    if wants is None or truth is None:
+        return score.meaning()
+    return {**score.meaning(), "masks": masks_digest(truth, wants, samples)}
+
+
+DIGESTS: dict[tuple[int, str, str], tuple[Truth, str]] = {}  # with the truth itself: its id stays taken
+
+
+def masks_digest(truth: Truth, name: str, samples: Int[Tensor, "p"]) -> str:
+    """A digest of these samples' masks, read and checked once in a process."""
+    key = (id(truth), name, digest(samples))
+    if key not in DIGESTS:
+        h = hashlib.blake2b(digest_size=8)
+        for part in samples.split(64):
+            masks = truth.masks(name, part.tolist())
+            area = masks.flatten(1).sum(1)
+            for row, sample in enumerate(part.tolist()):
+                if not 0 < int(area[row]) < masks[row].numel():
+                    word = "empty" if int(area[row]) == 0 else "full"
+                    raise UsageError(f"the {name}'s mask of sample {sample} is {word}: mend it or leave the image out")
+            h.update(masks.numpy().tobytes())
+        DIGESTS[key] = truth, h.hexdigest()
+    return DIGESTS[key][1]
+
+
 def work_list(
     job: Explained, explainers: Mapping[str, Explainer], scores: Mapping[str, Score], part: tuple[int, int] = (0, 1)
 ) -> list[Work]:
@@ -183,9 +215,13 @@ def work_list(
         wants = getattr(score, "truth", None)
         if wants is not None and (job.truth is None or wants not in job.truth.names):
             have = f"has masks of: {', '.join(job.truth.names)}" if job.truth else "has no masks"
+            mend = (
+                "set data.tag= above 0"
+                if wants == "tag"
+                else "choose data=shapes, or masks beside the pictures (data.masks=)"
+            )
             raise UsageError(
-                f"score {name} needs a mask of the {wants} and the data {have}: "
-                f"choose data=shapes, put masks beside the pictures (data.masks=), or leave the score out"
+                f"score {name} needs a mask of the {wants} and the data {have}: {mend}, or leave the score out"
             )
     works = (Work(job, n, e, scores, s) for s in job.ranges(part) for n, e in explainers.items())
     return [w for w in works if not w.done]

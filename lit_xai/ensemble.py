@@ -174,6 +174,16 @@ class Ensemble:
         common = set.intersection(*(set(self.stores[f].explainers()) for f in self.folds))
         return sorted(common, key=lambda n: (n == NULL, n))
 
+    def incomplete(self) -> list[str]:
+        """Explainers that some folds lack, and therefore no table shows."""
+        have = {f: set(self.stores[f].explainers()) for f in self.folds}
+        partly = sorted(set().union(*have.values()) - set(self.explainers()))
+        folds = [[f for f in self.folds if name in have[f]] for name in partly]
+        return [
+            f"{name} is explained in {len(f)} of {len(self.folds)} folds only, and left out: run lit_xai.explain for the rest"
+            for name, f in zip(partly, folds, strict=True)
+        ]
+
     def readers(self, explainer: str, kind: str = RANDOM) -> dict[int, MapReader]:
         """Readers of all folds, checked to belong together."""
         if (explainer, kind) in self.open:
@@ -440,6 +450,7 @@ class Ensemble:
         for name, samples in probes.items():
             if len(samples) < head["probes"]:
                 head["warnings"].append(f"{name} is explained on {len(samples)} of {head['probes']} probes")
+        head["warnings"] += self.incomplete()
         null = next((r for r in rows if r.explainer == NULL), None)
         for row in rows:
             if null is None or row is null or not torch.equal(probes[row.explainer], probes[NULL]):

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lit_xai import draw
-from lit_xai.core import Explainer, SampleRng, UsageError, fit_fillers, stable_hash
-from lit_xai.data.sources import OnDisk
+from lit_xai.core import Explainer, SampleRng, UsageError, fit_fillers
+from lit_xai.data.sources import GREY, OnDisk
+from lit_xai.data.truth import opened
 from lit_xai.engine import explained_by
 from lit_xai.explainers.lime import Lime
 from lit_xai.models.pretrained import IMAGENET_MEAN, Pretrained
@@ -58,24 +59,32 @@ def read_picture(file: Path, takes: dict[str, Any]) -> Tensor:
     """
     if not file.is_file():
         raise UsageError(f"no picture at {file}: give the path of an image file by image=")
-    grey = "refuse" if takes["channels"] == 3 else "convert"
-    image = OnDisk((file,), takes["side"], takes["resize"], grey).images([0])
+    with opened(file) as picture:
+        if takes["channels"] == 3 and picture.mode in GREY:
+            raise UsageError(f"{file} is grey-scale and the model takes colour: save it as an RGB picture first")
+    image = OnDisk((file,), takes["side"], takes["resize"], grey="convert").images([0])
     return image.mean(1, keepdim=True) if takes["channels"] == 1 else image
 
 
 def explain_picture(cfg: Any) -> list[Path]:
     """Write one picture for every explainer asked for; return their paths."""
+    if cfg.get("filler"):
+        raise UsageError(
+            "image= has no mask to remove an object by: leave out filler=, or set the explainer's own filler"
+        )
     network, takes, names, colour = loaded(cfg)
     file = Path(cfg.image)
     image = read_picture(file, takes)
     with torch.inference_mode():
         p = network(image).softmax(-1)[0]
-    chosen = int(p.argmax()) if cfg["class"] is None else cfg["class"]
+    wanted = list(names).index(cfg["class"]) if cfg["class"] in list(names) else cfg["class"]
+    chosen = int(p.argmax()) if wanted is None else wanted
     if not isinstance(chosen, int) or not 0 <= chosen < len(p):
-        raise UsageError(f"class={chosen} does not exist: the model has classes 0..{len(p) - 1}")
+        known = f" ({', '.join(names)})" if 0 < len(names) <= 20 else ""
+        raise UsageError(f"class={chosen} does not exist: the model has classes 0..{len(p) - 1}{known}")
     label = names[chosen] if chosen < len(names) else str(chosen)
     say(f"{file}: {label} with probability {float(p[chosen]):.3f}")
-    rng = SampleRng(cfg.seed, (stable_hash(file.name) % (1 << 31),))
+    rng = SampleRng(cfg.seed, (0,))
     written = []
     for name, explainer in build(cfg.get("explainer")).items():
         path = Path(cfg.root) / "pictures" / f"{file.stem}.{name}.png"

@@ -154,8 +154,11 @@ def write(summary: Summary, folder: Path, definition: str = "default") -> list[P
     for row in summary.rows:
         for c, e in row.estimates.items():
             plain = e.plain()
-            rows.append([row.explainer, c, *(plain[f] for f in fields), row.marked(c)])
-    write_csv(out[1], ["explainer", "column", *fields, "marked"], rows)
+            whole = row.to_whole[c].plain() if c in row.to_whole else {}
+            apart = [whole.get(f) for f in ("value", "low", "high")]
+            rows.append([row.explainer, c, *(plain[f] for f in fields), row.marked(c), *apart])
+    whole_columns = ["minus_whole_image", "minus_whole_low", "minus_whole_high"]
+    write_csv(out[1], ["explainer", "column", *fields, "marked", *whole_columns], rows)
     write_atomically(out[2], latex(summary, columns))
     xlabel = f"distance: {summary.head['distance']['meaning']}"
     out += draw.histograms(summary.distances, folder / "histograms.png", xlabel)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import io
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,6 +55,9 @@ def check_targets(node: Any, path: str = "", safe: tuple[str, ...] | None = None
         raise UsageError(f"{path}._target_={target} in a saved file is not run: build the model yourself and pass it")
     try:
         known = accepts(get_object(target))
+        check_numbers(get_object(target), node, path)
+    except UsageError:
+        raise
     except Exception as e:
         raise UsageError(f"{path}._target_={target} cannot be imported ({type(e).__name__}: {e})") from None
     if known is None:
@@ -63,6 +68,14 @@ def check_targets(node: Any, path: str = "", safe: tuple[str, ...] | None = None
     for key in node:
         if not str(key).startswith("_") and key not in known | extra:
             raise UsageError(f"unknown key {path}.{key}: {target} takes {', '.join(sorted(known))}")
+
+
+def check_numbers(target: Any, node: Mapping[str, Any], path: str) -> None:
+    """Refuse a word where a `_target_` takes numbers alone, by its annotations."""
+    for name, parameter in inspect.signature(target).parameters.items():
+        annotation, value = str(parameter.annotation), node.get(name)
+        if isinstance(value, str) and "str" not in annotation and re.search(r"\b(int|float)\b", annotation):
+            raise UsageError(f"{path}.{name} must be a number, found {value!r}")
 
 
 def build_data(cfg: Mapping[str, Any], fold: int, seed: int, label_noise: float) -> FoldData:
@@ -286,7 +299,8 @@ class Run:
             return False  # it is written anew
         if not all(r.files and r.has(self.data.probes) for r in readers):
             return False
-        wanted = {n: s.meaning() for n, s in self.scores.items()}
+        truth, probes = self.data.source.truth, self.data.probes
+        wanted = {n: engine.definition_of(s, truth, probes) for n, s in self.scores.items()}
         target = self.cfg.target if self.data.source.labelled else "prediction"
         expected = {
             **self.data.identity(),
@@ -367,14 +381,16 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         UsageError: the file is missing or damaged.
     """
     if not file.exists():
-        fold, name, root = file.parent.name, file.parent.parent.name, file.parent.parent.parent
-        raise UsageError(f"{file} is missing: run python -m lit_xai.train root={root} name={name} {fold} first")
+        raise UsageError(f"{file} is missing: train it by python -m lit_xai.train (root=, name= and fold= say where)")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-        content["state_dict"].keys()
     except Exception as e:
-        raise UsageError(f"{file} is damaged ({type(e).__name__}): delete it and train this fold again") from None
-    return content
+        raise UsageError(
+            f"{file} is damaged or no checkpoint ({type(e).__name__}): name another, or train again"
+        ) from None
+    if not isinstance(content, Mapping) or not isinstance(content.get("state_dict"), Mapping):
+        raise UsageError(f"{file} holds no state_dict: name a model.ckpt that lit_xai.train has written")
+    return dict(content)
 
 
 def load_weights(module: torch.nn.Module, file: Path) -> None:

@@ -80,10 +80,12 @@ def segment_counts(segments: Segments) -> Int[Tensor, "b"]:
     Raises:
         UsageError: labels that do not run from 0 to d-1.
     """
+    if segments.is_floating_point() or int(segments.min()) < 0:
+        raise UsageError("superpixels must be whole numbers from 0 without gaps: number them anew")
     counts = segments.flatten(1).amax(1) + 1
     present = torch.zeros(len(segments), int(counts.max()), dtype=torch.bool, device=segments.device)
-    present.scatter_(1, segments.flatten(1).clamp_min(0), True)
-    if int(segments.min()) < 0 or bool((present.sum(1) != counts).any()):
+    present.scatter_(1, segments.flatten(1), True)
+    if bool((present.sum(1) != counts).any()):
         raise UsageError("superpixels must be numbered 0..d-1 without gaps in every image: number them anew")
     return counts
 

@@ -103,7 +103,13 @@ def test_a_new_explainer_is_one_file_and_one_yaml(tmp_path: Path) -> None:
     assert "|gradient| at a blurred image" in python("-m", "lit_xai.train", "--help")
     small = ["data.train_subset=200", "data.folds=2", "data.probes_per_fold=4", "data.size=16", "model.network.width=4"]
     small += ["trainer.max_epochs=1", "score=[deletion]", "explainer.rise.masks=4", "explainer.smoothgrad.samples=2"]
-    small += ["explainer.integrated_gradients.steps=2", "progress=false", "logger=csv"]
+    small += ["explainer.integrated_gradients.steps=2", "progress=false", "logger=csv", "explainer.lime.samples=60"]
+    small += [
+        "explainer.kernel_shap.samples=60",
+        "explainer.sliding_patch.stride=112",
+        "explainer.averaged_gradient.points=2",
+    ]
+    small += ["explainer.meaningful_perturbation.steps=2"]
     python("-m", "lit_xai.train", "-m", "fold=0,1", *small)
     assert "blurred_gradient" in python("-m", "lit_xai.evaluate", *small)
     folder = tmp_path / "checkpoints" / "digits-resnet18"
@@ -113,3 +119,19 @@ def test_a_new_explainer_is_one_file_and_one_yaml(tmp_path: Path) -> None:
     assert "mege/blurred_gradient" in logged
     contract = [str(ROOT / "tests" / "test_contracts.py"), "-k", "blurred_gradient", "-p", "no:cacheprovider"]
     assert "passed" in python("-m", "pytest", *contract, "-c", str(ROOT / "pyproject.toml"))
+
+
+def test_the_example_of_perturbation_runs(convnet: object) -> None:
+    import torch
+
+    images = torch.nn.functional.interpolate(torch.rand(2, 3, 5, 5), size=32, mode="bilinear")
+    names = {"model": convnet, "images": images, "labels": torch.tensor([1, 3]), "image": images[0]}
+    exec(compile(blocks("perturbation.md", "python")[0], "perturbation.md", "exec"), names)
+    assert names["fit"].samples.tolist() == [s for s in names["fit"].samples.tolist() if 256 <= s <= 10_000]
+    assert names["gap"].needed > 0
+
+
+def test_the_figures_of_the_limit_are_drawn(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "docs" / "lime_limit.py"), str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert {f.name for f in tmp_path.iterdir()} == {"detectors.png", "linear.png"}

@@ -182,6 +182,14 @@ def test_a_picture_that_cannot_be_explained_ends_in_one_line(
     assert not (tmp_path / "pictures").exists()
 
 
+def test_a_nested_object_is_exchanged_by_its_target(tmp_path: Path) -> None:
+    grid = ["explainer.lime.segments._target_=lit_xai.segments.Grid", "+explainer.lime.segments.cells=1"]
+    done = run("train", tmp_path, *grid, "dry_run=true")
+    assert "explain:" in done.stdout
+    done = run("train", tmp_path, *grid, check=False)
+    assert "has one superpixel" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
@@ -191,7 +199,7 @@ def test_a_picture_that_cannot_be_explained_ends_in_one_line(
         ("explainer.sliding_patch.stride=0", "at least 1 pixel"),
         ("explainer.sliding_patch.patch=500", "does not fit"),
         ("data.tag=2", "tag"),
-        ("explainer.lime.segments._target_=lit_xai.segments.Grid", "unknown key"),
+        ("explainer.lime.kernel.width=wide", "explainer.lime.kernel.width must be a number"),
     ],
 )
 def test_a_mistaken_setting_ends_in_one_line(tmp_path: Path, option: str, message: str) -> None:

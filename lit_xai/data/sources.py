@@ -26,6 +26,7 @@ from torch import Tensor
 from lit_xai.core import UsageError, stable_hash
 from lit_xai.data.truth import BoxTable, MaskFiles, Truth, check_opaque, framed, opened
 
+GREY = ("1", "L", "LA")  # modes of grey-scale files
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -89,7 +90,7 @@ class OnDisk:
             if picture.mode.startswith(("I", "F")):  # the conversion would clip
                 raise UsageError(f"{file} has more than 8 bits a channel ({picture.mode}): save it with 8 bits first")
             check_opaque(picture, file)
-            if self.grey == "refuse" and picture.mode in ("1", "L", "LA"):
+            if self.grey == "refuse" and picture.mode in GREY:
                 raise UsageError(
                     f"{file} is grey-scale among colour pictures: save it as RGB, or set data.grey=convert"
                 )

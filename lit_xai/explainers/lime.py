@@ -362,6 +362,8 @@ class Lime:
     def most(self) -> int:
         """The largest number of samples an image can take."""
         if self.samples == "auto":
+            if self.cap < 1:
+                raise UsageError(f"cap must be a positive number, found {self.cap}")
             return self.cap
         if not isinstance(self.samples, int) or self.samples < 1:
             raise UsageError(f"samples must be a positive number or auto, found {self.samples!r}")
@@ -419,7 +421,7 @@ class Lime:
             if total < count + 1:
                 raise UsageError(
                     f"{total} samples cannot fit {count} superpixels of sample {rng.samples[row]}: "
-                    f"set samples= to at least {count + 1}, better ten times that"
+                    f"set {'cap' if self.samples == 'auto' else 'samples'}= to at least {count + 1}, better ten times that"
                 )
         if masks is not None and masks.shape[2] < int(counts.max()):
             raise UsageError(f"masks of {masks.shape[2]} superpixels for images that have {int(counts.max())}")

@@ -37,7 +37,9 @@ class MeaningfulPerturbation:
     """Adam on a small mask m in [0, 1] (1 = keep); the map is 1 - m at image size.
 
     loss = `area` sum|1 - m| + `smoothness` TV_3(m) + p(c | m x + (1 - m) filler), TV_3 = sum of |differences|^3 on the
-    small mask (Agarwal & Nguyen, 2020). Images are independent of each other: a batch is many problems side by side.
+    small mask (Agarwal & Nguyen, 2020). Images are independent of each other: a batch is many problems side by side. In
+    float32 a batch's rounding still reaches its maps, because hundreds of steps amplify it. The penalties are sums over a
+    mask that shrinks with the image: on small images raise `area` and `smoothness` by (28 / its side)^2 for their old weight.
 
     Args:
         mask: side of the mask at 224 px; scales with the side, at least 3.

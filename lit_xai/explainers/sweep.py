@@ -32,6 +32,7 @@ from lit_xai.core import (
     UsageError,
     autocast,
     check_batch,
+    check_classes,
     evaluating,
     in_format_of,
     row_chunks,
@@ -55,6 +56,7 @@ class Contrast(ABC):
 
 def of_target(p: Probabilities, targets: Int[Tensor, "r"]) -> Float[Tensor, "r"]:
     """The targets' probabilities."""
+    check_classes(p, targets)
     return p.gather(1, targets[:, None])[:, 0]
 
 
@@ -279,6 +281,11 @@ class SlidingPatch:
         patch, stride, side = self.patch, self.stride, min(height, width)
         if self.scale and side != REFERENCE_SIDE:
             patch, stride = scaled(patch, side), scaled(stride, side, odd=False, least=1)
+        if patch > side:
+            most, given = (REFERENCE_SIDE, f" (given for {REFERENCE_SIDE} px)") if self.scale else (side, "")
+            raise UsageError(
+                f"patch={self.patch}{given} does not fit images of {height} x {width} pixels: choose at most {most}"
+            )
         return Windows(height, width, patch, stride, cover=self.projection == "mean")
 
     def resolve(self, model: Model, images: Images) -> dict[str, Any]:

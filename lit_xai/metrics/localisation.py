@@ -77,9 +77,11 @@ class AgainstMask(ABC):
             samples: the images' indices, for messages.
 
         Raises:
-            UsageError: a mask is empty or full, or not of its map's size.
+            UsageError: a mask is empty or full, or not of its map's size; a map holds NaN.
         """
         check_masks(maps, masks, range(len(maps)) if samples is None else samples)
+        if not bool(torch.isfinite(maps).all()):
+            raise UsageError("a map holds NaN or infinite values: explain that image again, or leave it out")
         return self.value(maps.detach().double(), masks)
 
     def reference(self, masks: Masks) -> Scores:
@@ -214,7 +216,7 @@ class MaskIoU(AgainstMask):
     """Area over tau in [0, 1] under the IoU of {min-max scaled map > tau} with the mask, 101 thresholds. In [0, 1]."""
 
     name = "mask_iou"
-    source = "Ademi et al. (POMELO), reasonability: area under IoU over 101 thresholds of the min-max scaled map"
+    source = "Ademi, Noppel & Wressnegger (POMELO), reasonability: area under IoU over 101 thresholds of the min-max scaled map"
 
     def value(self, maps: Float[Tensor, "b h w"], masks: Masks) -> Scores:
         """The area under IoU."""
@@ -231,9 +233,7 @@ class MaskRecall(AgainstMask):
     """Area over tau under the share of the mask that {min-max scaled map > tau} covers (EMR). In [0, 1]."""
 
     name = "mask_recall"
-    source = (
-        "Ademi et al. (POMELO), reasonability: area under recall (EMR) over 101 thresholds of the min-max scaled map"
-    )
+    source = "Ademi, Noppel & Wressnegger (POMELO), reasonability: area under recall (EMR) over 101 thresholds of the min-max scaled map"
 
     def value(self, maps: Float[Tensor, "b h w"], masks: Masks) -> Scores:
         """The area under recall."""
@@ -250,9 +250,7 @@ class MaskPrecision(AgainstMask):
     """Area over tau under the share of {min-max scaled map > tau} that is in the mask (EMP), 0 if empty. In [0, 1]."""
 
     name = "mask_precision"
-    source = (
-        "Ademi et al. (POMELO), reasonability: area under precision (EMP) over 101 thresholds of the min-max scaled map"
-    )
+    source = "Ademi, Noppel & Wressnegger (POMELO), reasonability: area under precision (EMP) over 101 thresholds of the min-max scaled map"
 
     def value(self, maps: Float[Tensor, "b h w"], masks: Masks) -> Scores:
         """The area under precision."""
