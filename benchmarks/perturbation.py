@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lit_xai.core import Colour
+from lit_xai.core import Colour, per_call
 from lit_xai.explainers import Lime, MeaningfulPerturbation, SlidingPatch
 from lit_xai.explainers.lime import Surrogate
 from lit_xai.fillers import SegmentMean
@@ -62,7 +62,7 @@ def lime_package(model: nn.Module, images: Tensor, targets: Tensor, segments: Te
                     labels=[int(target)],
                     top_labels=None,
                     num_samples=SAMPLES,
-                    batch_size=CHUNK,
+                    batch_size=per_call(images, CHUNK),
                     segmentation_fn=lambda _, labels=labels: labels.numpy(),
                 )
 
@@ -172,7 +172,7 @@ def lime_contest(report: Report, rounds: int, side: int) -> None:
         "lime": {"lime package": lime_package(model, images, targets, segments)},
         "captum": {f"captum Lime x{n}": captum_lime(model, images, targets, segments, n) for n in EVALUATIONS},
     }
-    floor = bare_forward(model, many(images), BATCH * SAMPLES // CHUNK)
+    floor = bare_forward(model, many(images), BATCH * SAMPLES // per_call(images, CHUNK))
     name = f"LIME {side} px"
     contest(report, rounds, name, model, lambda: run(full), floor, OVERHEAD, peers, FASTER_64 if side == 64 else 1.0)
     times = alternate({"float32": lambda: run(full), "bf16": lambda: run(half)}, rounds)
@@ -184,8 +184,8 @@ def lime_contest(report: Report, rounds: int, side: int) -> None:
 
 
 def many(images: Tensor) -> Tensor:
-    """One full chunk."""
-    return images.repeat(CHUNK // BATCH, 1, 1, 1).contiguous(memory_format=torch.channels_last)
+    """One full chunk: what goes into a call at this size."""
+    return images.repeat(per_call(images, CHUNK) // BATCH, 1, 1, 1).contiguous(memory_format=torch.channels_last)
 
 
 def perturbation(rounds: int = ROUNDS) -> Report:
@@ -195,7 +195,7 @@ def perturbation(rounds: int = ROUNDS) -> Report:
         ["method", "images", "bare s", "ours s", "ours/bare", "range", "peer", "peer s", "peer/ours", "range "],
     )
     for side in (64, 224):
-        lime_contest(report, rounds, side)
+        lime_contest(report, rounds if side == 64 else max(1, rounds - 1), side)
     model, images, targets, _ = setting(64)
     patch = SlidingPatch(PATCH, STRIDE, Colour(0.5), scale=False, max_batch=CHUNK)
     sweeps, whole = bare_forward(model, many(images), BATCH * len(patch.windows(64, 64)) // CHUNK), 1

@@ -27,6 +27,7 @@ Segments = Int[Tensor, "b h w"]  # superpixel of every pixel, 0 .. d-1 in every 
 Model = Callable[[Tensor], Tensor]  # [b, c, h, w] -> logits [b, k]
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+CPU_VALUES = 16 * 3 * 224 * 224  # most pixel values of one model call on the CPU
 REFERENCE_SIDE = 224  # pixel-sized parameters are given for this image side
 
 
@@ -243,6 +244,16 @@ def row_chunks(images: int, each: int, max_batch: int) -> Iterator[tuple[list[in
         yield [r // each for r in rows], [r % each for r in rows]
 
 
+def per_call(images: Images, max_batch: int) -> int:
+    """How many of these images go into one model call: `max_batch`, and on the CPU fewer of large ones.
+
+    Past some 2 million values the activations leave the caches: ResNet-18 at 224 px is a fifth faster by 16 than by 64.
+    """
+    if images.device.type != "cpu" or max_batch < 1:
+        return max_batch
+    return min(max_batch, max(1, CPU_VALUES // images[0].numel()))
+
+
 @contextmanager
 def autocast(images: Tensor, precision: str) -> Iterator[None]:
     """`precision="bf16"` runs the model under autocast; `"float32"` leaves it as it is."""
@@ -269,7 +280,7 @@ def evaluate_rows(
     out = torch.empty(len(images) * each, dtype=images.dtype, device=images.device)
     with torch.inference_mode(), evaluating(model):
         done = 0
-        for image_of, variant_of in row_chunks(len(images), each, max_batch):
+        for image_of, variant_of in row_chunks(len(images), each, per_call(images, max_batch)):
             with autocast(images, precision):
                 logits = model(in_format_of(make(image_of, variant_of), images))
             if not done:
@@ -421,10 +432,14 @@ class Refill:
             UsageError: the filler returned another shape.
         """
         if self.whole is not None:
-            first = image_of[0]
-            # one image: no copies of it are made
-            rows = slice(first, first + 1) if image_of[-1] == first else image_of
-            out = chosen(keep, self.images[rows], self.whole[rows])
+            parts, start = [], 0
+            while start < len(image_of):  # image by image: no copies of them are made
+                image = image_of[start]
+                stop = start + image_of[start:].count(image)
+                rows = slice(image, image + 1)
+                parts.append(chosen(keep[start:stop], self.images[rows], self.whole[rows]))
+                start = stop
+            out = parts[0] if len(parts) == 1 else torch.cat(parts)
             return out if draws == 1 else out.repeat_interleave(draws, dim=0)
         segments = self.segments[image_of] if self.segments is not None else None
         images = self.images[image_of]

@@ -23,6 +23,7 @@ from lit_xai.core import (
     check_batch,
     evaluating,
     in_format_of,
+    per_call,
     row_chunks,
     select_output,
 )
@@ -60,7 +61,7 @@ def mean_gradient(
     """sum_t weights[t] * gradient at `make(image, t)`, in chunks of `max_batch` rows."""
     total = torch.zeros_like(images)
     weights = weights.to(images)
-    for image_of, step_of in row_chunks(len(images), len(weights), max_batch):
+    for image_of, step_of in row_chunks(len(images), len(weights), per_call(images, max_batch)):
         gradient = input_gradient(model, in_format_of(make(image_of, step_of), images), targets[image_of], output)
         rows = torch.tensor(image_of, device=images.device)
         total.index_add_(0, rows, gradient * weights[step_of].view(-1, 1, 1, 1))

@@ -156,10 +156,10 @@ class MeaningfulPerturbation:
 def moved_by(images: Images, shift: Tensor) -> Images:
     """Every image moved up and left by its own `[b, 2]` shift; the border repeats."""
     height, width = images.shape[-2:]
-    row = (torch.arange(height, device=images.device) + shift[:, :1]).clamp_max(height - 1)
-    column = (torch.arange(width, device=images.device) + shift[:, 1:]).clamp_max(width - 1)
-    index = torch.arange(len(images), device=images.device)[:, None, None]
-    return images.permute(0, 2, 3, 1)[index, row[:, :, None], column[:, None]].permute(0, 3, 1, 2)
+    most = int(shift.max())
+    padded = F.pad(images, (0, most, 0, most), mode="replicate")
+    moved = [x[:, y : y + height, z : z + width] for x, (y, z) in zip(padded, shift.tolist(), strict=True)]
+    return torch.stack(moved)
 
 
 def tv3(m: Float[Tensor, "b 1 s s"]) -> Tensor:

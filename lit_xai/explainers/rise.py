@@ -22,6 +22,7 @@ from lit_xai.core import (
     check_batch,
     evaluating,
     in_format_of,
+    per_call,
     row_chunks,
     select_output,
 )
@@ -75,7 +76,7 @@ class RISE:
         span_h, span_w = (torch.arange(side, device=images.device) for side in (height, width))
         total = images.new_zeros(len(images), height, width)
         with torch.inference_mode(), evaluating(model):
-            for image_of, mask_of in row_chunks(len(images), self.masks, self.max_batch):
+            for image_of, mask_of in row_chunks(len(images), self.masks, per_call(images, self.max_batch)):
                 b, i = (torch.tensor(t, device=images.device) for t in (image_of, mask_of))
                 # a crop of the enlarged pattern = the pattern between two cropped interpolation matrices
                 up = rows_at[top[b, i, None] + span_h] @ pattern[b, i]

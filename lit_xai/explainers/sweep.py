@@ -35,6 +35,7 @@ from lit_xai.core import (
     check_classes,
     evaluating,
     in_format_of,
+    per_call,
     row_chunks,
     scaled,
 )
@@ -220,7 +221,7 @@ def sweep(
         raise UsageError(f"draws must be at least 1, found {draws}")
     if max_batch < 1:
         raise UsageError(f"max_batch must be at least 1, found {max_batch}")
-    refill = Refill(filler, images, rng)
+    refill, max_batch = Refill(filler, images, rng), per_call(images, max_batch)
     draws = 1 if isinstance(filler, BackgroundFiller) else draws
     groups = [min(GROUP, draws - start) for start in range(0, draws, GROUP)]
     top, left = windows.corners(images.device)
