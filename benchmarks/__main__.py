@@ -21,6 +21,7 @@ BENCHMARKS = {
     "precision": (True, "RISE in bf16 against float32"),
     "explainers": (True, "explainers and scores, against the bare model calls and the peers"),
     "perturbation": (True, "LIME, sliding patch and meaningful perturbation, against the bare calls and the peers"),
+    "large": (True, "LIME at 224 px, against the bare calls and the peers (about five minutes)"),
     "memory": (True, "peak memory of perturbation explainers for 1,000 and 50,000 model inputs"),
     "evaluate": (True, "memory and time of the final numbers over large stores"),
     "coverage": (False, "simulated coverage of the intervals of MeGe and ReCo (minutes; only when named)"),
@@ -45,7 +46,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.list:
         for name, (default, about) in BENCHMARKS.items():
-            print(f"{name:12}{about}{'' if default else ' [not by default]'}")
+            print(f"{name:14}{about}{'' if default else ' [not by default]'}")
         return 0
     unknown = [name for name in options.names if name not in BENCHMARKS]
     if unknown:

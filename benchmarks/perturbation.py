@@ -183,6 +183,19 @@ def lime_contest(report: Report, rounds: int, side: int) -> None:
     report.targets.append(Target(f"{name}: least correlation of bf16 coefficients", alike, 0.99, at_least=True))
 
 
+def new_report(title: str) -> Report:
+    """An empty table of contests."""
+    report = Report(
+        f"{title}: torchvision's ResNet-18, batch {BATCH}, {torch.get_num_threads()} threads",
+        ["method", "images", "bare s", "ours s", "ours/bare", "range", "peer", "peer s", "peer/ours", "range "],
+    )
+    report.notes = [
+        f"LIME: {SAMPLES} samples; superpixels are made beforehand for everybody. images: how many go through the model.",
+        "xN: perturbations of one call of captum; its fastest counts. Its Lime and the lime package take image by image.",
+    ]
+    return report
+
+
 def many(images: Tensor) -> Tensor:
     """One full chunk: what goes into a call at this size."""
     return images.repeat(per_call(images, CHUNK) // BATCH, 1, 1, 1).contiguous(memory_format=torch.channels_last)
@@ -190,12 +203,8 @@ def many(images: Tensor) -> Tensor:
 
 def perturbation(rounds: int = ROUNDS) -> Report:
     """Every method over its floor and its peers."""
-    report = Report(
-        f"perturbation explainers: torchvision's ResNet-18, batch {BATCH}, {torch.get_num_threads()} threads",
-        ["method", "images", "bare s", "ours s", "ours/bare", "range", "peer", "peer s", "peer/ours", "range "],
-    )
-    for side in (64, 224):
-        lime_contest(report, rounds if side == 64 else max(1, rounds - 1), side)
+    report = new_report("perturbation explainers")
+    lime_contest(report, rounds, 64)
     model, images, targets, _ = setting(64)
     patch = SlidingPatch(PATCH, STRIDE, Colour(0.5), scale=False, max_batch=CHUNK)
     sweeps, whole = bare_forward(model, many(images), BATCH * len(patch.windows(64, 64)) // CHUNK), 1
@@ -221,8 +230,4 @@ def perturbation(rounds: int = ROUNDS) -> Report:
         lambda: (steps(), bare_forward(model, images, whole)()),
         OVERHEAD_MP,
     )
-    report.notes = [
-        f"LIME: {SAMPLES} samples; superpixels are made beforehand for everybody. images: how many go through the model.",
-        "xN: perturbations of one call of captum; its fastest counts. Its Lime and the lime package take image by image.",
-    ]
     return report
