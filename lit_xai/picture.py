@@ -25,13 +25,15 @@ def loaded(cfg: Any) -> tuple[nn.Module, dict[str, Any], Sequence[str], tuple[fl
     Raises:
         UsageError: no checkpoint and no pretrained model is named, or it cannot be read.
     """
-    if cfg.checkpoint is None:
+    if cfg.checkpoint is None or is_pretrained(cfg):
         if not is_pretrained(cfg):
             raise UsageError(
                 "image= needs a model: checkpoint=checkpoints/<name>/fold=0/model.ckpt, or model=pretrained with "
                 "model.arch= and model.weights="
             )
-        given: Any = build_module(plain(cfg.model), {"channels": 3, "classes": 0, "side": 224})
+        node = plain(cfg.model)
+        node["weights"] = cfg.checkpoint or node["weights"]
+        given: Any = build_module(node, {"channels": 3, "classes": 0, "side": 224})
         return given.predictor(), {"channels": 3, "side": 224, "resize": 256}, given.class_names, IMAGENET_MEAN
     file = Path(cfg.checkpoint)
     content = read_checkpoint(file / "model.ckpt" if file.is_dir() else file)

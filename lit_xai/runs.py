@@ -389,7 +389,9 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
             f"{file} is damaged or no checkpoint ({type(e).__name__}): name another, or train again"
         ) from None
     if not isinstance(content, Mapping) or not isinstance(content.get("state_dict"), Mapping):
-        raise UsageError(f"{file} holds no state_dict: name a model.ckpt that lit_xai.train has written")
+        raise UsageError(
+            f"{file} holds no state_dict: name a model.ckpt of lit_xai.train (torchvision weights: model=pretrained)"
+        )
     return dict(content)
 
 
