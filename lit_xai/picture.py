@@ -25,24 +25,25 @@ def loaded(cfg: Any) -> tuple[nn.Module, dict[str, Any], Sequence[str], tuple[fl
     Raises:
         UsageError: no checkpoint and no pretrained model is named, or it cannot be read.
     """
-    if cfg.checkpoint is None or is_pretrained(cfg):
-        if not is_pretrained(cfg):
-            raise UsageError(
-                "image= needs a model: checkpoint=checkpoints/<name>/fold=0/model.ckpt, or model=pretrained with "
-                "model.arch= and model.weights="
-            )
+    if is_pretrained(cfg):
         node = plain(cfg.model)
         node["weights"] = cfg.checkpoint or node["weights"]
         given: Any = build_module(node, {"channels": 3, "classes": 0, "side": 224})
         return given.predictor(), {"channels": 3, "side": 224, "resize": 256}, given.class_names, IMAGENET_MEAN
+    if cfg.checkpoint is None:
+        raise UsageError(
+            "image= needs a model: checkpoint=checkpoints/<name>/fold=0/model.ckpt, or model=pretrained with "
+            "model.arch= and model.weights="
+        )
     file = Path(cfg.checkpoint)
-    content = read_checkpoint(file / "model.ckpt" if file.is_dir() else file)
+    file = file / "model.ckpt" if file.is_dir() else file
+    content = read_checkpoint(file)
     saved = content.get("config", {})
     if not {"model", "shape"} <= set(saved):
         raise UsageError(f"{file} says nothing of its model: give a model.ckpt that lit_xai.train has written")
     check_targets({"model": saved["model"]}, safe=("lit_xai.models.",))
     module: Any = build_module(saved["model"], saved["shape"])
-    load_weights(module, file / "model.ckpt" if file.is_dir() else file)
+    load_weights(module, file)
     shape = saved["shape"]
     takes = {**shape, "resize": saved["data"].get("resize") or shape["side"]}
     return module.predictor(), takes, saved.get("class_names", ()), tuple(module.normalise.mean.flatten().tolist())

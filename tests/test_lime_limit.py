@@ -15,7 +15,6 @@ from lit_xai.explainers.lime import Coalitions, CosineKernel, PixelCosineKernel,
 from lit_xai.explainers.lime_limit import (
     Limit,
     ShapeDetector,
-    as_map,
     bits,
     exact_limit,
     large_bandwidth_limit,
@@ -26,7 +25,7 @@ from lit_xai.explainers.lime_limit import (
 )
 from lit_xai.fillers import SegmentMean, UniformNoise
 from lit_xai.metrics.agreement import expected_jaccard, jaccard_top, top_positive
-from lit_xai.segments import Grid, segment_sums
+from lit_xai.segments import Grid, segment_sums, to_pixels
 from torch import Tensor
 
 from conftest import seeded
@@ -262,10 +261,6 @@ def test_the_shape_of_the_paper_is_a_conjunction():
     assert beta.tolist() == pytest.approx([expected[1]] * 3 + [expected[3]] * 6)
 
 
-def test_a_limit_as_a_map_holds_its_values_at_every_pixel():
-    assert as_map(torch.tensor([1.0, 5.0]), torch.tensor([[0, 1, 1]])).tolist() == [[1, 5, 5]]
-
-
 # ----------------------------------------------------------------------------------------------------------- finite runs
 
 D, REPEATS, SAMPLES = 6, 500, 400
@@ -433,7 +428,7 @@ def test_the_averaged_gradient_of_a_linear_model_is_the_limit(linear, rgb, targe
     for i in range(5):
         expected = linear_limit(model.weight.detach()[targets[i]], images[i], filled[i], segments[[i]])
         assert NEAR(beta[i], expected)
-        assert NEAR(explainer(model, images, targets)[i], as_map(expected, segments[i]))
+        assert NEAR(explainer(model, images, targets)[i], to_pixels(expected[None], segments[[i]])[0])
 
 
 def test_from_black_it_sums_integrated_gradients_over_superpixels(convnet, rgb, targets):

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from lit_xai.core import UsageError
 from lit_xai.data import FoldData
-from lit_xai.models import Classifier, Pretrained, lipschitz, resnet18, resnet50, vgg
+from lit_xai.models import Classifier, Pretrained, lipschitz, one_layer, resnet18, resnet50, vgg
 from lit_xai.models.lipschitz import local_lipschitz
 from torch import nn
 
@@ -413,3 +413,18 @@ def test_a_copy_of_a_trained_lipschitz_predictor_is_independent_of_the_module():
         for p in module.network.parameters():
             p.zero_()
         assert torch.equal(predictor(images), before)
+
+
+def test_one_layer_is_sigmoids_on_every_pixel_and_a_dense_layer():
+    network, x = one_layer(3, 4, 5, units=2), torch.rand(2, 3, 5, 5)
+    pixel, _, _, dense = network
+    inside = torch.einsum("bchw,uc->buhw", x, pixel.weight[:, :, 0, 0]) + pixel.bias[:, None, None]
+    expected = torch.sigmoid(inside).flatten(1) @ dense.weight.T + dense.bias
+    assert torch.allclose(network(x), expected, atol=1e-6)
+
+
+def test_sgd_has_momentum():
+    module = Classifier(one_layer, 1, 2, 4, optimizer="sgd", schedule="constant", lr=0.001)
+    optimizer = module.configure_optimizers()
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert (optimizer.defaults["lr"], optimizer.defaults["momentum"]) == (0.001, 0.9)

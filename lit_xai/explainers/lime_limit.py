@@ -28,7 +28,7 @@ from lit_xai.core import (
     evaluate_rows,
 )
 from lit_xai.explainers.lime import LEVEL, CosineKernel, Lime, OnOff, Surrogate, Toggle
-from lit_xai.segments import segment_counts, segment_sums, to_pixels
+from lit_xai.segments import segment_counts, segment_sums
 
 ENUMERABLE = 20  # most superpixels whose 2^d masks are enumerated
 CHUNK = 1 << 14  # masks at once
@@ -348,8 +348,3 @@ def lime_gap(
     deviations = torch.where(error > 0, difference / error, torch.nan)
     needed = int(required_samples(run, accuracy)[0])
     return Gap(run, limit, float(difference.abs().max()), deviations, needed, accuracy)
-
-
-def as_map(values: Float[Tensor, "d"], segments: Cut) -> Float[Tensor, "h w"]:
-    """A limit as a map."""
-    return to_pixels(values[None], segments.reshape(1, *segments.shape[-2:]))[0]
