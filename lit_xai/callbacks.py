@@ -10,19 +10,23 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import SIGTERMException
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from lit_xai import draw, engine
-from lit_xai.core import Explainer, Filler, SampleRng, Score, UsageError, fit_fillers
+from lit_xai.core import Explainer, Filler, SampleRng, Score, UsageError, fit_fillers, stable_hash
 from lit_xai.dashboard import Dashboard
 from lit_xai.data.folds import Disagreements, FoldData
 from lit_xai.ensemble import Ensemble
+from lit_xai.files import write_csv
+from lit_xai.fillers.fitted import Sampler
 from lit_xai.metrics.localisation import settle
 from lit_xai.metrics.removal import COLUMNS, removal_table
 from lit_xai.metrics.removal import rows as rows_of
-from lit_xai.store import DISAGREEMENTS, RANDOM, FoldStore, MapReader, Predictions, write_csv
+from lit_xai.metrics.statistics import Estimate, mean_estimate
+from lit_xai.store import DISAGREEMENTS, RANDOM, FoldStore, MapReader, Predictions
 
 
 def parse_part(part: str) -> tuple[int, int]:
@@ -92,7 +96,7 @@ class Explain(pl.Callback):
             targets=data.split.label(data.probes),
             store=self.store,
             identity={**data.identity(), "target": target},
-            colour=data.colour[0],
+            trained_on=data.trained_on,
             truth=data.source.truth,
             kind=RANDOM,
             seed=self.seed,
@@ -303,10 +307,83 @@ class Removal(pl.Callback):
             )
         probes = self.probes(data)
         samples = probes.tolist()
-        fitted = {n: fit_fillers(f, data.colour[0]) for n, f in self.fillers.items()}
+        fitted = {n: fit_fillers(f, data.trained_on) for n, f in self.fillers.items()}
         images = data.source.train.images(samples).to(device)
         masks, labels = truth.masks("object", samples).to(device), data.split.label(probes).to(device)
         return rows_of(removal_table(model, images, masks, labels, fitted, SampleRng(self.seed, tuple(samples))))
+
+
+class SamplerReport(pl.Callback):
+    """What a sampler knows of the fold it never saw: bits per dimension as `quality.csv`, draws as `samples.png`.
+
+    Args:
+        store: where they go.
+        seed: of the windows and of the draws.
+        number: held-out images that are measured, one random window each.
+        shown: of them, those in the picture.
+        draws: of each of those.
+    """
+
+    def __init__(self, store: FoldStore, seed: int = 0, number: int = 1000, shown: int = 8, draws: int = 8) -> None:
+        self.store, self.seed, self.number, self.shown, self.draws = store, seed, number, shown, draws
+
+    @property
+    def files(self) -> tuple[Path, Path]:
+        """The table and the picture."""
+        return self.store.root / "quality.csv", self.store.root / "samples.png"
+
+    @property
+    def complete(self) -> bool:
+        """Whether both are there."""
+        return all(f.exists() for f in self.files)
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Rank 0 measures and draws."""
+        if trainer.global_rank == 0:
+            data: FoldData = trainer.datamodule  # type: ignore[attr-defined]
+            sampler: Sampler = pl_module.sampler()  # type: ignore[operator]
+            table, picture = self.files
+            bits = self.measure(sampler, data, pl_module.device)
+            self.draw(sampler, data, pl_module.device, picture)
+            columns = ["windows", "bits_per_dim", "bits_per_dim_low", "bits_per_dim_high"]
+            number = min(self.number, len(data.held_out))
+            write_csv(table, columns, [[number, bits.value, bits.low, bits.high]])
+            dashboard = Dashboard(trainer.loggers)
+            dashboard.scalars({"heldout/bits_per_dim": bits.value})
+            dashboard.picture("samples", picture)
+            rank_zero_only(print)(
+                f"{bits.value:.3f} [{bits.low:.3f}, {bits.high:.3f}] bits per dimension on {number} held-out windows: {picture}"
+            )
+        trainer.strategy.barrier("sampler")
+
+    def windows(self, data: FoldData, number: int, patch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The first held-out samples of a fixed order, and a random window of each that belongs to the sample."""
+        g = torch.Generator().manual_seed(stable_hash(self.seed, "held out"))
+        samples = data.held_out[torch.randperm(len(data.held_out), generator=g)[:number]]
+        rng = SampleRng(self.seed, tuple(samples.tolist()))
+        spare = torch.tensor([n - patch + 1 for n in data.source.shape[1:]])
+        corners = torch.stack([(rng.uniform("window", r, (2,)) * spare).long() for r in range(len(samples))])
+        return samples, corners[:, 0], corners[:, 1]
+
+    def measure(self, sampler: Sampler, data: FoldData, device: torch.device) -> Estimate:
+        """Bits per dimension."""
+        samples, top, left = self.windows(data, self.number, sampler.patch)
+        parts = [
+            sampler.window_bits(data.source.train.images(s.tolist()).to(device), t.to(device), w.to(device)).cpu()
+            for s, t, w in zip(samples.split(100), top.split(100), left.split(100), strict=True)
+        ]
+        return mean_estimate(torch.cat(parts).double())
+
+    def draw(self, sampler: Sampler, data: FoldData, device: torch.device, path: Path) -> None:
+        """Context, truth and draws of a few windows."""
+        samples, top, left = self.windows(data, self.shown, sampler.patch)
+        images = data.source.train.images(samples.tolist()).to(device)
+        keep = torch.ones(len(images), 1, *images.shape[-2:], dtype=torch.bool, device=device)
+        for row, (t, w) in enumerate(zip(top.tolist(), left.tolist(), strict=True)):
+            keep[row, 0, t : t + sampler.patch, w : w + sampler.patch] = False
+        drawn = sampler.fill(images, keep, SampleRng(self.seed, tuple(samples.tolist())), self.draws)[:, 0]
+        title = f"{self.store.root.parent.name}, fold {data.fold} held out: context, truth, draws"
+        draw.samples(images.cpu(), keep[:, 0].cpu(), drawn.cpu(), path, title)
 
 
 def show_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

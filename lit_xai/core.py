@@ -125,7 +125,10 @@ class Explainer(Protocol):
 class Filler(Protocol):
     """Replaces hidden pixels. Kept pixels are returned untouched.
 
-    A filler whose replacement does not depend on the mask also has `background(images, segments=None) -> Images`.
+    A filler whose replacement does not depend on the mask also has `background(images, segments=None) -> Images`. One
+    that is fitted to data has `fitted(trained_on) -> Filler`; one that reads a file has `content() -> {name: value}`, where
+    `digest` is the file's own and everything else the same for all folds, and `patch`, the side K of the windows it knows.
+    `deterministic = True` says that all draws are alike.
     """
 
     def __call__(
@@ -163,14 +166,18 @@ class Score(Protocol):
     def meaning(self) -> dict[str, Any]: ...
 
 
+UNDESCRIBED = ("max_batch", "checkpoint", "trained_on")
+
+
 def describe(thing: Any) -> dict[str, Any]:
     """The plain, comparable description of a frozen dataclass: its name and its parameters, nested ones included.
 
-    `max_batch` is left out: it bounds memory and does not change what is computed.
+    `max_batch` is left out: it bounds memory and does not change what is computed. So are the place of a `checkpoint` and
+    what `fitted` adds: what lies there is told by `contents`.
     """
     out: dict[str, Any] = {"name": type(thing).__name__}
     for f in fields(thing):
-        if f.name == "max_batch":
+        if f.name in UNDESCRIBED:
             continue
         value = getattr(thing, f.name)
         if is_dataclass(value):
@@ -303,6 +310,8 @@ def scaled(pixels: float, side: int, odd: bool = True, least: int = 3) -> int:
 class BackgroundFiller(ABC):
     """A filler whose replacement image does not depend on the mask."""
 
+    deterministic = True
+
     @abstractmethod
     def background(self, images: Images, segments: Segments | None = None) -> Images:
         """The whole replacement image of every image; `segments` are its superpixels, where somebody has made any."""
@@ -345,9 +354,9 @@ class Mean(BackgroundFiller):
 
     colour: tuple[float, ...] | None = field(default=None)
 
-    def fitted(self, mean_colour: tuple[float, ...]) -> Mean:
+    def fitted(self, trained_on: TrainedOn) -> Mean:
         """This filler with the training folds' mean colour."""
-        return self if self.colour is not None else Mean(mean_colour)
+        return self if self.colour is not None else Mean(trained_on.colour)
 
     def background(self, images: Images, segments: Segments | None = None) -> Images:
         """The mean colour, at the images' size."""
@@ -453,16 +462,46 @@ class Refill:
         return out.flatten(0, 2)
 
 
-def fit_fillers(thing: Any, mean_colour: tuple[float, ...]) -> Any:
-    """`thing` (an explainer, a score or a filler) with every filler inside that wants the data's mean colour given it."""
+@dataclass(frozen=True)
+class TrainedOn:
+    """What a predictor was trained on, for fillers and contrasts that are fitted to the same images.
+
+    Attributes:
+        colour: mean colour of the training folds.
+        fold: the fold that the predictor never saw; None = not known.
+        samples: number of training images; 0 = not known.
+        about: data set, content and fold in one line, the same for whatever is fitted to them; empty = not known.
+    """
+
+    colour: tuple[float, ...]
+    fold: int | None = None
+    samples: int = 0
+    about: str = ""
+
+
+def fit_fillers(thing: Any, trained_on: TrainedOn) -> Any:
+    """`thing` (an explainer, a score or a filler) with everything inside that has `fitted(trained_on)` fitted."""
     if hasattr(thing, "fitted"):
-        return thing.fitted(mean_colour)
+        return thing.fitted(trained_on)
     if not is_dataclass(thing) or isinstance(thing, type):
         return thing
-    values = {f.name: fit_fillers(getattr(thing, f.name), mean_colour) for f in fields(thing)}
+    values = {f.name: fit_fillers(getattr(thing, f.name), trained_on) for f in fields(thing)}
     if all(values[f.name] is getattr(thing, f.name) for f in fields(thing)):
         return thing
     return type(thing)(**values)
+
+
+def contents(thing: Any) -> dict[str, Any]:
+    """What the files that `thing` and the objects inside it read hold, by dotted name (see `Filler`); usually nothing.
+
+    Raises:
+        UsageError: a file is missing, damaged, or was fitted to other images.
+    """
+    out: dict[str, Any] = {"": thing.content()} if hasattr(thing, "content") else {}
+    for f in fields(thing) if is_dataclass(thing) and not isinstance(thing, type) else ():
+        for name, content in contents(getattr(thing, f.name)).items():
+            out[f"{f.name}.{name}".rstrip(".")] = content
+    return out
 
 
 def resolve(thing: Any, model: Model, images: Images) -> dict[str, Any]:

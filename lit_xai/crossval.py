@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from lit_xai import engine, report
-from lit_xai.core import Explainer, Score, UsageError, stable_hash
+from lit_xai.core import Explainer, Score, TrainedOn, UsageError, stable_hash
 from lit_xai.data.folds import Disagreements, Split
 from lit_xai.data.sources import digest
 from lit_xai.ensemble import Ensemble, Summary
-from lit_xai.runs import build_module, check_targets, load_weights, read_checkpoint, read_config, save_weights
+from lit_xai.files import load_weights, read_checkpoint, save_weights
+from lit_xai.runs import build_module, check_targets, read_config
 from lit_xai.store import DISAGREEMENTS, RANDOM, FoldStore, MapReader
 
 Train = Callable[[nn.Module, Dataset, int], None]
@@ -141,7 +142,7 @@ def explain_folds(
             targets=split.label(samples),
             store=store,
             identity={**identity, **(extra or {})},
-            colour=colour,
+            trained_on=TrainedOn(colour, fold, len(split.training(fold))),
             kind=kind,
             seed=seed,
             batch_size=batch_size,

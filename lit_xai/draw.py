@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from lit_xai.store import write_atomically
+from lit_xai.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,6 +72,41 @@ def gallery(images: Tensor, captions: Sequence[str], maps: Mapping[str, Tensor],
         axis.set_xticks([])
         axis.set_yticks([])
     return save(figure, path)
+
+
+def samples(images: Tensor, keep: Tensor, draws: Tensor, path: Path, title: str = "") -> Path:
+    """One row an image: what a sampler saw (the hidden window hatched), the truth, and its draws.
+
+    Args:
+        images: `[b, c, h, w]` in [0, 1].
+        keep: `[b, h, w]`, False where it was hidden.
+        draws: `[b, d, c, h, w]`.
+        path: where the picture goes.
+        title: above it.
+    """
+    columns = 2 + draws.shape[1]
+    figure, axes = new_figure(1.1 * columns, 0.5 + 1.2 * len(images), len(images), columns)
+    figure.suptitle(title, fontsize=9)
+    for row, image in enumerate(images):
+        y, x = (int(t.min()) for t in (~keep[row]).nonzero(as_tuple=True))
+        tall, wide = (int(t.max()) + 1 for t in (~keep[row]).nonzero(as_tuple=True))
+        for column, picture in enumerate([image, image, *draws[row]]):
+            shown = picture.permute(1, 2, 0).float().numpy()
+            axis = axes[row, column]
+            axis.imshow(shown.squeeze(-1) if shown.shape[-1] == 1 else shown, cmap="gray", vmin=0, vmax=1)
+            fill = {"facecolor": "#8899bb", "hatch": "///"} if column == 0 else {"fill": False}
+            axis.add_patch(_rectangle((x - 0.5, y - 0.5), wide - x, tall - y, **fill))
+            axis.set_xticks([])
+            axis.set_yticks([])
+    for column, name in enumerate(["context", "truth", *(f"draw {d + 1}" for d in range(draws.shape[1]))]):
+        axes[0, column].set_title(name, fontsize=7)
+    return save(figure, path)
+
+
+def _rectangle(corner: tuple[float, float], width: float, height: float, **style: Any) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(corner, width, height, edgecolor="#d62728", linewidth=0.8, **style)
 
 
 def _ticks(low: float, high: float) -> Any:
@@ -159,3 +194,98 @@ def histograms(sets: Mapping[str, tuple[Tensor, Tensor]], path: Path, xlabel: st
         axis.axis("off")
     figure.supxlabel(xlabel, fontsize=8)
     return [save(figure, path.with_suffix(suffix)) for suffix in (".png", ".pdf")]
+
+
+def sanity(
+    images: Tensor,
+    stages: Sequence[str],
+    maps: Mapping[str, Tensor],
+    spearman: Mapping[str, Tensor],
+    magnitude: Mapping[str, Tensor],
+    path: Path,
+    title: str = "",
+) -> Path:
+    """The maps of ever more changed models, and what is left of them: one block of rows an explainer.
+
+    An explainer's colours are those of the trained model's maps, so that a map which vanishes looks blank. Beside them, over
+    the stages: the rank correlation with the trained model's maps (0: none left), and the mean |map| relative to theirs,
+    both with their intervals. What is undefined is left out; a mean outside of [1e-4, 1e4] stands at the edge.
+
+    Args:
+        images: `[b, c, h, w]` in [0, 1], one row each in every block.
+        stages: a text for every changed model.
+        maps: `{explainer: [1 + stages, b, h, w]}`, the trained model's first.
+        spearman, magnitude: `{explainer: [stages, 3]}`, value, low and high.
+        path: where the picture goes.
+        title: above it.
+    """
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+    blocks, rows, columns = len(maps), len(images), 2 + len(stages)
+    width, height = 1.15 * columns + 5.0, 1.15 * blocks * rows + 0.9
+    figure, _ = new_figure(width, max(height, 2.4), 1, 1)
+    figure.clear()
+    figure.suptitle(title, fontsize=9)
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)  # type: ignore[union-attr, call-arg]
+    grid = figure.add_gridspec(blocks * rows, columns + 2, width_ratios=[1.0] * columns + [1.6, 1.6])
+    heads = ["image", "trained", *(f"{n}: {_wrapped(text)}" for n, text in enumerate(stages, start=1))]
+    at = np.arange(1, len(stages) + 1)
+    sizes = np.concatenate([np.asarray(m, dtype=float).ravel() for m in magnitude.values()])
+    sizes = np.clip(sizes[np.isfinite(sizes) & (sizes > 0)], 1e-4, 1e4)
+    least, most = min([0.5, *sizes]) / 1.5, max([2.0, *sizes]) * 1.5
+    lows = np.concatenate([np.asarray(s, dtype=float)[:, :2].ravel() for s in spearman.values()])
+    floor = min([-0.3, *(lows[np.isfinite(lows)] - 0.08)])
+    for block, name in enumerate(maps):
+        values = maps[name].float().nan_to_num(0.0, 0.0, 0.0)
+        colours, low, high = limits(values[0])
+        if bool((values < 0).any()):
+            colours, low = "RdBu_r", -high
+        for row, image in enumerate(images):
+            cells = [figure.add_subplot(grid[block * rows + row, column]) for column in range(columns)]
+            picture = image.permute(1, 2, 0).numpy()
+            cells[0].imshow(picture.squeeze(-1) if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=1)
+            for cell, map_ in zip(cells[1:], values[:, row], strict=True):
+                cell.imshow(map_.numpy(), cmap=colours, vmin=low, vmax=high)
+            for cell, head in zip(cells, heads, strict=True):
+                cell.set_xticks([])
+                cell.set_yticks([])
+                if block == row == 0:
+                    cell.set_title(head, fontsize=7)
+            if row == rows // 2:  # of an even number, the middle is this row's upper edge
+                where = 0.5 if rows % 2 else 1.0
+                cells[0].set_ylabel(name.replace("_", "\n"), fontsize=7, rotation=0, ha="right", va="center", y=where)
+        whole = slice(block * rows, (block + 1) * rows)
+        for column, (curve, colour) in enumerate(((spearman[name], "#2166ac"), (magnitude[name], "#b2182b"))):
+            axis = figure.add_subplot(grid[whole, columns + column])
+            value, lower, upper = np.asarray(curve, dtype=float).T
+            if column:
+                axis.set_yscale("log")
+                axis.set_ylim(least, most)
+                axis.axhline(1, color="#999", linewidth=0.6)
+                value, lower, upper = (np.clip(v, least, most) for v in (value, lower, upper))
+                axis.yaxis.set_major_locator(LogLocator(numticks=4))
+                axis.yaxis.set_minor_formatter(NullFormatter())
+            else:
+                axis.set_ylim(floor, 1.08)
+                axis.set_yticks([-0.5, 0, 0.5, 1] if floor < -0.5 else [0, 0.5, 1])
+                axis.axhline(0, color="#999", linewidth=0.6)
+            axis.fill_between(at, lower, upper, color=colour, alpha=0.2, linewidth=0)
+            axis.plot(at, value, color=colour, marker="o", markersize=2.5, linewidth=1)
+            axis.set_xlim(0.7, len(stages) + 0.3)
+            axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+            axis.tick_params(labelsize=6, length=2, labelbottom=block == blocks - 1)
+            if block == 0:
+                axis.set_title(("Spearman", "mean |map| / trained")[column], fontsize=7)
+            if block == blocks - 1:
+                axis.set_xlabel("stage", fontsize=7)
+    return save(figure, path)
+
+
+def _wrapped(text: str, most: int = 14) -> str:
+    """A dotted name over several lines of about this many characters."""
+    lines = [""]
+    for part in text.replace(".", ".\n").split("\n"):
+        if lines[-1] and len(lines[-1] + part) > most:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)

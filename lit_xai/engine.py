@@ -24,7 +24,9 @@ from lit_xai.core import (
     Passes,
     SampleRng,
     Score,
+    TrainedOn,
     UsageError,
+    contents,
     describe,
     fit_fillers,
     passes_of,
@@ -66,7 +68,7 @@ class Explained:
         targets: `[p]` the class that each map explains.
         store: where results go.
         identity: what folds must share to be compared (data, split, probes, seed).
-        colour: mean colour of the training folds, for fillers that want it.
+        trained_on: what the predictor was trained on, for fillers that are fitted to it.
         truth: masks beside the images, for scores that want them.
         kind: `maps` (random probes) or `disagreements`.
         seed: of all noise.
@@ -81,7 +83,7 @@ class Explained:
     targets: Int[Tensor, "p"]
     store: FoldStore
     identity: dict[str, Any]
-    colour: tuple[float, ...]
+    trained_on: TrainedOn
     truth: Truth | None = None
     kind: str = RANDOM
     seed: int = 0
@@ -107,6 +109,7 @@ class Explained:
     def fingerprint(self, explainer: Explainer) -> dict[str, Any]:
         """What a shard must agree in to be reused."""
         return {
+            **read_from(explainer, self.trained_on),
             **self.identity,
             "kind": self.kind,
             "seed": self.seed,
@@ -129,6 +132,20 @@ class Explained:
         return iter(range(shard.start - shard.start % self.batch_size, shard.stop, self.batch_size))
 
 
+def read_from(thing: Any, trained_on: TrainedOn) -> dict[str, Any]:
+    """What the files that an explainer or a score reads hold: `fitted` is the same for all folds, `files` a fold's own."""
+    found = contents(fit_fillers(thing, trained_on))
+    if not found:
+        return {}
+    fitted = {name: {k: v for k, v in c.items() if k != "digest"} for name, c in found.items()}
+    return {"fitted": fitted, "files": {name: c["digest"] for name, c in found.items()}}
+
+
+def files_of(thing: Any, trained_on: TrainedOn) -> dict[str, str]:
+    """The digests of the files that an explainer or a score reads, by dotted name."""
+    return read_from(thing, trained_on).get("files", {})
+
+
 class Work:
     """What is missing in one shard of one explainer."""
 
@@ -137,7 +154,8 @@ class Work:
     ) -> None:
         self.job, self.name, self.explainer, self.shard = job, name, explainer, shard
         self.path = job.store.shard(job.kind, name, shard.start, shard.stop)
-        self.wanted = {n: definition_of(s, job.truth, job.samples) for n, s in scores.items()}
+        self.files = {n: files_of(s, job.trained_on) for n, s in scores.items()}
+        self.wanted = {n: definition_of(s, job.truth, job.samples, job.trained_on) for n, s in scores.items()}
         self.fingerprint = job.fingerprint(explainer)
         self.meta: dict[str, Any] = {}  # of what an earlier run left; its tensors are read again when they are used
         if self.path.exists():
@@ -155,7 +173,9 @@ class Work:
         difference = differences(meta["fingerprint"], ours)
         for name, wanted in self.wanted.items():
             if name in meta["scores"]:
-                difference += differences(meta["scores"][name]["definition"], wanted, f"score.{name}.")
+                had = meta["scores"][name]
+                difference += differences(had["definition"], wanted, f"score.{name}.")
+                difference += differences(had.get("files", {}), self.files[name], f"score.{name}.")
         if difference:
             raise UsageError(
                 f"{self.path.parent} was computed otherwise ({'; '.join(difference[:3])}): "
@@ -174,16 +194,19 @@ class Work:
         return bool(self.meta) and not self.missing
 
 
-def definition_of(score: Score, truth: Truth | None, samples: Int[Tensor, "p"]) -> dict[str, Any]:
+def definition_of(
+    score: Score, truth: Truth | None, samples: Int[Tensor, "p"], trained_on: TrainedOn
+) -> dict[str, Any]:
     """What a score's number means; of a score against masks also which masks, so that mended ones are noticed.
 
     Raises:
         UsageError: the data have no such mask, or one cannot be read, is empty or full.
     """
-    wants = getattr(score, "truth", None)
+    wants, fitted = getattr(score, "truth", None), read_from(score, trained_on).get("fitted")
+    meaning = {**score.meaning(), **({"fitted": fitted} if fitted else {})}
     if wants is None or truth is None:
-        return score.meaning()
-    return {**score.meaning(), "masks": masks_digest(truth, wants, samples)}
+        return meaning
+    return {**meaning, "masks": masks_digest(truth, wants, samples)}
 
 
 DIGESTS: dict[tuple[int, str, str], tuple[Truth, str]] = {}  # with the truth itself: its id stays taken
@@ -253,7 +276,7 @@ def explain(
     explainers.
     """
     works = work_list(job, explainers, scores, part)
-    fitted = {n: fit_fillers(s, job.colour) for n, s in scores.items()}
+    fitted = {n: fit_fillers(s, job.trained_on) for n, s in scores.items()}
     job.store.remove_temporary()
     observed: dict[tuple[str, int], Tensor] = {}
     current: range | None = None
@@ -272,7 +295,7 @@ def explain(
 def run(work: Work, scores: Mapping[str, Score], observed: dict[tuple[str, int], Tensor], bar: Any) -> None:
     """Compute one shard's missing maps and scores and write it."""
     job, shard = work.job, work.shard
-    explainer = fit_fillers(work.explainer, job.colour)
+    explainer = fit_fillers(work.explainer, job.trained_on)
     maps, values = [], {name: [] for name in work.missing}  # type: ignore[var-annotated]
     resolved: dict[str, Any] = {}
     details: dict[str, list[Tensor]] = {}
@@ -316,6 +339,7 @@ def run(work: Work, scores: Mapping[str, Score], observed: dict[tuple[str, int],
             "definition": work.wanted[n],
             "resolved": resolved.get(n, {}),
             "higher_is_better": scores[n].higher_is_better,
+            **({"files": work.files[n]} if work.files[n] else {}),
             **settings_of(scores[n]),
         }
         for n in work.missing

@@ -189,7 +189,7 @@ class Ensemble:
         if (explainer, kind) in self.open:
             return self.open[explainer, kind]
         readers = {f: MapReader(self.stores[f], kind, explainer) for f in self.folds}
-        own = {"checkpoint", "fold", "targets"} | ({"probes"} if kind == DISAGREEMENTS else set())
+        own = {"checkpoint", "fold", "targets", "files"} | ({"probes"} if kind == DISAGREEMENTS else set())
         seen: tuple[int, dict[str, Any], dict[str, Any]] | None = None
         for f, r in readers.items():
             if not r.files:

@@ -36,7 +36,7 @@ def with_saved(cfg: Any) -> Any:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
-    from lit_xai.runs import ELSEWHERE, HOW, check_targets, experiment_name, plain, read_config
+    from lit_xai.runs import ELSEWHERE, HOW, check_targets, experiment_name, read_config
 
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     given = {o.lstrip("+~").split("=")[0] for o in overrides}
@@ -47,7 +47,7 @@ def with_saved(cfg: Any) -> Any:
     chosen = {g.split(".")[0] for g in given if g not in places} | (decided_by(experiment) if experiment else set())
     if not files or chosen & {"data", "model"}:
         return cfg
-    saved, mine = read_config(files[0]), plain(cfg)
+    saved, mine = read_config(files[0]), OmegaConf.to_container(cfg)  # places may depend on the data's name
     check_targets({k: saved[k] for k in ("data", "model")}, safe=SAFE_TARGETS)
     for key in ("data", "model", "seed", "label_noise", "weight_noise", "target", "cap", "batch_size", "shard_size"):
         if key not in given and key in saved:
@@ -82,6 +82,12 @@ def explain(run: Any) -> None:
     from lit_xai import engine
     from lit_xai.runs import finish, say
 
+    if run.is_sampler:
+        from lit_xai.core import UsageError
+
+        raise UsageError(
+            f"{run.name} is a sampler, which explains nothing: give it to an explainer's filler by its checkpoint="
+        )
     if run.trainable and not run.checkpoint.exists():
         from lit_xai.core import UsageError
 

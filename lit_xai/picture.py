@@ -10,17 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from lit_xai import draw
-from lit_xai.core import Explainer, SampleRng, UsageError, fit_fillers
+from lit_xai.core import Explainer, SampleRng, TrainedOn, UsageError, fit_fillers
 from lit_xai.data.sources import GREY, OnDisk
 from lit_xai.data.truth import opened
 from lit_xai.engine import explained_by
 from lit_xai.explainers.lime import Lime
+from lit_xai.files import load_weights, read_checkpoint
 from lit_xai.models.pretrained import IMAGENET_MEAN, Pretrained
-from lit_xai.runs import build, build_module, check_targets, load_weights, plain, read_checkpoint, say
+from lit_xai.runs import build, build_module, check_targets, plain, say
 
 
-def loaded(cfg: Any) -> tuple[nn.Module, dict[str, Any], Sequence[str], tuple[float, ...]]:
-    """The network, the images it takes (`channels`, `side`, `resize`), its class names, its training data's mean colour.
+def loaded(cfg: Any) -> tuple[nn.Module, dict[str, Any], Sequence[str], TrainedOn]:
+    """The network, the images it takes (`channels`, `side`, `resize`), its class names, what it was trained on.
 
     Raises:
         UsageError: no checkpoint and no pretrained model is named, or it cannot be read.
@@ -29,7 +30,12 @@ def loaded(cfg: Any) -> tuple[nn.Module, dict[str, Any], Sequence[str], tuple[fl
         node = plain(cfg.model)
         node["weights"] = cfg.checkpoint or node["weights"]
         given: Any = build_module(node, {"channels": 3, "classes": 0, "side": 224})
-        return given.predictor(), {"channels": 3, "side": 224, "resize": 256}, given.class_names, IMAGENET_MEAN
+        return (
+            given.predictor(),
+            {"channels": 3, "side": 224, "resize": 256},
+            given.class_names,
+            TrainedOn(IMAGENET_MEAN),
+        )
     if cfg.checkpoint is None:
         raise UsageError(
             "image= needs a model: checkpoint=checkpoints/<name>/fold=0/model.ckpt, or model=pretrained with "
@@ -46,7 +52,9 @@ def loaded(cfg: Any) -> tuple[nn.Module, dict[str, Any], Sequence[str], tuple[fl
     load_weights(module, file)
     shape = saved["shape"]
     takes = {**shape, "resize": saved["data"].get("resize") or shape["side"]}
-    return module.predictor(), takes, saved.get("class_names", ()), tuple(module.normalise.mean.flatten().tolist())
+    colour = tuple(module.normalise.mean.flatten().tolist())
+    on = TrainedOn(colour, saved.get("fold"), saved.get("training_samples", 0), saved.get("about", ""))
+    return module.predictor(), takes, saved.get("class_names", ()), on
 
 
 def is_pretrained(cfg: Any) -> bool:
@@ -75,7 +83,7 @@ def explain_picture(cfg: Any) -> list[Path]:
         raise UsageError(
             "image= has no mask to remove an object by: leave out filler=, or set the explainer's own filler"
         )
-    network, takes, names, colour = loaded(cfg)
+    network, takes, names, trained_on = loaded(cfg)
     file = Path(cfg.image)
     image = read_picture(file, takes)
     with torch.inference_mode():
@@ -92,7 +100,7 @@ def explain_picture(cfg: Any) -> list[Path]:
     for name, explainer in build(cfg.get("explainer")).items():
         path = Path(cfg.root) / "pictures" / f"{file.stem}.{name}.png"
         title = f"{name}: {label}, probability {float(p[chosen]):.3f}"
-        picture(network, fit_fillers(explainer, colour), image, chosen, rng, title, path)
+        picture(network, fit_fillers(explainer, trained_on), image, chosen, rng, title, path)
         say(f"{name}: {path}")
         written.append(path)
     return written

@@ -16,7 +16,7 @@ from rich.table import Table
 from lit_xai import draw
 from lit_xai.core import UsageError
 from lit_xai.ensemble import NULL, Row, Summary
-from lit_xai.store import write_atomically, write_csv
+from lit_xai.files import write_atomically, write_csv
 
 # which measures a table shows; scores follow
 VIEWS = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import io
 import re
 import warnings
 from collections.abc import Mapping
@@ -19,12 +18,13 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from lit_xai import engine
-from lit_xai.callbacks import Explain, Gallery, Removal, Stability
+from lit_xai.callbacks import Explain, Gallery, Removal, SamplerReport, Stability
 from lit_xai.cli import options
 from lit_xai.core import Explainer, Filler, Score, UsageError, accepts, describe
 from lit_xai.data.folds import FoldData
-from lit_xai.models.classifier import Classifier
-from lit_xai.store import DamagedFile, FoldStore, MapReader, differences, write_atomically
+from lit_xai.files import load_weights, write_atomically
+from lit_xai.store import DamagedFile, FoldStore, MapReader, differences
+from lit_xai.training import Trainable
 
 HOW = ("_target_", "accelerator", "devices", "num_nodes", "strategy", "num_sanity_val_steps", "profiler")  # not what
 ELSEWHERE = ("root", "path", "download", "num_workers", "probes_per_fold")  # where data lie, not what they are
@@ -141,6 +141,10 @@ class Run:
         self.cfg = without_unchosen(self.cfg)
         check_values(self.cfg)
         check_targets(plain(self.cfg))
+        if self.is_sampler and (self.cfg.label_noise or self.cfg.weight_noise):
+            raise UsageError(
+                f"model={self.cfg.model.name} has no use for label_noise and weight_noise: leave them at 0"
+            )
         if not 0 <= self.cfg.fold < self.cfg.data.folds:
             raise UsageError(
                 f"fold={self.cfg.fold} does not exist: folds are 0..{self.cfg.data.folds - 1} "
@@ -217,8 +221,10 @@ class Run:
             write_atomically(config, OmegaConf.to_yaml(OmegaConf.create(mine)))
 
     def callbacks(self) -> list[pl.Callback]:
-        """Explain, then what is drawn from explanations."""
+        """Explain, then what is drawn from explanations; of a sampler, its report."""
         c = self.cfg
+        if self.is_sampler:
+            return [SamplerReport(self.store, c.seed)]
         explain = Explain(
             self.explainers,
             self.scores,
@@ -272,7 +278,7 @@ class Run:
     def load(self) -> pl.LightningModule:
         """The trained module of this fold."""
         module = self.module()
-        if isinstance(module, Classifier):
+        if self.trainable:
             load_weights(module, self.checkpoint)
         return module
 
@@ -286,8 +292,10 @@ class Run:
             job.targets = job.store.read_predictions().of(job.samples) if have else job.targets.clamp_min(0)
         return job
 
-    def complete(self, callback: Explain) -> bool:
+    def complete(self, callback: Any) -> bool:
         """Whether this command has nothing left to do, read off the store without loading a model."""
+        if isinstance(callback, SamplerReport):
+            return self.checkpoint.exists() and callback.complete
         if not self.store.predictions_file.exists() or not (self.checkpoint.exists() or not self.trainable):
             return False
         if callback.probes == "disagreements":
@@ -300,7 +308,9 @@ class Run:
         if not all(r.files and r.has(self.data.probes) for r in readers):
             return False
         truth, probes = self.data.source.truth, self.data.probes
-        wanted = {n: engine.definition_of(s, truth, probes) for n, s in self.scores.items()}
+        on = self.data.trained_on
+        wanted = {n: engine.definition_of(s, truth, probes, on) for n, s in self.scores.items()}
+        files = {n: engine.files_of(s, on) for n, s in self.scores.items()}
         target = self.cfg.target if self.data.source.labelled else "prediction"
         expected = {
             **self.data.identity(),
@@ -311,14 +321,21 @@ class Run:
         return all(
             not differences({k: r.fingerprint.get(k) for k in expected}, expected)
             and r.fingerprint["explainer"] == describe(self.explainers[r.files[0].parent.name])
+            and r.fingerprint.get("files", {}) == engine.files_of(self.explainers[r.files[0].parent.name], on)
             and not differences({n: s["definition"] for n, s in r.meta["scores"].items() if n in wanted}, wanted)
+            and all(s.get("files", {}) == files[n] for n, s in r.meta["scores"].items() if n in files)
             for r in readers
         )
 
     @property
     def trainable(self) -> bool:
         """Whether this model is trained here."""
-        return issubclass(get_object(self.cfg.model._target_), Classifier)
+        return self.is_sampler or issubclass(get_object(self.cfg.model._target_), Trainable)
+
+    @property
+    def is_sampler(self) -> bool:
+        """Whether this model draws image windows (and explains nothing)."""
+        return hasattr(get_object(self.cfg.model._target_), "sampler")
 
 
 def without_unchosen(cfg: Any) -> Any:
@@ -364,50 +381,6 @@ def read_config(file: Path) -> dict[str, Any]:
         return plain(OmegaConf.load(file))
     except Exception as e:
         raise UsageError(f"{file} cannot be read ({type(e).__name__}): delete {file.parent} and train again") from None
-
-
-def save_weights(module: torch.nn.Module, file: Path, config: Mapping[str, Any]) -> None:
-    """Weights and plain configuration, atomically; `torch.load(weights_only=True)` reads it."""
-    buffer = io.BytesIO()
-    state = {k: v.detach().cpu() for k, v in module.state_dict().items()}
-    torch.save({"state_dict": state, "config": dict(config), "pytorch-lightning_version": pl.__version__}, buffer)
-    write_atomically(file, buffer.getvalue())
-
-
-def read_checkpoint(file: Path) -> dict[str, Any]:
-    """A checkpoint's content, without running code from it.
-
-    Raises:
-        UsageError: the file is missing or damaged.
-    """
-    if not file.exists():
-        raise UsageError(f"{file} is missing: train it by python -m lit_xai.train (root=, name= and fold= say where)")
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as e:
-        raise UsageError(
-            f"{file} is damaged or no checkpoint ({type(e).__name__}): name another, or train again"
-        ) from None
-    if not isinstance(content, Mapping) or not isinstance(content.get("state_dict"), Mapping):
-        raise UsageError(
-            f"{file} holds no state_dict: name a model.ckpt of lit_xai.train (torchvision weights: model=pretrained)"
-        )
-    return dict(content)
-
-
-def load_weights(module: torch.nn.Module, file: Path) -> None:
-    """Weights into a module of the same configuration.
-
-    Raises:
-        UsageError: the file is missing, damaged, or of another model.
-    """
-    try:
-        module.load_state_dict(read_checkpoint(file)["state_dict"])
-    except RuntimeError as e:
-        first = str(e).splitlines()[1].strip() if "\n" in str(e) else str(e)
-        raise UsageError(
-            f"{file} is a checkpoint of another model ({first[:120]}): set model= and its options"
-        ) from None
 
 
 def say(text: str) -> None:

@@ -11,13 +11,10 @@ is read. The bytes of a shard depend on what was computed alone, not on when, wh
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
-import os
 import platform
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +28,7 @@ from torch import Tensor
 
 from lit_xai.core import UsageError
 from lit_xai.data.folds import Split
+from lit_xai.files import write_atomically
 
 FORMAT = 1
 RANDOM, DISAGREEMENTS = "maps", "disagreements"
@@ -41,33 +39,6 @@ class DamagedFile(UsageError):
 
 
 # --------------------------------------------------------------------------------------------------------------- files
-
-
-def write_atomically(path: Path, data: bytes | str) -> None:
-    """The whole file or nothing. A full disk leaves no trace and gives one clear line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as f:
-            f.write(data.encode() if isinstance(data, str) else data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except OSError as e:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise UsageError(
-            f"{path} could not be written ({e.strerror}): make room or choose root= elsewhere, then run the same command"
-        ) from None
-
-
-def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A CSV file, atomically."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue())
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> int:

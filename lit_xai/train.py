@@ -8,7 +8,8 @@ from typing import Any
 from lit_xai.cli import door
 
 ABOUT = """Train the predictor that never sees one fold, explain the probes of every fold with it, score the explanations,
-and say how stable they are over the folds that are there. All results go to checkpoints/<name>/fold=<i>/."""
+and say how stable they are over the folds that are there. All results go to checkpoints/<name>/fold=<i>/.
+model=patch_sampler or conditional_gaussian: train what draws hidden windows for fillers, without the same fold."""
 
 
 @door("train", ABOUT)
@@ -32,7 +33,8 @@ def train(run: Any) -> None:
 
     from lit_xai.core import UsageError
     from lit_xai.dashboard import Dashboard
-    from lit_xai.runs import finish, load_weights, plain, save_weights, say, shape_of
+    from lit_xai.files import load_weights, save_weights
+    from lit_xai.runs import finish, plain, say
 
     if run.cfg.data.folds < 2:
         raise UsageError("training needs data.folds of at least 2: with one fold there is nothing to train on")
@@ -58,11 +60,16 @@ def train(run: Any) -> None:
         resume = run.resume_from if run.resume_from.exists() else None
         if resume:
             say(f"resuming from {resume}")
-        fit(trainer, module, run, resume)
-        module.add_weight_noise(run.cfg.weight_noise, run.cfg.seed, run.cfg.fold)
+        if hasattr(module, "fit_on"):
+            module.fit_on(run.data)
+        else:
+            if resume is None and hasattr(module, "prepare"):
+                module.prepare(run.data)
+            fit(trainer, module, run, resume)
+        if hasattr(module, "add_weight_noise"):
+            module.add_weight_noise(run.cfg.weight_noise, run.cfg.seed, run.cfg.fold)
         if trainer.is_global_zero:
-            extra = {"shape": shape_of(run.data), "class_names": list(run.data.source.classes)}
-            save_weights(module, run.checkpoint, {**plain(run.cfg), **extra})
+            save_weights(module, run.checkpoint, {**plain(run.cfg), **origin(run.data)})
             run.resume_from.unlink(missing_ok=True)
         trainer.strategy.barrier("trained")
     Dashboard(trainer.loggers).note(checkpoint=str(run.checkpoint))
@@ -72,6 +79,15 @@ def train(run: Any) -> None:
         say(f"done: {run.store.root} {accuracy}")
         say_stability(callbacks)
     rank_zero_only(finish)(logger)
+
+
+def origin(data: Any) -> dict[str, Any]:
+    """What a checkpoint says of the data it comes from."""
+    from lit_xai.runs import shape_of
+
+    on = data.trained_on
+    names = list(data.source.classes)
+    return {"shape": shape_of(data), "class_names": names, "about": on.about, "training_samples": on.samples}
 
 
 def fit(trainer: Any, module: Any, run: Any, resume: Any) -> None:
@@ -111,18 +127,26 @@ def announce(run: Any, module: Any, callback: Any, trained: bool) -> None:
     import torch
 
     from lit_xai import engine
+    from lit_xai.callbacks import Explain
     from lit_xai.runs import say
 
+    plan = None
     with torch.random.fork_rng():
-        trial = run.explained(copy.deepcopy(module), callback)  # a copy: planning must not touch what will be trained
-        if not trained:
-            trial.checkpoint = ""  # not known yet
-        plan = engine.plan(trial, callback.explainers, callback.scores, callback.part)
+        if isinstance(callback, Explain):
+            trial = run.explained(
+                copy.deepcopy(module), callback
+            )  # a copy: planning must not touch what will be trained
+            if not trained:
+                trial.checkpoint = ""  # not known yet
+            plan = engine.plan(trial, callback.explainers, callback.scores, callback.part)
         say(f"{run.name} fold {run.cfg.fold} of {run.cfg.data.folds} -> {run.store.root}")
-        if not trained:
+        if hasattr(module, "fit_on"):
+            say("fit: one pass over windows of the training folds")
+        elif not trained:
             steps, minutes = training_time(module, run)
             say(f"train: {run.cfg.trainer.max_epochs} epochs, {steps:,} steps, about {minutes:.1f} min on this CPU")
-    say(f"explain: {plan}")
+    if plan is not None:
+        say(f"explain: {plan}")
 
 
 def training_time(module: Any, run: Any) -> tuple[int, float]:
@@ -130,16 +154,14 @@ def training_time(module: Any, run: Any) -> tuple[int, float]:
     import copy
     import time
 
-    import torch
-
     data = run.data
     loader = data.train_dataloader()
-    images, labels = next(iter(loader))
-    trial = copy.deepcopy(module.network).train()
+    batch = next(iter(loader))
+    trial = copy.deepcopy(module).train()
     times = []
     for _ in range(3):
         began = time.perf_counter()
-        torch.nn.functional.cross_entropy(trial(module.normalise(images)), labels).backward()
+        trial.batch_loss(batch).backward()
         times.append(time.perf_counter() - began)
     steps = len(loader) * run.cfg.trainer.max_epochs
     return steps, steps * min(times) / 60

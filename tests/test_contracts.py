@@ -13,9 +13,11 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from lit_xai.cli import config_dir
-from lit_xai.core import SampleRng, UsageError, describe, fit_fillers, passes_of
+from lit_xai.core import SampleRng, TrainedOn, UsageError, describe, fit_fillers, passes_of
 from lit_xai.core import resolve as resolved
+from lit_xai.files import save_weights
 from lit_xai.fillers import gaussian
+from lit_xai.fillers.patch import PatchModule
 from lit_xai.models import resnet18
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -36,13 +38,33 @@ def fitted_gaussian() -> str:
     return str(path)
 
 
-FITTED = {"lit_xai.fillers.ConditionalGaussian": fitted_gaussian}  # fillers whose yaml leaves its checkpoint open
+@functools.cache
+def trained_patches() -> str:
+    """The checkpoint of a PatchSampler that a little training has seen."""
+    path = Path(FOLDER.name) / "patches.ckpt"
+    node = {"patch": 3, "width": 4, "depth": 1, "linear": True}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = PatchModule(channels=1, side=16, **node)
+        for p in module.parameters():
+            torch.nn.init.normal_(p, std=0.1)
+    config = {"model": {"_target_": "lit_xai.fillers.patch.PatchModule", **node}, "shape": {"channels": 1}}
+    save_weights(module, path, config)
+    return str(path)
+
+
+FITTED = {  # fillers that read a checkpoint
+    "lit_xai.fillers.ConditionalGaussian": fitted_gaussian,
+    "lit_xai.fillers.PatchSampler": trained_patches,
+}
 
 
 def shrunk(node: Any) -> Any:
-    """The yaml's content with smaller counts."""
+    """The yaml's content with smaller counts, and a file for every filler that reads one."""
     if not isinstance(node, dict):
         return node
+    if node.get("_target_") in FITTED:
+        return {**node, "checkpoint": FITTED[node["_target_"]]()}
     return {k: min(v, COUNTS[k]) if k in COUNTS and v else shrunk(v) for k, v in node.items()}
 
 
@@ -54,11 +76,9 @@ def every(group: str) -> Any:
 
 
 def build(file: Path) -> Any:
-    """The object of a yaml; fillers that want the data's mean colour, or a fitted file, are given one."""
-    node = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
-    if node["_target_"] in FITTED:
-        node["checkpoint"] = FITTED[node["_target_"]]()
-    return fit_fillers(instantiate(shrunk(node), _convert_="all"), (0.4,))
+    """The object of a yaml; what is fitted to data is."""
+    node = OmegaConf.to_container(OmegaConf.load(file))
+    return fit_fillers(instantiate(shrunk(node), _convert_="all"), TrainedOn((0.4,), samples=100))
 
 
 @pytest.fixture

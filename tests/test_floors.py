@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "lit_xai"
 FLOORS = [
     {"core", "cli"},
+    {"files", "training"},
     {"data", "models", "segments", "fillers"},
     {"explainers", "metrics"},
     {"store"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import numpy as np
@@ -13,7 +14,8 @@ from lit_xai.data.sources import InMemory
 from lit_xai.explainers import SlidingPatch
 from lit_xai.explainers.sweep import PMI
 from lit_xai.fillers import ConditionalGaussian, gaussian
-from lit_xai.fillers.gaussian import ROUNDING, GaussianPatches, fit, fit_fold, plan, windows
+from lit_xai.fillers.gaussian import ROUNDING, GaussianPatches, fit, fit_fold
+from lit_xai.fillers.tiles import plan, windows
 from safetensors.torch import save_file
 from scipy.stats import norm
 from torch import Tensor, nn
@@ -192,7 +194,7 @@ def test_a_folds_gaussian_never_sees_the_held_out_samples():
     data = FoldData(lambda: source, fold=1, folds=3)
     g = fit_fold(data, patch=2, positions=300)
     assert set(asked) == set(data.split.training(1).tolist())
-    assert g.data == "toy (abc), fold 1 of 3 held out"
+    assert g.about == data.about == "toy (abc), 90 samples, seed 0, fold 1 of 3 held out"
     assert g.margin == 2
 
 
@@ -453,15 +455,14 @@ def test_a_saved_gaussian_is_read_back_as_it_was(tmp_path, fitted, masks):
     g = GaussianPatches.load(path)
     assert torch.equal(g.mean, known_field(2, 2).mean)
     assert torch.equal(g.covariance, known_field(2, 2).covariance)
-    assert (g.patch, g.margin, g.channels, g.data) == (2, 2, 2, "field")
+    assert (g.patch, g.margin, g.channels, g.about) == (2, 2, 2, "field")
     assert [f.name for f in path.parent.iterdir()] == ["gaussian.safetensors"]  # nothing temporary
     filler, args = ConditionalGaussian(str(path)), (field(2, 8, 8), masks, SampleRng.default(2), 2)
     assert torch.equal(filler(*args), known_field(2, 2).fill(*args))
     assert filler.resolve(lambda x: x, args[0]) == {
         "patch": 2,
-        "margin": 2,
+        "digest": hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest(),
         "fitted_on": "field",
-        "checksum": f"{g.checksum:08x}",
     }
     fitted.save(path)  # over it
     assert torch.equal(GaussianPatches.load(path).covariance, fitted.covariance)
@@ -504,5 +505,5 @@ def test_a_file_that_is_not_there_and_one_that_cannot_be_written_are_clear(tmp_p
 
 
 def test_an_unfitted_filler_says_how_to_fit_it():
-    with pytest.raises(UsageError, match=r"not fitted: run .*fit_fold\(data\).save\(path\) and set checkpoint=path"):
+    with pytest.raises(UsageError, match=r"train it by python -m lit_xai.train model=conditional_gaussian .* checkpoint="):
         ConditionalGaussian()(torch.rand(1, 2, 4, 4), square(4, 4, 1, 1, 2), SampleRng.default(1))

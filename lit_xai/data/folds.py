@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lit_xai.core import SampleRng, UsageError, stable_hash
+from lit_xai.core import SampleRng, TrainedOn, UsageError, stable_hash
 from lit_xai.data.sources import ImageSet, Source
 
 # --------------------------------------------------------------------------------------------------------------- split
@@ -340,6 +340,18 @@ class FoldData(pl.LightningDataModule):
         mean = total / n
         std = (square / n - mean**2).clamp_min(1e-8).sqrt()
         return tuple(mean.float().tolist()), tuple(std.float().tolist())
+
+    @property
+    def about(self) -> str:
+        """Data set, content and held-out fold in one line: what is fitted to one of these may fill for no other."""
+        held_out = f"fold {self.fold} of {self.k} held out" if self.k > 1 else "nothing held out"
+        return f"{self.source.name} ({self.source.identity}), {len(self.split.samples)} samples, seed {self.seed}, {held_out}"
+
+    @cached_property
+    def trained_on(self) -> TrainedOn:
+        """The same for fillers that are fitted to the training folds."""
+        number = len(self.split.training(self.fold) if self.k > 1 else self.split.samples)
+        return TrainedOn(self.colour[0], self.fold, number, self.about)
 
     def identity(self) -> dict[str, Any]:
         """What two stores must share to be compared: the content, the split, the probes."""

@@ -21,6 +21,8 @@ from torch import Tensor
 from lit_xai.core import Filler, Images, Maps, Model, Passes, SampleRng, UsageError, check_batch
 from lit_xai.explainers.sweep import EPSILON, KL, Contrast, Probabilities, SlidingPatch, in_unit, sweep
 
+PATCH = 8  # K of the paper
+
 
 @dataclass(frozen=True)
 class Information:
@@ -75,8 +77,8 @@ def information_maps(
     images: Images,
     classes: Int[Tensor, "b y"] | str,
     filler: Filler,
-    patch: int = 8,
-    stride: int = 1,
+    patch: int | None = None,
+    stride: int | None = 1,
     draws: int = 8,
     unit: str = "bits",
     rng: SampleRng | None = None,
@@ -93,7 +95,8 @@ def information_maps(
         images: `[b, c, h, w]`.
         classes: y classes of every image, `[b, y]`; `top2`, the two likeliest; or `all`.
         filler: draws what a window might have shown, given the rest of the image.
-        patch, stride: pixels; windows flush with the right and bottom edges are added where the stride misses them.
+        patch, stride: pixels; windows flush with the right and bottom edges are added where the stride misses them. None =
+            the K of a fitted filler, or 8.
         draws: fillings N of a window; a filler without randomness is asked once.
         unit: `bits` or `nats`.
         rng: the images' noise.
@@ -113,6 +116,8 @@ def information_maps(
     which = torch.arange(len(images), device=images.device)
     check_batch(images, which)
     height, width = images.shape[-2:]
+    known = getattr(filler, "patch", PATCH)
+    patch, stride = known if patch is None else patch, known if stride is None else stride
     walk = SlidingPatch(patch, stride, filler, draws, projection="mean", scale=False)
     windows, several = walk.windows(height, width), Several(classes, unit)
     rng = SampleRng.default(len(images), rng)

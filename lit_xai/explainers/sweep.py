@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,6 @@ from torch import Tensor
 
 from lit_xai.core import (
     REFERENCE_SIDE,
-    BackgroundFiller,
     Colour,
     Filler,
     Images,
@@ -29,6 +28,7 @@ from lit_xai.core import (
     Refill,
     SampleRng,
     Targets,
+    TrainedOn,
     UsageError,
     autocast,
     check_batch,
@@ -82,11 +82,16 @@ class LogOddsDifference(Contrast):
 
     Args:
         unit: `bits` or `nats`.
-        samples: training samples N of the Laplace correction (p N + 1) / (N + classes); 0 = none.
+        samples: training samples N of the Laplace correction (p N + 1) / (N + classes); 0 = none, None = as many as the
+            predictor was trained on, where that is known (see `fitted`).
     """
 
     unit: str = "bits"
-    samples: int = 0
+    samples: int | None = 0
+
+    def fitted(self, trained_on: TrainedOn) -> LogOddsDifference:
+        """This contrast with the number of training samples."""
+        return self if self.samples is not None else replace(self, samples=trained_on.samples)
 
     def __call__(self, whole: Probabilities, hidden: Probabilities, targets: Int[Tensor, "r"]) -> Float[Tensor, "r"]:
         def odds(p: Tensor) -> Tensor:
@@ -186,6 +191,11 @@ class Windows:
 # -------------------------------------------------------------------------------------------------------------- engine
 
 
+def fillings(filler: Filler, draws: int) -> int:
+    """How often a window is refilled: once, where all draws are alike."""
+    return 1 if getattr(filler, "deterministic", False) else draws
+
+
 def softmax_of(
     model: Model, x: Float[Tensor, "r c h w"], like: Images, max_batch: int, precision: str
 ) -> Float[Tensor, "r k"]:
@@ -222,7 +232,7 @@ def sweep(
     if max_batch < 1:
         raise UsageError(f"max_batch must be at least 1, found {max_batch}")
     refill, max_batch = Refill(filler, images, rng), per_call(images, max_batch)
-    draws = 1 if isinstance(filler, BackgroundFiller) else draws
+    draws = fillings(filler, draws)
     groups = [min(GROUP, draws - start) for start in range(0, draws, GROUP)]
     top, left = windows.corners(images.device)
     row, column = (torch.arange(side, device=images.device) for side in images.shape[-2:])
@@ -253,6 +263,7 @@ class SlidingPatch:
 
     Args:
         patch, stride: pixels at 224 px; both scale with the side (the patch odd and at least 3, the stride at least 1).
+            None = the side K of the windows that a fitted filler knows, in pixels of these images.
         filler: what the patch shows.
         draws: fillings of every window, for fillers with randomness.
         contrast: of the outputs.
@@ -263,8 +274,8 @@ class SlidingPatch:
         max_batch: most images per model call.
     """
 
-    patch: int = 29
-    stride: int = 3
+    patch: int | None = 29
+    stride: int | None = 3
     filler: Filler = field(default_factory=lambda: Colour((0.485, 0.456, 0.406)))
     draws: int = 1
     contrast: Contrast = field(default_factory=ProbabilityDifference)
@@ -275,13 +286,23 @@ class SlidingPatch:
 
     def windows(self, height: int, width: int) -> Windows:
         """The windows of images of this size."""
-        if self.patch < 1 or self.stride < 1:
+        if any(value is not None and value < 1 for value in (self.patch, self.stride)):
             raise UsageError(f"patch and stride must be at least 1 pixel, found {self.patch} and {self.stride}")
+        if self.draws < 1:
+            raise UsageError(f"draws must be at least 1, found {self.draws}")
         if self.projection not in ("bilinear", "mean"):
             raise UsageError(f"projection must be bilinear or mean, found {self.projection!r}")
-        patch, stride, side = self.patch, self.stride, min(height, width)
-        if self.scale and side != REFERENCE_SIDE:
-            patch, stride = scaled(patch, side), scaled(stride, side, odd=False, least=1)
+        knows, side = getattr(self.filler, "patch", None), min(height, width)
+        if knows is None and None in (self.patch, self.stride):
+            raise UsageError(f"filler {type(self.filler).__name__} knows no K: set patch= and stride= in pixels")
+        scale = self.scale and side != REFERENCE_SIDE
+        patch: Any = knows if self.patch is None else scaled(self.patch, side) if scale else self.patch
+        stride: Any = knows if self.stride is None else scaled(self.stride, side, False, 1) if scale else self.stride
+        if knows is not None and patch != knows:
+            raise UsageError(
+                f"patch={patch} is not the K={knows} that the sampler of {type(self.filler).__name__} was fitted to: "
+                f"set patch={knows} or null (the sampler's own), or train one with model.patch={patch}"
+            )
         if patch > side:
             most, given = (REFERENCE_SIDE, f" (given for {REFERENCE_SIDE} px)") if self.scale else (side, "")
             raise UsageError(
@@ -296,8 +317,7 @@ class SlidingPatch:
 
     def passes(self, height: int, width: int) -> Passes:
         """One forward pass a window and filling, and one of the whole image."""
-        draws = 1 if isinstance(self.filler, BackgroundFiller) else self.draws
-        return Passes(len(self.windows(height, width)) * draws + 1)
+        return Passes(len(self.windows(height, width)) * fillings(self.filler, self.draws) + 1)
 
     def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
         check_batch(images, targets)

@@ -2,7 +2,8 @@
 
 from lit_xai.core import Blur, Colour, Mean
 from lit_xai.fillers.gaussian import ConditionalGaussian
-from lit_xai.fillers.simple import Biharmonic, GaussianNoise, SegmentMean, Shuffle, UniformNoise
+from lit_xai.fillers.patch import PatchSampler
+from lit_xai.fillers.simple import Biharmonic, GaussianNoise, PatchMean, SegmentMean, Shuffle, UniformNoise
 
 __all__ = [
     "Biharmonic",
@@ -11,6 +12,8 @@ __all__ = [
     "ConditionalGaussian",
     "GaussianNoise",
     "Mean",
+    "PatchMean",
+    "PatchSampler",
     "SegmentMean",
     "Shuffle",
     "UniformNoise",

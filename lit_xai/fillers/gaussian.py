@@ -11,133 +11,33 @@ One Cholesky factor F of S with u last gives both: S_uk S_kk^-1 = F_uk F_kk^-1, 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
-import platform
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
-import numpy as np
+import pytorch_lightning as pl
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import Tensor
 
-from lit_xai.core import Images, Keep, Model, SampleRng, Segments, UsageError, stable_hash
+from lit_xai.core import Images, Keep, SampleRng, Segments, UsageError, stable_hash
+from lit_xai.files import read_checkpoint, write_atomically
+from lit_xai.fillers.fitted import FittedFiller
+from lit_xai.fillers.tiles import LEVELS, ImageSet, Step, pictures, plan, windows
 
 FORMAT = 1
-LEVELS = 256  # of a pixel's value
 ROUNDING = 1 / (12 * (LEVELS - 1) ** 2)  # variance of rounding to 8 bits: what the Cholesky factor needs and no more
 CACHE = 1 << 28  # bytes of conditionals that are kept
-READ = 250  # images that are read together
-CHUNK = 1000  # windows that are handled together
 FOLD_IMAGES = 2000  # most images of a fold that are read
-
-
-@runtime_checkable
-class ImageSet(Protocol):
-    """Images by index, in [0, 1] (as in `lit_xai.data`)."""
-
-    def __len__(self) -> int: ...
-
-    def images(self, indices: Sequence[int]) -> Float[Tensor, "b c h w"]:
-        """A batch of images."""
-        ...
-
-
-# ------------------------------------------------------------------------------------------------------------- windows
-
-
-def pictures(images: ImageSet | Tensor, indices: Sequence[int]) -> Float[Tensor, "b c h w"]:
-    """Some images of a set, or of a tensor `[n, c, h, w]`."""
-    return images[list(indices)] if isinstance(images, Tensor) else images.images(list(indices))
-
-
-def windows(
-    images: ImageSet | Tensor, side: int, number: int, seed: int = 0, samples: Sequence[int] | None = None
-) -> Iterator[Float[Tensor, "m c s s"]]:
-    """`number` windows of `side` pixels at uniformly random places, in batches of at most `CHUNK`.
-
-    As many images as possible take part, each with equally many windows (give or take one).
-
-    Args:
-        images: an image set, or a tensor `[n, c, h, w]`.
-        side: of a window, pixels.
-        number: of windows.
-        seed: of the choice.
-        samples: indices of the images that may be used; all if None.
-
-    Raises:
-        UsageError: a window is larger than the images, there are no images, or number < 1.
-    """
-    pool = torch.as_tensor(range(len(images)) if samples is None else samples, dtype=torch.long)
-    if len(pool) == 0 or number < 1:
-        raise UsageError(f"windows need at least one image and one position, found {len(pool)} and {number}")
-    generator = torch.Generator().manual_seed(stable_hash(seed, "windows"))
-    order = torch.randperm(len(pool), generator=generator)[:number]
-    each = torch.full((len(order),), number // len(order))
-    each[: number % len(order)] += 1
-    for some, repeat in zip(order.split(READ), each.split(READ), strict=True):
-        batch = pictures(images, pool[some].tolist())
-        spare = [size - side for size in batch.shape[-2:]]
-        if min(spare) < 0:
-            raise UsageError(f"windows of {side} pixels do not fit images of {batch.shape[-2]} x {batch.shape[-1]}")
-        row = torch.arange(len(some)).repeat_interleave(repeat)
-        top, left = (torch.randint(s + 1, (len(row),), generator=generator) for s in spare)
-        along = torch.arange(side)
-        for r, t, s in zip(row.split(CHUNK), top.split(CHUNK), left.split(CHUNK), strict=True):
-            y, x = t[:, None] + along, s[:, None] + along
-            yield batch[r[:, None, None], :, y[:, :, None], x[:, None]].movedim(-1, 1)
-
-
-class Step(NamedTuple):
-    """One tile to fill: its top and left pixel, and which pixels of its window are known then."""
-
-    top: int
-    left: int
-    known: np.ndarray
-
-
-def plan(keep: np.ndarray, patch: int, margin: int) -> list[Step]:
-    """In which tiles, and in which order, the hidden pixels of a mask `[h, w]` are filled.
-
-    The first hidden pixel in reading order that no tile covers yet gets a tile with its top left corner there (moved
-    into the image where it juts out), until all are covered: a hidden K x K square is one tile. Then, again and again,
-    the tile whose window holds most known pixels is filled, the first in reading order of equals; its pixels are known
-    from there on. Pixels outside the image are never known.
-    """
-    height, width = keep.shape
-    side = patch + 2 * margin
-    uncovered, tiles = ~keep, []
-    while uncovered.any():
-        y, x = divmod(int(uncovered.argmax()), width)
-        top, left = min(y, height - patch), min(x, width - patch)
-        uncovered[top : top + patch, left : left + patch] = False
-        tiles.append((top, left))
-    known, steps = np.pad(keep, margin), []
-    while tiles:
-        if len(tiles) > 1:
-            sums = np.pad(known.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-            t, s = np.array(tiles).T
-            inside = sums[t + side, s + side] - sums[t, s + side] - sums[t + side, s] + sums[t, s]
-            top, left = tiles.pop(int(inside.argmax()))
-        else:
-            top, left = tiles.pop()
-        window = known[top : top + side, left : left + side]
-        tile = window[margin : margin + patch, margin : margin + patch]
-        if not tile.all():  # an overlapping tile may have filled it
-            steps.append(Step(top, left, window.copy()))
-            tile[:] = True
-    return steps
 
 
 # ------------------------------------------------------------------------------------------------------------ the model
@@ -199,14 +99,14 @@ class GaussianPatches:
         covariance: `[c s s, c s s]`, float64, positive definite.
         patch: side K of the tile in the middle, pixels.
         margin: surroundings on each side, pixels.
-        data: what it was fitted on, for people.
+        about: what it was fitted on (`FoldData.about`).
     """
 
     mean: Float[Tensor, "c s s"]
     covariance: Float[Tensor, "d d"]
     patch: int
     margin: int
-    data: str = ""
+    about: str = ""
     recent: Recent = field(default_factory=Recent, init=False, repr=False)
 
     @property
@@ -222,7 +122,7 @@ class GaussianPatches:
     @cached_property
     def checksum(self) -> int:
         """CRC-32 of everything that is saved."""
-        crc = zlib.crc32(f"{self.patch} {self.margin} {self.data}".encode())
+        crc = zlib.crc32(f"{self.patch} {self.margin} {self.about}".encode())
         return zlib.crc32(self.covariance.numpy().tobytes(), zlib.crc32(self.mean.numpy().tobytes(), crc))
 
     # ------------------------------------------------------------------------------------------------------ conditionals
@@ -248,6 +148,19 @@ class GaussianPatches:
 
     # ----------------------------------------------------------------------------------------------------------- filling
 
+    def check(self, images: Images) -> None:
+        """Refuse images it does not fit."""
+        height, width = images.shape[-2:]
+        if images.shape[1] != self.channels:
+            raise UsageError(
+                f"this Gaussian was fitted on images of {self.channels} channels, found {images.shape[1]}: fit another"
+            )
+        if self.patch > min(height, width):
+            raise UsageError(
+                f"patch={self.patch} of this Gaussian does not fit images of {height} x {width} pixels: "
+                f"fit one with patch <= {min(height, width)}"
+            )
+
     def fill(
         self, images: Images, keep: Keep, rng: SampleRng, draws: int = 1, segments: Segments | None = None
     ) -> Float[Tensor, "b n d c h w"]:
@@ -260,16 +173,7 @@ class GaussianPatches:
         Raises:
             UsageError: other channels than it was fitted on; a tile larger than the image; draws < 1.
         """
-        height, width = images.shape[-2:]
-        if images.shape[1] != self.channels:
-            raise UsageError(
-                f"this Gaussian was fitted on images of {self.channels} channels, found {images.shape[1]}: fit another"
-            )
-        if self.patch > min(height, width):
-            raise UsageError(
-                f"patch={self.patch} of this Gaussian does not fit images of {height} x {width} pixels: "
-                f"fit one with patch <= {min(height, width)}"
-            )
+        self.check(images)
         if draws < 1:
             raise UsageError(f"draws must be at least 1, found {draws}")
         masks = keep.shape[1]
@@ -320,21 +224,45 @@ class GaussianPatches:
         value = (mean + z @ here.scale.mT).clamp(0, 1).unflatten(2, (self.channels, -1))
         out[row, :, :, top + here.row, left + here.column] = value.permute(0, 3, 1, 2).to(out.dtype)
 
-    def bits_per_dimension(self, windows: Float[Tensor, "m c s s"]) -> Float[Tensor, "m"]:
+    def bits_per_dimension(
+        self, windows: Float[Tensor, "m c s s"], known: Bool[Tensor, "s s"] | None = None
+    ) -> Float[Tensor, "m"]:
         """Bits a pixel and channel of the tile in the middle of held-out windows, given their surroundings.
 
         -log2 of the mass that the pixel's conditional (marginal over the rest of the tile) gives to its own of 256 bins
-        around the levels 0, 1/255 .. 1, the outer bins open, averaged over the tile. 8 is a uniform guess.
+        around the levels 0, 1/255 .. 1, the outer bins open, averaged over the tile. 8 is a uniform guess. `known` are the
+        surroundings that are known, the tile not among them; all of them if None.
         """
-        known = torch.ones(self.side, self.side, dtype=torch.bool)
-        known[self.margin : self.margin + self.patch, self.margin : self.margin + self.patch] = False
-        here, flat = self.conditional(known), windows.flatten(1).double()
+        if known is None:
+            known = torch.ones(self.side, self.side, dtype=torch.bool)
+            known[self.margin : self.margin + self.patch, self.margin : self.margin + self.patch] = False
+        here, flat = self.conditional(known, windows.device), windows.flatten(1).double()
         sd = here.scale.square().sum(1).sqrt()
         level = (flat[:, here.hidden] * (LEVELS - 1)).round()
         low, high = (((level + e) / (LEVELS - 1) - here.mean(flat)) / sd for e in (-0.5, 0.5))
         low = low.masked_fill(level <= 0, -math.inf)
         high = high.masked_fill(level >= LEVELS - 1, math.inf)
         return -log_normal_mass(low, high).mean(1) / math.log(2)
+
+    def window_bits(self, images: Images, top: Int[Tensor, "b"], left: Int[Tensor, "b"]) -> Float[Tensor, "b"]:
+        """`bits_per_dimension` of the K x K window at (top, left) of every image; what lies outside the image is unknown."""
+        self.check(images)
+        height, width = images.shape[-2:]
+        padded = torch.nn.functional.pad(images, (self.margin,) * 4)
+        out = images.new_empty(len(images), dtype=torch.float64)
+        along = torch.arange(self.side)
+        alike = defaultdict(list)  # rows whose windows jut out of the image in the same way
+        for row, corner in enumerate(zip(top.tolist(), left.tolist(), strict=True)):
+            y, x = (c - self.margin + along for c in corner)
+            known = ((y >= 0) & (y < height))[:, None] & ((x >= 0) & (x < width))
+            known[self.margin : self.margin + self.patch, self.margin : self.margin + self.patch] = False
+            alike[known.numpy().tobytes()].append((row, known))
+        for group in alike.values():
+            rows = torch.tensor([row for row, _ in group], device=images.device)
+            y, x = (t[rows][:, None] + along.to(images.device) for t in (top.to(rows), left.to(rows)))
+            windows = padded[rows[:, None, None], :, y[:, :, None], x[:, None]].movedim(-1, 1)
+            out[rows] = self.bits_per_dimension(windows, group[0][1])
+        return out
 
     # -------------------------------------------------------------------------------------------------------------- file
 
@@ -351,23 +279,12 @@ class GaussianPatches:
             "patch": self.patch,
             "margin": self.margin,
             "channels": self.channels,
-            "data": self.data,
+            "data": self.about,
             "checksum": self.checksum,
         }
         tensors = {"mean": self.mean.contiguous(), "covariance": self.covariance.contiguous()}
         data = save_bytes(tensors, metadata={"lit_xai": json.dumps(meta, sort_keys=True)})
-        temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as f:
-                f.write(data)
-                f.flush()
-                os.fsync(f.fileno())
-            os.replace(temporary, path)
-        except OSError as e:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise UsageError(f"{path} could not be written ({e.strerror}): choose another place") from None
+        write_atomically(path, data)
 
     @staticmethod
     def load(path: str | Path) -> GaussianPatches:
@@ -485,43 +402,78 @@ def fit_fold(
     samples = data.split.training(data.fold) if data.k > 1 else data.split.samples
     generator = torch.Generator().manual_seed(stable_hash(seed, "gaussian"))
     samples = samples[torch.randperm(len(samples), generator=generator)[:FOLD_IMAGES]].sort().values
-    about = f"{data.source.name} ({data.source.identity}), fold {data.fold} of {data.k} held out"
-    return fit(data.source.train, patch, margin, positions, seed, samples.tolist(), shrinkage, about)
+    return fit(data.source.train, patch, margin, positions, seed, samples.tolist(), shrinkage, data.about)
 
 
 # --------------------------------------------------------------------------------------------------------------- filler
 
 
-@dataclass(frozen=True)
-class ConditionalGaussian:
-    """The filler of a fitted Gaussian's file (see `GaussianPatches.fill`); the file is read when it is first used.
+class GaussianModule(pl.LightningModule):
+    """The Gaussian as something that `lit_xai.train` fits and saves: in one pass over windows, without epochs.
 
     Args:
-        checkpoint: a file that `GaussianPatches.save` wrote.
+        channels, side, classes, colour: given by the data.
+        patch, margin, positions, shrinkage: see `fit`.
     """
 
-    checkpoint: str | None = None
+    def __init__(
+        self,
+        channels: int,
+        side: int,
+        classes: int = 0,
+        colour: Any = None,
+        patch: int = 8,
+        margin: int | None = None,
+        positions: int = 20_000,
+        shrinkage: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not 1 <= patch <= side:
+            raise UsageError(f"model.patch={patch} does not fit images of {side} x {side} pixels: choose 1..{side}")
+        self.patch, self.positions, self.shrinkage = patch, positions, shrinkage
+        self.margin = min(patch, (side - patch) // 2) if margin is None else margin
+        window = patch + 2 * self.margin
+        size = channels * window**2
+        self.register_buffer("mean", torch.zeros(channels, window, window, dtype=torch.float64))
+        self.register_buffer("covariance", torch.zeros(size, size, dtype=torch.float64))
 
-    @cached_property
-    def patches(self) -> GaussianPatches:
-        """The Gaussian of the file.
+    def fit_on(self, data: Any) -> None:
+        """Fit to the training folds of a `FoldData`; errors as `fit`."""
+        found = fit_fold(data, self.patch, self.margin, self.positions, data.seed, self.shrinkage)
+        self.get_buffer("mean").copy_(found.mean)
+        self.get_buffer("covariance").copy_(found.covariance)
 
-        Raises:
-            UsageError: there is no file, or it is damaged.
-        """
-        if self.checkpoint is None:
+    def sampler(self, about: str = "") -> GaussianPatches:
+        """What was fitted."""
+        mean, covariance = (self.get_buffer(n).detach().cpu() for n in ("mean", "covariance"))
+        return GaussianPatches(mean, covariance, self.patch, self.margin, about)
+
+    def test_step(self, batch: Any, index: int, dataloader_idx: int = 0) -> None:
+        """Nothing: `SamplerReport` measures."""
+
+
+@dataclass(frozen=True)
+class ConditionalGaussian(FittedFiller):
+    """The filler of a fitted Gaussian (see `GaussianPatches.fill`).
+
+    Args:
+        checkpoint, trained_on: see `FittedFiller`; a file that `GaussianPatches.save` wrote will do, too.
+    """
+
+    model = "conditional_gaussian"
+
+    @staticmethod
+    def read(file: Path) -> GaussianPatches:
+        """The Gaussian of a `model.ckpt`, or of a file of `GaussianPatches.save`."""
+        if file.suffix == ".safetensors":
+            return GaussianPatches.load(file)
+        content = read_checkpoint(file)
+        config, state = content.get("config", {}), content["state_dict"]
+        node = config.get("model", {})
+        if not str(node.get("_target_")).endswith(GaussianModule.__name__) or not {"mean", "covariance"} <= set(state):
             raise UsageError(
-                "the conditional Gaussian is not fitted: run lit_xai.fillers.gaussian.fit_fold(data).save(path) "
-                "and set checkpoint=path"
+                f"{file} holds no Gaussian ({node.get('_target_', 'unknown')}): "
+                f"fit one by python -m lit_xai.train model=conditional_gaussian"
             )
-        return GaussianPatches.load(self.checkpoint)
-
-    def resolve(self, model: Model, images: Images) -> dict[str, Any]:
-        """Patch and margin in pixels, what it was fitted on, and the checksum of what was fitted."""
-        p = self.patches
-        return {"patch": p.patch, "margin": p.margin, "fitted_on": p.data, "checksum": f"{p.checksum:08x}"}
-
-    def __call__(
-        self, images: Images, keep: Keep, rng: SampleRng, draws: int = 1, segments: Segments | None = None
-    ) -> Float[Tensor, "b n d c h w"]:
-        return self.patches.fill(images, keep, rng, draws, segments)
+        margin = (state["mean"].shape[-1] - node["patch"]) // 2
+        return GaussianPatches(state["mean"], state["covariance"], node["patch"], margin, str(config.get("about", "")))

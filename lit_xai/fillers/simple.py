@@ -1,4 +1,4 @@
-"""Fillers without training: superpixel mean, noise, shuffled pixels, biharmonic in-painting."""
+"""Fillers without training: superpixel mean, patch mean, noise, shuffled pixels, biharmonic in-painting."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lit_xai.core import BackgroundFiller, Images, Keep, SampleRng, Segments, UsageError
@@ -31,6 +31,22 @@ class SegmentMean(BackgroundFiller):
         number = torch.zeros_like(total).scatter_add_(2, index, torch.ones_like(index, dtype=images.dtype))
         total.scatter_add_(2, index, images.flatten(2))
         return (total / number.clamp_min(1)).gather(2, index).view(images.shape)
+
+
+@dataclass(frozen=True)
+class PatchMean:
+    """What is hidden by a mask in its own mean colour, one for the whole hole (a baseline of Yi et al.)."""
+
+    deterministic = True
+
+    def __call__(
+        self, images: Images, keep: Keep, rng: SampleRng, draws: int = 1, segments: Segments | None = None
+    ) -> Float[Tensor, "b n d c h w"]:
+        hidden = (~keep).flatten(2).to(images.dtype)  # [b, n, p]
+        total = torch.einsum("bnp,bcp->bnc", hidden, images.flatten(2))
+        mean = (total / hidden.sum(2, keepdim=True).clamp_min(1))[..., None, None]
+        out = torch.where(keep[:, :, None], images[:, None], mean)
+        return out[:, :, None].expand(-1, -1, draws, -1, -1, -1)
 
 
 class Independent(ABC):
@@ -59,6 +75,10 @@ class UniformNoise(Independent):
     def paint(self, image: Float[Tensor, "c h w"], generator: torch.Generator) -> Float[Tensor, "c h w"]:
         """Noise."""
         return torch.rand(image.shape, generator=generator)
+
+    def window_bits(self, images: Images, top: Int[Tensor, "b"], left: Int[Tensor, "b"]) -> Float[Tensor, "b"]:
+        """Bits per pixel and channel of any window: 8, since all 256 levels are equally likely."""
+        return images.new_full((len(images),), 8.0)
 
 
 @dataclass(frozen=True)
@@ -94,6 +114,8 @@ class Biharmonic:
 
     Where nothing of an image is visible it is grey.
     """
+
+    deterministic = True
 
     def __call__(
         self, images: Images, keep: Keep, rng: SampleRng, draws: int = 1, segments: Segments | None = None

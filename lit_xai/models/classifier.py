@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -15,29 +13,24 @@ from torchmetrics.classification import MulticlassAccuracy
 from lit_xai.core import UsageError, stable_hash
 from lit_xai.models.lipschitz import plain
 from lit_xai.models.pretrained import Normalise
+from lit_xai.training import Trainable, check_choice
 
-SCHEDULES = ("onecycle", "cosine", "constant")
-OPTIMIZERS = ("adamw", "sgd")
-MOMENTUM = 0.9  # of SGD
 LOSSES = ("cross_entropy", "tau_cross_entropy", "hkr")
 
 
-class Classifier(pl.LightningModule):
+class Classifier(Trainable):
     """Images in [0, 1] to logits; normalisation is part of the model.
 
     Args:
         network: called as `network(channels=, classes=, side=)`.
         channels, classes, side: given by the data.
         colour: mean and standard deviation per channel of the training folds.
-        lr: (peak) learning rate.
-        weight_decay: decoupled (AdamW).
-        schedule: `onecycle`, `cosine` (after 5 % warm-up) or `constant`.
+        lr, weight_decay, schedule, optimizer: see `Trainable`.
         label_smoothing: of the cross-entropy.
         loss: `cross_entropy`; `tau_cross_entropy` and `hkr` are deel-torchlip's, for 1-Lipschitz networks.
         tau: temperature of `tau_cross_entropy`.
         hkr_alpha, hkr_margin: weight of the hinge term and margin of `hkr`.
         scale: divide by the standard deviation as well (must be off where the Lipschitz constant counts).
-        optimizer: `adamw`, or `sgd` with momentum .9.
     """
 
     def __init__(
@@ -58,18 +51,14 @@ class Classifier(pl.LightningModule):
         scale: bool = True,
         optimizer: str = "adamw",
     ) -> None:
-        super().__init__()
-        options = ((schedule, SCHEDULES, "schedule"), (loss, LOSSES, "loss"), (optimizer, OPTIMIZERS, "optimizer"))
-        for value, known, name in options:
-            if value not in known:
-                raise UsageError(f"model.{name} must be one of {', '.join(known)}, found {value!r}")
+        super().__init__(lr, weight_decay, schedule, optimizer)
+        check_choice(loss, LOSSES, "loss")
         mean, std = colour
         self.normalise = Normalise(mean, std if scale else [1.0] * len(std))
         self.network = network(channels=channels, classes=classes, side=side)
-        self.lr, self.weight_decay, self.schedule = lr, weight_decay, schedule
         self.label_smoothing, self.loss_name, self.tau = label_smoothing, loss, tau
         self.hkr_alpha, self.hkr_margin = hkr_alpha, hkr_margin
-        self.classes, self.optimizer = classes, optimizer
+        self.classes = classes
         self.val_accuracy = MulticlassAccuracy(classes, average="micro")
         self.test_accuracy = nn.ModuleList([MulticlassAccuracy(classes, average="micro") for _ in range(2)])
 
@@ -93,23 +82,10 @@ class Classifier(pl.LightningModule):
         one_hot = nn.functional.one_hot(labels, self.classes)
         return lip.HKRMulticlassLoss(alpha=self.hkr_alpha, min_margin=self.hkr_margin)(logits, one_hot)
 
-    def on_train_batch_start(self, batch: Any, index: int) -> None:
-        """Dropout's randomness belongs to (seed, epoch, rank), so that a resumed run equals an undisturbed one.
-
-        (Lightning leaves out `on_train_epoch_start` when it resumes after an epoch, hence the first batch.)
-        """
-        if index == 0:
-            seed = getattr(getattr(self.trainer, "datamodule", None), "seed", 0)
-            torch.manual_seed(stable_hash(seed, "epoch", self.current_epoch, self.global_rank))
-
-    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
-        """Loss of one batch."""
+    def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """The training loss of a batch."""
         images, labels = batch
-        loss = self.loss(self(images), labels)
-        if not torch.isfinite(loss):
-            raise UsageError(f"the loss became {float(loss)} in epoch {self.current_epoch}: lower model.lr={self.lr}")
-        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False)
-        return loss
+        return self.loss(self(images), labels)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         """Accuracy on V_i: watched, never used to select."""
@@ -124,39 +100,6 @@ class Classifier(pl.LightningModule):
         accuracy(self(images), labels)
         name = ("heldout/acc", "test/acc")[dataloader_idx]
         self.log(name, accuracy, on_epoch=True, on_step=False, add_dataloader_idx=False)
-
-    def configure_optimizers(self) -> Any:
-        """AdamW or SGD, and a schedule per step."""
-        optimizer: torch.optim.Optimizer
-        if self.optimizer == "sgd":
-            optimizer = torch.optim.SGD(self.parameters(), self.lr, MOMENTUM, weight_decay=self.weight_decay)
-        else:
-            optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
-        if self.schedule == "constant":
-            return optimizer
-        steps = self.total_steps()
-        scheduler: Any
-        if self.schedule == "onecycle":
-            scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps + 1)
-        else:
-            warm = max(1, round(0.05 * steps))
-
-            def factor(step: int) -> float:
-                return min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))))
-
-            scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole training.
-
-        Lightning's own estimate starts the first epoch's loader before a resumed run knows its epoch.
-        """
-        data = getattr(self.trainer, "datamodule", None)
-        if data is None or not self.trainer.max_epochs or self.trainer.max_epochs < 0:
-            return max(1, int(self.trainer.estimated_stepping_batches))
-        batches = len(data.train_dataloader())
-        return max(1, -(-batches // self.trainer.accumulate_grad_batches) * self.trainer.max_epochs)
 
     # -------------------------------------------------------------------------------------------------- degradation
 

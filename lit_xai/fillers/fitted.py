@@ -1,0 +1,148 @@
+"""Fillers that were fitted to the training folds beforehand: which file is read, and whether it is the right one."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lit_xai.core import Images, Keep, Model, SampleRng, Segments, TrainedOn, UsageError
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """p(K x K tile | surroundings), fitted.
+
+    Attributes:
+        patch: K, pixels.
+        about: what it was fitted on (`FoldData.about`); empty = not known.
+    """
+
+    @property
+    def patch(self) -> int: ...
+
+    @property
+    def about(self) -> str: ...
+
+    def fill(
+        self, images: Images, keep: Keep, rng: SampleRng, draws: int = 1, segments: Segments | None = None
+    ) -> Float[Tensor, "b n d c h w"]:
+        """Hidden pixels drawn given the visible ones, as `Filler` says."""
+        ...
+
+    def window_bits(self, images: Images, top: Int[Tensor, "b"], left: Int[Tensor, "b"]) -> Float[Tensor, "b"]:
+        """Bits per pixel and channel of the K x K window at (top, left) of every image, given its surroundings."""
+        ...
+
+
+@functools.lru_cache(maxsize=8)
+def opened(read: Callable[[Path], Sampler], file: Path, stamp: tuple[int, int]) -> tuple[Sampler, str]:
+    """A file's sampler and digest; `stamp` (time and size) tells a rewritten file from the one read before."""
+    return read(file), hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest()
+
+
+@dataclass(frozen=True)
+class FittedFiller(ABC):
+    """A filler that reads what it was fitted to from a file, when it is first used.
+
+    Args:
+        checkpoint: a file; or a folder of `python -m lit_xai.train model=...`, in which every predictor finds the sampler
+            of its own fold, which has not seen V_i either.
+        trained_on: what the predictor was trained on; whoever knows it gives it by `fitted`.
+    """
+
+    checkpoint: str | None = None
+    trained_on: TrainedOn | None = None
+
+    model: ClassVar[str]  # of configs/model
+
+    @staticmethod
+    @abstractmethod
+    def read(file: Path) -> Sampler:
+        """What a file holds.
+
+        Raises:
+            UsageError: it is damaged, or of another kind.
+        """
+
+    def fitted(self, trained_on: TrainedOn) -> FittedFiller:
+        """This filler, reading the file of the predictor's fold."""
+        return replace(self, trained_on=trained_on)
+
+    @property
+    def file(self) -> Path:
+        """The file that is read.
+
+        Raises:
+            UsageError: there is none.
+        """
+        fold = self.trained_on.fold if self.trained_on else None
+        again = f"train it by python -m lit_xai.train model={self.model} fold={0 if fold is None else fold}"
+        if self.checkpoint is None:
+            raise UsageError(
+                f"{type(self).__name__} needs a fitted sampler: {again} and set checkpoint= of the filler to its folder"
+            )
+        path = Path(self.checkpoint)
+        if path.is_dir():
+            if not (path / "model.ckpt").is_file() and fold is None:
+                raise UsageError(f"{path} is a folder and the fold is not known: name the file of one fold")
+            path = path / "model.ckpt" if (path / "model.ckpt").is_file() else path / f"fold={fold}" / "model.ckpt"
+        if not path.is_file():
+            raise UsageError(f"{path} is missing: {again} with the same data=, or set checkpoint= of the filler")
+        return path
+
+    @cached_property
+    def opened(self) -> tuple[Sampler, str]:
+        """The sampler and its file's digest.
+
+        Raises:
+            UsageError: the file is missing, damaged, of another kind, or was fitted to other images.
+        """
+        file, stat = self.file, self.file.stat()
+        sampler, digest = opened(type(self).read, file, (stat.st_mtime_ns, stat.st_size))
+        about = self.trained_on.about if self.trained_on else ""
+        if about and sampler.about and about != sampler.about:
+            raise UsageError(
+                f"{file} was fitted to {sampler.about}, and this predictor to {about}: name the sampler of the same data "
+                f"and fold (its folder finds the fold by itself), or train it by python -m lit_xai.train model={self.model}"
+            )
+        return self.adapted(sampler), digest
+
+    def adapted(self, sampler: Sampler) -> Sampler:
+        """The file's sampler with this filler's own options."""
+        return sampler
+
+    @property
+    def sampler(self) -> Sampler:
+        """What the file holds; errors as `opened`."""
+        return self.opened[0]
+
+    @property
+    def patch(self) -> int:
+        """Side K of the windows it was fitted to, pixels."""
+        return self.sampler.patch
+
+    def content(self) -> dict[str, Any]:
+        """K, and the digest of the file."""
+        return {"patch": self.patch, "digest": self.opened[1]}
+
+    def resolve(self, model: Model, images: Images) -> dict[str, Any]:
+        """K, what it was fitted on, and the digest of the file."""
+        return {**self.content(), "fitted_on": self.sampler.about}
+
+    def window_bits(self, images: Images, top: Int[Tensor, "b"], left: Int[Tensor, "b"]) -> Float[Tensor, "b"]:
+        """Bits per pixel and channel of the K x K window at (top, left) of every image, given its surroundings."""
+        return self.sampler.window_bits(images, top, left)
+
+    def __call__(
+        self, images: Images, keep: Keep, rng: SampleRng, draws: int = 1, segments: Segments | None = None
+    ) -> Float[Tensor, "b n d c h w"]:
+        return self.sampler.fill(images, keep, rng, draws, segments)

@@ -1,0 +1,484 @@
+"""PatchSampler: a network that gives every pixel of a K x K patch a distribution over 256 levels, given its surroundings.
+
+Yi et al., "Information-Theoretic Visual Explanation for Black-Box Classifiers", III-A and appendix B-C. The network sees
+the 3K x 3K window around the patch, with the patch itself set to zero, and a pixel is drawn independently of the others
+of its patch. Its training images are those of the predictor it explains: V_i is never seen.
+
+Three things are added to the paper's network. A further input channel marks the pixels that are known, so that the borders
+of the image and holes of other shapes can be told from dark or grey ones; a share of the training windows has such holes;
+and the logits of the 256 levels have a smooth part, a parabola whose place starts from the least-squares prediction from
+the surroundings (`linear=False` leaves it out). On small data the network alone takes long to learn that neighbouring
+levels are alike. What is not known is black where it lies outside the image, and the mean colour inside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from lit_xai.core import Images, Keep, SampleRng, Segments, UsageError, autocast, stable_hash
+from lit_xai.files import read_checkpoint
+from lit_xai.fillers.fitted import FittedFiller, Sampler
+from lit_xai.fillers.tiles import LEVELS, Step, plan
+from lit_xai.training import Trainable
+
+SLOPE = 0.2  # of LeakyReLU
+RIDGE = 1e-5  # of the least-squares prediction, relative to the number of windows
+FIT_IMAGES, FIT_WINDOWS = 2000, 20_000  # most images it rests on, and windows
+MOST_HOLES = 8  # squares that are hidden beside the patch, in a training window with holes
+
+
+class PatchNetwork(nn.Module):
+    """Window to logits: two convolutions of side K + 1 at 3K x 3K, pooling by 2, the middle K x K of it, then `depth`
+    convolutions of side K and one to 256 levels a channel. 38.9 M parameters at K = 8, width 256, colour; with `linear`,
+    a smooth part beside them (see `Smooth`).
+    """
+
+    def __init__(self, channels: int, patch: int = 8, width: int = 32, depth: int = 5, linear: bool = True) -> None:
+        super().__init__()
+        self.channels, self.patch = channels, patch
+
+        def layer(a: int, b: int, side: int) -> nn.Module:
+            return nn.Sequential(Same(a, b, side), nn.LeakyReLU(SLOPE))
+
+        self.seen = nn.Sequential(layer(channels + 1, width, patch + 1), layer(width, width, patch + 1))
+        self.inner = nn.Sequential(*(layer(width, width, patch) for _ in range(depth)))
+        self.head = Same(width, channels * LEVELS, patch)
+        self.smooth = Smooth(channels, patch, width) if linear else None
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, a=SLOPE)
+                nn.init.zeros_(module.bias)
+        for last in (self.head, *([self.smooth.change] if self.smooth else ())):
+            nn.init.zeros_(last.weight)  # begin with what is known without training: all levels alike, or the parabola
+
+    def forward(self, window: Float[Tensor, "m c1 s s"]) -> Float[Tensor, "m c levels k k"]:
+        x = F.avg_pool2d(self.seen(window), 2) if self.patch > 1 else self.seen(window)
+        edge = (x.shape[-1] - self.patch) // 2
+        x = x[..., edge : edge + self.patch, edge : edge + self.patch]
+        x = self.inner(x)
+        free = self.head(x).unflatten(1, (self.channels, LEVELS))
+        return free if self.smooth is None else free + self.smooth(x, window)
+
+
+class Same(nn.Conv2d):
+    """A convolution that keeps the size, for even sides too (one more pixel of padding after than before)."""
+
+    def __init__(self, a: int, b: int, side: int) -> None:
+        super().__init__(a, b, side)
+        self.pads = ((side - 1) // 2, side // 2) * 2
+
+    def forward(self, x: Float[Tensor, "m a h w"]) -> Float[Tensor, "m b h w"]:
+        return super().forward(F.pad(x, self.pads))
+
+
+class Smooth(nn.Module):
+    """-((level - place) / scale)^2 / 2 with levels on [-1, 1].
+
+    Place and log scale are the fixed least-squares prediction from the window, and its residual deviation, changed by a
+    convolution of the network's features.
+    """
+
+    def __init__(self, channels: int, patch: int, width: int) -> None:
+        super().__init__()
+        self.channels, self.patch = channels, patch
+        self.change = Same(width, 2 * channels, patch)
+        outputs = channels * patch**2
+        self.register_buffer("gain", torch.zeros(outputs, (channels + 1) * (3 * patch) ** 2))
+        self.register_buffer("offset", torch.zeros(outputs))
+        self.register_buffer("log_scale", torch.zeros(outputs))
+
+    def forward(
+        self, features: Float[Tensor, "m w k k"], window: Float[Tensor, "m c1 s s"]
+    ) -> Float[Tensor, "m c levels k k"]:
+        place, scale = self.change(features).unflatten(1, (2, self.channels)).unbind(1)
+        start = F.linear(window.flatten(1), self.get_buffer("gain"), self.get_buffer("offset"))
+        place = place + start.view(place.shape)
+        precision = torch.exp(-scale - self.get_buffer("log_scale").view(1, *place.shape[1:]))
+        level = torch.linspace(-1, 1, LEVELS, device=window.device, dtype=place.dtype).view(1, 1, -1, 1, 1)
+        return -0.5 * ((level - place[:, :, None]) * precision[:, :, None]) ** 2
+
+    @torch.no_grad()
+    def solve(self, windows: Iterator[tuple[Tensor, Tensor]]) -> None:
+        """Set the least-squares prediction from batches of (windows, true patches in [0, 1])."""
+        gram = cross = square = torch.zeros((), dtype=torch.float64)
+        number = 0
+        for window, truth in windows:
+            x = F.pad(window.double().flatten(1), (0, 1), value=1.0)
+            y = truth.double().flatten(1) * 2 - 1
+            gram, cross, square = gram + x.mT @ x, cross + x.mT @ y, square + y.square().sum(0)
+            number += len(x)
+        gram.diagonal().add_(RIDGE * number)
+        gain = torch.linalg.solve(gram, cross)
+        residual = (square - 2 * (gain * cross).sum(0) + (gain * (gram @ gain)).sum(0)) / number
+        self.get_buffer("gain").copy_(gain[:-1].mT)
+        self.get_buffer("offset").copy_(gain[-1])
+        self.get_buffer("log_scale").copy_(residual.sqrt().clamp_min(1 / LEVELS).log())
+
+
+# -------------------------------------------------------------------------------------------------------------- windows
+
+
+def cut(
+    padded: Float[Tensor, "n c h w"], rows: Int[Tensor, "m"], top: Int[Tensor, "m"], left: Int[Tensor, "m"], side: int
+) -> Float[Tensor, "m c s s"]:
+    """Squares of `side` pixels: number t from image `rows[t]`, beginning at `top[t], left[t]`."""
+    along = torch.arange(side, device=padded.device)
+    y, x = top[:, None] + along, left[:, None] + along
+    return padded[rows[:, None, None], :, y[:, :, None], x[:, None]].movedim(-1, 1)
+
+
+def middle(patch: int) -> slice:
+    """The patch within its window, along one side."""
+    return slice(patch, 2 * patch)
+
+
+@dataclass(frozen=True, eq=False)
+class Patches:
+    """A trained network as a sampler; `fill` is a `Filler`.
+
+    Attributes:
+        network: window to logits.
+        mean, std: `[c]` normalisation.
+        patch: K.
+        about: what it was trained on.
+        precision: `float32`, or `bf16` for autocast.
+        max_batch: most windows per network pass.
+    """
+
+    network: PatchNetwork
+    mean: Float[Tensor, "c"]
+    std: Float[Tensor, "c"]
+    patch: int
+    about: str = ""
+    precision: str = "float32"
+    max_batch: int = 256
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images it fits."""
+        return len(self.mean)
+
+    def check(self, images: Images) -> None:
+        """Refuse images it does not fit."""
+        height, width = images.shape[-2:]
+        if images.shape[1] != self.channels:
+            raise UsageError(
+                f"this PatchSampler was trained on images of {self.channels} channels, found {images.shape[1]}: train another"
+            )
+        if self.patch > min(height, width):
+            raise UsageError(
+                f"patch={self.patch} of this PatchSampler does not fit images of {height} x {width} pixels: "
+                f"train one with model.patch <= {min(height, width)}"
+            )
+
+    def windows(
+        self, seen: Float[Tensor, "m c s s"], known: Bool[Tensor, "m s s"], inside: Bool[Tensor, "m s s"]
+    ) -> Float[Tensor, "m c1 s s"]:
+        """The network's input: normalised known pixels, zeros for unknown ones (black outside the image), and the mask."""
+        shape = (1, -1, 1, 1)
+        normal = (seen - self.mean.to(seen).view(shape)) / self.std.to(seen).view(shape)
+        shown = (known | ~inside)[:, None]
+        return torch.cat([torch.where(shown, normal, 0.0), known[:, None].to(seen)], dim=1)
+
+    def logits(self, windows: Float[Tensor, "m c1 s s"]) -> Iterator[Float[Tensor, "some c levels k k"]]:
+        """The network's output, chunk by chunk."""
+        self.network.to(windows.device, windows.dtype)
+        for chunk in windows.split(self.max_batch):
+            with torch.inference_mode(), autocast(chunk, self.precision):
+                out = self.network(chunk)
+            yield out.to(windows.dtype)
+
+    # -------------------------------------------------------------------------------------------------------- filling
+
+    def fill(
+        self, images: Images, keep: Keep, rng: SampleRng, draws: int = 1, segments: Segments | None = None
+    ) -> Float[Tensor, "b n d c h w"]:
+        """Hidden pixels drawn given the visible ones, as `Filler` says; draw d of mask n has noise of its own.
+
+        A hidden K x K square costs one pass of the network, whatever the number of draws. Any other hole is filled in
+        tiles, the one with most known surroundings first (see `tiles.plan`); later tiles see the earlier, drawn ones.
+
+        Raises:
+            UsageError: other channels than it was trained on; a patch larger than the image; draws < 1.
+        """
+        self.check(images)
+        if draws < 1:
+            raise UsageError(f"draws must be at least 1, found {draws}")
+        masks, k, device = keep.shape[1], self.patch, images.device
+        with torch.no_grad():
+            plans = [plan(m, k, k) for m in keep.flatten(0, 1).cpu().numpy()]
+            noise = [self.noise(rng, r, masks, draws, len(p)) for r, p in enumerate(plans)]
+            canvas = F.pad(images, (k, k, k, k)).repeat_interleave(masks, dim=0)[:, None].repeat(1, draws, 1, 1, 1)
+            inside = F.pad(torch.ones_like(images[:1, :1]), (k, k, k, k))
+            for s in range(max((len(p) for p in plans), default=0)):
+                rows = [r for r, p in enumerate(plans) if s < len(p)]
+                u = torch.stack([noise[r][:, s] for r in rows]).to(device)
+                self.fill_tiles(canvas, inside, rows, [plans[r][s] for r in rows], u, first=s == 0)
+        out = canvas[..., k:-k, k:-k].unflatten(0, (len(images), masks))
+        return torch.where(keep[:, :, None, None], images[:, None, None], out)
+
+    def noise(self, rng: SampleRng, row: int, masks: int, draws: int, tiles: int) -> Float[Tensor, "d t c k k"]:
+        """Uniform numbers for the tiles of one mask (row i masks + n is mask n of image i)."""
+        image, n = divmod(row, masks)
+        g = rng.generator("filler", image, n)
+        return torch.rand(draws, tiles, self.channels, self.patch, self.patch, generator=g)
+
+    def fill_tiles(
+        self,
+        canvas: Float[Tensor, "r d c hp wp"],
+        inside: Float[Tensor, "1 1 hp wp"],
+        rows: list[int],
+        steps: list[Step],
+        u: Float[Tensor, "g d c k k"],
+        first: bool,
+    ) -> None:
+        """Fill one tile of each of these rows in place. On the `first` tile of a row its draws still look alike."""
+        k, device = self.patch, canvas.device
+        lanes = 1 if first else canvas.shape[1]
+        row = torch.tensor(rows, device=device)
+        top, left = (torch.tensor([getattr(s, side) for s in steps], device=device) for side in ("top", "left"))
+        known = torch.stack([torch.from_numpy(s.known) for s in steps]).to(device)
+        within = cut(inside, torch.zeros_like(row), top, left, 3 * k)[:, 0] > 0
+
+        def each(t: Tensor) -> Tensor:
+            return t if lanes == 1 else t.repeat_interleave(lanes, dim=0)
+
+        lane = torch.arange(lanes, device=device).repeat(len(row))
+        flat = canvas[:, :lanes].flatten(0, 1) if lanes > 1 else canvas[:, 0]
+        seen = cut(flat, each(row) * lanes + lane, each(top), each(left), 3 * k)
+        levels = u.flatten(0, 1)[:, None] if lanes > 1 else u  # [passes, draws of a pass, c, k, k]
+        values, done = [], 0
+        for logits in self.logits(self.windows(seen, each(known), each(within))):
+            values.append(drawn(logits, levels[done : done + len(logits)]))
+            done += len(logits)
+        value = torch.cat(values).view(u.shape).to(canvas.dtype)
+        along = torch.arange(k, device=device)
+        y, x = (k + top[:, None] + along)[:, :, None], (k + left[:, None] + along)[:, None]
+        hidden = ~known[:, middle(k), middle(k)]
+        old = canvas[row[:, None, None], :, :, y, x].permute(0, 3, 4, 1, 2)  # [g, d, c, k, k]
+        new = torch.where(hidden[:, None, None], value, old)
+        canvas[row[:, None, None], :, :, y, x] = new.permute(0, 3, 4, 1, 2)
+
+    # ----------------------------------------------------------------------------------------------------------- bits
+
+    def window_bits(self, images: Images, top: Int[Tensor, "b"], left: Int[Tensor, "b"]) -> Float[Tensor, "b"]:
+        """Bits per pixel and channel of the K x K window at (top, left) of every image, given its surroundings.
+
+        -log2 of the probability of the true level, averaged over the window. 8 is a uniform guess.
+        """
+        self.check(images)
+        k = self.patch
+        padded, inside = (F.pad(t, (k, k, k, k)) for t in (images, torch.ones_like(images[:, :1])))
+        rows = torch.arange(len(images), device=images.device)
+        seen, within = (cut(t, rows, top, left, 3 * k) for t in (padded, inside))
+        known = within[:, 0] > 0
+        known[:, middle(k), middle(k)] = False
+        truth = levels_of(seen[..., middle(k), middle(k)])
+        parts, done = [], 0
+        for logits in self.logits(self.windows(seen, known, within[:, 0] > 0)):
+            loss = F.cross_entropy(
+                logits.flatten(0, 1), truth[done : done + len(logits)].flatten(0, 1), reduction="none"
+            )
+            parts.append(loss.view(len(logits), -1).mean(1) / math.log(2))
+            done += len(logits)
+        return torch.cat(parts)
+
+
+def levels_of(values: Float[Tensor, "*n"]) -> Int[Tensor, "*n"]:
+    """The nearest of the levels 0, 1/255 .. 1."""
+    return (values * (LEVELS - 1)).round().long().clamp(0, LEVELS - 1)
+
+
+def drawn(logits: Float[Tensor, "m c levels k k"], u: Float[Tensor, "m d c k k"]) -> Float[Tensor, "m d c k k"]:
+    """Levels / 255 drawn from the softmax of `logits` by inversion: the first level whose cumulated probability exceeds u."""
+    cumulated = logits.float().softmax(2).movedim(2, -1).flatten(0, 3).cumsum(-1)
+    at = u.movedim(1, -1).flatten(0, 3).to(cumulated) * cumulated[:, -1:]  # rounding may leave the last below 1
+    level = torch.searchsorted(cumulated, at, right=True).clamp_max(LEVELS - 1)
+    m, d, c, k, _ = u.shape
+    return (level.to(cumulated) / (LEVELS - 1)).view(m, c, k, k, d).movedim(-1, 1)
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+
+class PatchModule(Trainable):
+    """Trains a PatchSampler on random windows of the training folds: cross-entropy per pixel and channel.
+
+    Args:
+        channels, side, classes, colour: given by the data.
+        patch: side K of what is hidden, pixels.
+        width: filters of every layer but the last.
+        depth: convolutions after the pooling, before the last.
+        windows: random windows of every image in a batch.
+        holes: share of the windows in which more than the patch is hidden, or less.
+        linear: add the smooth part that starts from the least-squares prediction; False is the paper's network.
+        lr, weight_decay, schedule, optimizer: see `Trainable`.
+
+    Raises:
+        UsageError: the patch exceeds the image; a number out of range.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        side: int,
+        classes: int = 0,
+        colour: Sequence[Sequence[float]] = ((0.5,), (0.5,)),
+        patch: int = 8,
+        width: int = 32,
+        depth: int = 5,
+        windows: int = 1,
+        holes: float = 0.1,
+        linear: bool = True,
+        lr: float = 2e-3,
+        weight_decay: float = 0.0,
+        schedule: str = "onecycle",
+        optimizer: str = "adamw",
+    ) -> None:
+        super().__init__(lr, weight_decay, schedule, optimizer)
+        if not 1 <= patch <= side:
+            raise UsageError(f"model.patch={patch} does not fit images of {side} x {side} pixels: choose 1..{side}")
+        for name, value in (("width", width), ("depth", depth), ("windows", windows)):
+            if value < 1:
+                raise UsageError(f"model.{name} must be at least 1, found {value}")
+        if not 0 <= holes <= 1:
+            raise UsageError(f"model.holes must lie in [0, 1], found {holes}")
+        self.patch, self.side, self.per_image, self.holes = patch, side, windows, holes
+        for name, values in zip(("mean", "std"), colour, strict=True):
+            self.register_buffer(name, torch.tensor([float(v) for v in values]))
+        self.network = PatchNetwork(channels, patch, width, depth, linear)
+        self.val_bits, self.test_bits = MeanMetric(), nn.ModuleList([MeanMetric() for _ in range(2)])
+
+    def sampler(self, about: str = "") -> Patches:
+        """The network as a sampler."""
+        return Patches(self.network, self.get_buffer("mean"), self.get_buffer("std"), self.patch, about)
+
+    def random_windows(
+        self, images: Images, hidden: Bool[Tensor, "b s s"]
+    ) -> tuple[Float[Tensor, "b c1 s s"], Float[Tensor, "b c k k"]]:
+        """The network's input for a window at a random place of every image, and what its patch shows."""
+        k = self.patch
+        top, left = (torch.randint(0, n - k + 1, (len(images),)).to(images.device) for n in images.shape[-2:])
+        padded, inside = (F.pad(t, (k, k, k, k)) for t in (images, torch.ones_like(images[:, :1])))
+        rows = torch.arange(len(images), device=images.device)
+        seen, within = (cut(t, rows, top, left, 3 * k) for t in (padded, inside))
+        known = (within[:, 0] > 0) & ~hidden
+        return self.sampler().windows(seen, known, within[:, 0] > 0), seen[..., middle(k), middle(k)]
+
+    def prepare(self, data: Any) -> None:
+        """The least-squares prediction, from windows of the training folds of a `FoldData`; once, before the training."""
+        if self.network.smooth is None:
+            return
+        samples = data.split.training(data.fold)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stable_hash(data.seed, "least squares"))
+            samples = samples[torch.randperm(len(samples))[:FIT_IMAGES]]
+
+            def windows() -> Iterator[tuple[Tensor, Tensor]]:
+                for _ in range(-(-FIT_WINDOWS // len(samples))):
+                    for part in samples.split(500):
+                        images = data.source.train.images(part.tolist())
+                        yield self.random_windows(images, self.hidden(len(part), 0.0))
+
+            self.network.smooth.solve(windows())
+
+    def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Cross-entropy of the hidden pixels of the middle of random windows."""
+        images, k = batch[0].repeat_interleave(self.per_image, dim=0), self.patch
+        hidden = self.hidden(len(images), self.holes).to(images.device)
+        windows, patches = self.random_windows(images, hidden)
+        logits = self.network(windows)
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), levels_of(patches).flatten(0, 1), reduction="none")
+        weight = hidden[:, None, middle(k), middle(k)].expand(-1, self.network.channels, -1, -1).flatten(0, 1)
+        return (loss * weight).sum() / weight.sum()
+
+    def hidden(self, number: int, holes: float) -> Bool[Tensor, "m s s"]:
+        """What is hidden in each of `number` training windows: the patch; in a share of them more, or a part of it."""
+        k = self.patch
+        out = torch.zeros(number, 3 * k, 3 * k, dtype=torch.bool)
+        out[:, middle(k), middle(k)] = True
+        for row in torch.nonzero(torch.rand(number) < holes)[:, 0].tolist():
+            if torch.rand(()) < 0.5:
+                edges = torch.stack([torch.randint(0, k, (2,)), torch.randint(0, k, (2,))]).sort(0).values + k
+                (top, left), (bottom, right) = edges.tolist()
+                out[row] = False
+                out[row, top : bottom + 1, left : right + 1] = True
+            for top, left in torch.randint(0, 2 * k + 1, (int(torch.randint(0, MOST_HOLES + 1, ())), 2)).tolist():
+                out[row, top : top + k, left : left + k] = True
+        return out
+
+    def held_out_bits(self, images: Tensor, index: int) -> Tensor:
+        """Bits per dimension of one window of every image; the windows are the same in every epoch."""
+        g = torch.Generator().manual_seed(stable_hash(self.seed, "bits", index, self.global_rank))
+        top, left = (torch.randint(0, n - self.patch + 1, (len(images),), generator=g) for n in images.shape[-2:])
+        return self.sampler().window_bits(images, top.to(images.device), left.to(images.device)).mean()
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        """Bits per dimension on V_i: watched, never used to select."""
+        self.val_bits(self.held_out_bits(batch[0], index), len(batch[0]))
+        self.log("val/bits_per_dim", self.val_bits, prog_bar=True, on_epoch=True, on_step=False)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], index: int, dataloader_idx: int = 0) -> None:
+        """Bits per dimension on V_i and on the fixed test split."""
+        bits: Any = self.test_bits[dataloader_idx]
+        bits(self.held_out_bits(batch[0], index), len(batch[0]))
+        name = ("heldout/bits_per_dim", "test/bits_per_dim")[dataloader_idx]
+        self.log(name, bits, on_epoch=True, on_step=False, add_dataloader_idx=False)
+
+
+# --------------------------------------------------------------------------------------------------------------- filler
+
+
+@dataclass(frozen=True)
+class PatchSampler(FittedFiller):
+    """The filler of a trained PatchSampler (see `Patches.fill`).
+
+    Args:
+        checkpoint, trained_on: see `FittedFiller`.
+        precision: `float32`, or `bf16` for autocast.
+        max_batch: most windows per network pass.
+    """
+
+    precision: str = "float32"
+    max_batch: int = 256
+
+    model = "patch_sampler"
+
+    @staticmethod
+    def read(file: Path) -> Patches:
+        """The sampler of a `model.ckpt` of `python -m lit_xai.train model=patch_sampler`."""
+        content = read_checkpoint(file)
+        config = content.get("config", {})
+        node, shape = config.get("model", {}), config.get("shape", {})
+        if not str(node.get("_target_")).endswith(PatchModule.__name__):
+            raise UsageError(
+                f"{file} holds no PatchSampler ({node.get('_target_', 'unknown')}): "
+                f"train one by python -m lit_xai.train model=patch_sampler"
+            )
+        try:
+            network = PatchNetwork(shape["channels"], node["patch"], node["width"], node["depth"], node["linear"])
+            state = content["state_dict"]
+            network.load_state_dict(
+                {k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")}
+            )
+            mean, std = state["mean"], state["std"]
+        except (KeyError, RuntimeError, TypeError) as e:
+            raise UsageError(
+                f"{file} is no whole PatchSampler ({type(e).__name__}): train it again by python -m lit_xai.train"
+            ) from None
+        return Patches(network.eval().requires_grad_(False), mean, std, node["patch"], str(config.get("about", "")))
+
+    def adapted(self, sampler: Sampler) -> Patches:
+        """The sampler with this filler's precision and batch."""
+        assert isinstance(sampler, Patches)
+        return replace(sampler, precision=self.precision, max_batch=self.max_batch)

@@ -1,0 +1,99 @@
+"""What every module that is trained here shares: optimizer, a schedule per step, randomness that survives a resume."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from lit_xai.core import UsageError, stable_hash
+
+SCHEDULES = ("onecycle", "cosine", "constant")
+OPTIMIZERS = ("adamw", "sgd")
+MOMENTUM = 0.9  # of SGD
+
+
+def check_choice(value: str, known: tuple[str, ...], name: str) -> None:
+    """Refuse a word that is none of these."""
+    if value not in known:
+        raise UsageError(f"model.{name} must be one of {', '.join(known)}, found {value!r}")
+
+
+class Trainable(pl.LightningModule):
+    """A module with a loss of a batch, trained with AdamW or SGD.
+
+    Args:
+        lr: (peak) learning rate.
+        weight_decay: decoupled (AdamW).
+        schedule: `onecycle`, `cosine` (after 5 % warm-up) or `constant`.
+        optimizer: `adamw`, or `sgd` with momentum .9.
+    """
+
+    def __init__(
+        self, lr: float = 3e-3, weight_decay: float = 0.0, schedule: str = "onecycle", optimizer: str = "adamw"
+    ) -> None:
+        super().__init__()
+        check_choice(schedule, SCHEDULES, "schedule")
+        check_choice(optimizer, OPTIMIZERS, "optimizer")
+        self.lr, self.weight_decay, self.schedule, self.optimizer = lr, weight_decay, schedule, optimizer
+
+    def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """The training loss of a batch of images in [0, 1] and labels."""
+        raise NotImplementedError
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return getattr(getattr(self.trainer, "datamodule", None), "seed", 0)
+
+    def on_train_batch_start(self, batch: Any, index: int) -> None:
+        """Randomness of an epoch belongs to (seed, epoch, rank), so that a resumed run equals an undisturbed one.
+
+        (Lightning leaves out `on_train_epoch_start` when it resumes after an epoch, hence the first batch.)
+        """
+        if index == 0:
+            torch.manual_seed(stable_hash(self.seed, "epoch", self.current_epoch, self.global_rank))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        """Loss of one batch."""
+        loss = self.batch_loss(batch)
+        if not torch.isfinite(loss):
+            raise UsageError(f"the loss became {float(loss)} in epoch {self.current_epoch}: lower model.lr={self.lr}")
+        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """AdamW or SGD, and a schedule per step."""
+        optimizer: torch.optim.Optimizer
+        if self.optimizer == "sgd":
+            optimizer = torch.optim.SGD(self.parameters(), self.lr, MOMENTUM, weight_decay=self.weight_decay)
+        else:
+            optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        if self.schedule == "constant":
+            return optimizer
+        steps = self.total_steps()
+        scheduler: Any
+        if self.schedule == "onecycle":
+            scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps + 1)
+        else:
+            warm = max(1, round(0.05 * steps))
+
+            def factor(step: int) -> float:
+                return min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))))
+
+            scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole training.
+
+        Lightning's own estimate starts the first epoch's loader before a resumed run knows its epoch.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None or not self.trainer.max_epochs or self.trainer.max_epochs < 0:
+            return max(1, int(self.trainer.estimated_stepping_batches))
+        batches = len(data.train_dataloader())
+        return max(1, -(-batches // self.trainer.accumulate_grad_batches) * self.trainer.max_epochs)
