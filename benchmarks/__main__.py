@@ -22,6 +22,10 @@ BENCHMARKS = {
     "explainers": (True, "explainers and scores, against the bare model calls and the peers"),
     "perturbation": (True, "LIME, sliding patch and meaningful perturbation, against the bare calls and the peers"),
     "large": (True, "LIME at 224 px, against the bare calls and the peers (about five minutes)"),
+    "information": (
+        True,
+        "PMI and information gain with PatchSampler, against the bare passes of classifier and sampler",
+    ),
     "memory": (True, "peak memory of perturbation explainers for 1,000 and 50,000 model inputs"),
     "evaluate": (True, "memory and time of the final numbers over large stores"),
     "coverage": (False, "simulated coverage of the intervals of MeGe and ReCo (minutes; only when named)"),

@@ -61,7 +61,7 @@ def help_text(door: str, about: str) -> str:
         lines += [f"  {n:<{width}}  {text}" for n, text in found.items()]
         lines.append("")
     lines.append("keys and defaults:")
-    for file in dict.fromkeys(("train", door)):
+    for file in lineage(door):
         for line in (config_dir() / f"{file}.yaml").read_text().splitlines():
             if re.match(r"^[a-z_]+:", line) and not line.startswith(("defaults:", "hydra:")):
                 lines.append(f"  {line}")
@@ -116,7 +116,7 @@ def compose(door: str, overrides: list[str], hydra_config: bool = False) -> Any:
     except (HydraException, OmegaConfBaseException) as e:
         raise CommandError(one_line(e, overrides, door)) from None
     check_added(cfg, parsed)
-    known = set(GROUPS) | set(keys_of("train")) | set(keys_of(door)) | {"hydra"}
+    known = set(GROUPS) | {key for file in lineage(door) for key in keys_of(file)} | {"hydra"}
     for key in map(str, cfg):
         if key not in known:
             raise CommandError(f"unknown key {key} (in an experiment's file?){did_you_mean(key, door, [])}")
@@ -124,6 +124,13 @@ def compose(door: str, overrides: list[str], hydra_config: bool = False) -> Any:
     if missing:
         raise CommandError(f"{missing[0]} is needed: give {missing[0]}=...")
     return cfg
+
+
+def lineage(door: str) -> list[str]:
+    """The door's own file and those it builds on, the lowest first."""
+    text = (config_dir() / f"{door}.yaml").read_text()
+    below = re.findall(r"^  - ([a-z]+)$", text, re.M)
+    return [*(file for name in below for file in lineage(name)), door]
 
 
 def keys_of(door: str) -> list[str]:

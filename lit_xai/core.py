@@ -115,7 +115,8 @@ class Explainer(Protocol):
 
     Optional methods are used where they exist: `passes(height, width) -> Passes` (the cost of one image),
     `resolve(model, images) -> dict` (parameters that only the model or the image size decide), and `with_details(model,
-    images, targets, rng) -> (maps, {name: one number an image})` for what a method knows about its own maps.
+    images, targets, rng) -> (maps, {name: one number an image})` for what a method knows about its own maps. For pictures,
+    `unit` names the unit of the maps (bits), and `of_class = False` says that they are about all classes together.
     """
 
     def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps: ...
@@ -191,6 +192,14 @@ def describe(thing: Any) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------------------------------------------- the model
+
+
+def legend_of(explainer: Explainer, label: str = "the class") -> str:
+    """What the colours of a map say."""
+    unit = f"{explainer.unit}: " if getattr(explainer, "unit", "") else ""  # type: ignore[attr-defined]
+    if not getattr(explainer, "of_class", True):
+        return f"{unit}red = informative, whichever the class; white = 0"
+    return f"{unit}red = for {label}, blue = against it, white = 0"
 
 
 def check_batch(images: Images, targets: Targets) -> None:

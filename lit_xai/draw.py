@@ -40,10 +40,17 @@ def limits(maps: Tensor) -> tuple[str, float, float]:
     """Colour map and range for one explainer: symmetric about zero (white) if any map is signed."""
     values = maps.float().numpy()
     top = float(np.quantile(np.abs(values), 0.995)) or float(np.abs(values).max()) or 1.0
-    return ("RdBu_r", -top, top) if (values < 0).any() else ("Reds", 0.0, top)
+    return ("RdBu_r", -top, top) if (values < -1e-6 * top).any() else ("Reds", 0.0, top)  # rounding is no evidence
 
 
-def gallery(images: Tensor, captions: Sequence[str], maps: Mapping[str, Tensor], path: Path, title: str = "") -> Path:
+def gallery(
+    images: Tensor,
+    captions: Sequence[str],
+    maps: Mapping[str, Tensor],
+    path: Path,
+    title: str = "",
+    units: Mapping[str, str] | None = None,
+) -> Path:
     """One row a probe, one column an explainer; every explainer has one colour scale for all rows.
 
     Args:
@@ -52,6 +59,7 @@ def gallery(images: Tensor, captions: Sequence[str], maps: Mapping[str, Tensor],
         maps: `{explainer: [b, h, w]}`.
         path: where the picture goes.
         title: above it.
+        units: of the maps, by explainer; empty = none.
     """
     figure, axes = new_figure(2.4 + 1.35 * len(maps), 0.6 + 1.45 * len(images), len(images), 1 + len(maps))
     figure.suptitle(title, fontsize=9)
@@ -68,9 +76,69 @@ def gallery(images: Tensor, captions: Sequence[str], maps: Mapping[str, Tensor],
         bar.ax.tick_params(labelsize=5)
         bar.locator = _ticks(low, high)
         bar.update_ticks()
+        if units and units.get(name):
+            bar.set_label(units[name], fontsize=6)
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
+    return save(figure, path)
+
+
+def curves(lines: Mapping[str, Tensor], end: float, path: Path, title: str = "") -> Path:
+    """The probability along a walk, one line an explainer, with its interval as a band.
+
+    Args:
+        lines: `{explainer: [points, 3]}`, mean, low and high.
+        end: share of the pixels that has changed at the last point.
+        path: where the picture goes.
+        title: above it.
+    """
+    from matplotlib import colormaps
+
+    figure, axes = new_figure(7.5, 4.5, 1, 1)
+    axis = axes[0, 0]
+    for number, (name, line) in enumerate(lines.items()):
+        colour, values = colormaps["tab10" if len(lines) <= 10 else "tab20"](number), line.numpy()
+        at = np.linspace(0, end, len(values))
+        axis.plot(at, values[:, 0], label=name, color=colour, linewidth=1.4)
+        axis.fill_between(at, values[:, 1], values[:, 2], color=colour, alpha=0.12, linewidth=0)
+    axis.set_xlabel("share of the pixels")
+    axis.set_ylabel("mean probability, 95 % interval")
+    axis.set_title(title, fontsize=9)
+    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    axis.grid(alpha=0.25)
+    return save(figure, path)
+
+
+def degradation(
+    lines: Mapping[str, Mapping[str, Mapping[str, Sequence[tuple[float, float, float, float]]]]],
+    path: Path,
+    title: str = "",
+) -> Path:
+    """Measures over levels of damage: one column a kind of damage, one row a measure, one line an explainer.
+
+    Args:
+        lines: `{kind: {measure: {explainer: [(level, value, low, high)]}}}`.
+        path: where the picture goes.
+        title: above it.
+    """
+    from matplotlib import colormaps
+
+    measures = list(next(iter(lines.values())))
+    figure, axes = new_figure(4.6 * len(lines) + 1.8, 3.2 * len(measures), len(measures), len(lines))
+    figure.suptitle(title, fontsize=10)
+    for column, (kind, rows) in enumerate(lines.items()):
+        for row, (measure, explainers) in enumerate(rows.items()):
+            axis = axes[row, column]
+            for number, (name, points) in enumerate(explainers.items()):
+                level, value, low, high = np.array(points, dtype=float).T
+                colour = colormaps["tab10" if len(explainers) <= 10 else "tab20"](number)
+                axis.plot(level, value, marker="o", markersize=3, label=name, color=colour, linewidth=1.3)
+                axis.fill_between(level, low, high, color=colour, alpha=0.1, linewidth=0)
+            axis.set_ylabel(measure)
+            axis.set_xlabel(f"{kind.replace('_', ' ')}, share")
+            axis.grid(alpha=0.25)
+    axes[0, -1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
     return save(figure, path)
 
 
@@ -207,9 +275,9 @@ def sanity(
 ) -> Path:
     """The maps of ever more changed models, and what is left of them: one block of rows an explainer.
 
-    An explainer's colours are those of the trained model's maps, so that a map which vanishes looks blank. Beside them, over
-    the stages: the rank correlation with the trained model's maps (0: none left), and the mean |map| relative to theirs,
-    both with their intervals. What is undefined is left out; a mean outside of [1e-4, 1e4] stands at the edge.
+    An explainer's colours are those of the trained model's maps, so that a map which vanishes looks blank. Beside them,
+    over the stages: the rank correlation with the trained model's maps (0: none left), and the mean |map| relative to
+    theirs, both with their intervals. What is undefined is left out; a mean outside of [1e-4, 1e4] stands at the edge.
 
     Args:
         images: `[b, c, h, w]` in [0, 1], one row each in every block.
@@ -226,7 +294,7 @@ def sanity(
     figure, _ = new_figure(width, max(height, 2.4), 1, 1)
     figure.clear()
     figure.suptitle(title, fontsize=9)
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)  # type: ignore[union-attr, call-arg]
+    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
     grid = figure.add_gridspec(blocks * rows, columns + 2, width_ratios=[1.0] * columns + [1.6, 1.6])
     heads = ["image", "trained", *(f"{n}: {_wrapped(text)}" for n, text in enumerate(stages, start=1))]
     at = np.arange(1, len(stages) + 1)

@@ -9,7 +9,9 @@ from lit_xai.cli import door
 ABOUT = """Explain and score probes with a trained (or pretrained) predictor. No training; only what is missing is computed.
 probes=random (default) or probes=disagreements (once all folds are trained); part=0/8 does one eighth of the shards.
 image=photo.jpg checkpoint=checkpoints/<name>/fold=0/model.ckpt (or model=pretrained) explainer=lime: one picture, one file;
-filler=[black,mean,blur]: how well fillers remove the object, on data with masks.
+filler=[black,mean,blur]: how plausible images are after each filler; on data with masks, how well it removes the object.
+sanity=[cascading,independent,labels]: do maps change when the model forgets what it learned?
+curves=true: the mean curve of deletion, insertion or negative evidence of every explainer, drawn.
 name=<folder> alone takes data and model from the folder's saved configuration."""
 
 
@@ -47,7 +49,8 @@ def with_saved(cfg: Any) -> Any:
     chosen = {g.split(".")[0] for g in given if g not in places} | (decided_by(experiment) if experiment else set())
     if not files or chosen & {"data", "model"}:
         return cfg
-    saved, mine = read_config(files[0]), OmegaConf.to_container(cfg)  # places may depend on the data's name
+    saved = read_config(files[0])
+    mine: Any = OmegaConf.to_container(cfg)  # unresolved: places may depend on the name of the data
     check_targets({k: saved[k] for k in ("data", "model")}, safe=SAFE_TARGETS)
     for key in ("data", "model", "seed", "label_noise", "weight_noise", "target", "cap", "batch_size", "shard_size"):
         if key not in given and key in saved:
@@ -80,6 +83,7 @@ SAFE_TARGETS = ("lit_xai.", "torchvision.transforms.")
 def explain(run: Any) -> None:
     """Predict (if need be), explain, score, measure, draw."""
     from lit_xai import engine
+    from lit_xai.callbacks import Explain
     from lit_xai.runs import finish, say
 
     if run.is_sampler:
@@ -97,7 +101,10 @@ def explain(run: Any) -> None:
     run.check_folder()
     callbacks = run.callbacks()
     callback = callbacks[0]
-    if run.complete(callback) and not run.fillers:
+    if not isinstance(callback, Explain):
+        check(run, callbacks)
+        return
+    if run.complete(callback) and not run.fillers and not run.cfg.curves:
         say(f"{run.store.root} is complete: nothing to do")
         return
     module = run.load()
@@ -118,6 +125,23 @@ def explain(run: Any) -> None:
     trainer = run.trainer(callbacks, logger)
     trainer.test(module, run.data, verbose=False)
     say(f"done: {callback.written} shards written to {run.store.root}")
+    if trainer.is_global_zero:
+        finish(logger)
+
+
+def check(run: Any, callbacks: Any) -> None:
+    """Sanity checks of a trained predictor: nothing of its folder is touched but their own files."""
+    from lit_xai.runs import finish, say
+
+    ways = ", ".join(callbacks[0].how)
+    say(f"{run.name} fold {run.cfg.fold} of {run.cfg.data.folds}: {ways} randomisation -> {run.store.root}")
+    if "labels" in callbacks[0].how:
+        run.of_random_labels()  # missing? better now than after the other checks
+    if run.cfg.dry_run:
+        return
+    logger = run.logger()
+    trainer = run.trainer(callbacks, logger)
+    trainer.test(run.load(), run.data, verbose=False)
     if trainer.is_global_zero:
         finish(logger)
 

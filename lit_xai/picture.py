@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_xai import draw
-from lit_xai.core import Explainer, SampleRng, TrainedOn, UsageError, fit_fillers
+from lit_xai.core import Explainer, SampleRng, TrainedOn, UsageError, fit_fillers, legend_of
 from lit_xai.data.sources import GREY, OnDisk
 from lit_xai.data.truth import opened
 from lit_xai.engine import explained_by
@@ -99,7 +99,7 @@ def explain_picture(cfg: Any) -> list[Path]:
     written = []
     for name, explainer in build(cfg.get("explainer")).items():
         path = Path(cfg.root) / "pictures" / f"{file.stem}.{name}.png"
-        title = f"{name}: {label}, probability {float(p[chosen]):.3f}"
+        title = f"{name}: {label}, probability {float(p[chosen]):.3f}\n{legend_of(explainer, label)}"
         picture(network, fit_fillers(explainer, trained_on), image, chosen, rng, title, path)
         say(f"{name}: {path}")
         written.append(path)

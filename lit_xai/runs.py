@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from lit_xai import engine
-from lit_xai.callbacks import Explain, Gallery, Removal, SamplerReport, Stability
+from lit_xai.callbacks import Curves, Explain, FillerReport, Gallery, SamplerReport, SanityCheck, Stability
 from lit_xai.cli import options
 from lit_xai.core import Explainer, Filler, Score, UsageError, accepts, describe
 from lit_xai.data.folds import FoldData
@@ -225,6 +225,13 @@ class Run:
         c = self.cfg
         if self.is_sampler:
             return [SamplerReport(self.store, c.seed)]
+        if c.get("sanity"):
+            ways = [c.sanity] if isinstance(c.sanity, str) else list(c.sanity)
+            number = {"stages": c.sanity_stages, "number": c.sanity_images, "seed": c.seed, "progress": c.progress}
+            check = SanityCheck(
+                self.explainers, self.store, ways, self.of_random_labels, batch_size=c.batch_size, **number
+            )
+            return [check]
         explain = Explain(
             self.explainers,
             self.scores,
@@ -240,11 +247,13 @@ class Run:
         )
         if explain.probes != "random":
             return [explain]
-        after: list[pl.Callback] = [Gallery(self.store, list(self.explainers))]
+        after: list[pl.Callback] = [Gallery(self.store, self.explainers)]
         if self.cfg.data.folds > 1:
             after.insert(0, Stability(self.store, list(self.explainers), c.seed))
         if self.fillers:
-            after.append(Removal(self.store, self.fillers, c.seed))
+            after.append(FillerReport(self.store, self.fillers, c.seed, inception=c.get("inception")))
+        if c.get("curves"):
+            after.append(Curves(self.store, list(self.explainers), self.scores, c.target, c.seed, c.batch_size))
         return [explain, *after]
 
     def logger(self) -> Any:
@@ -281,6 +290,19 @@ class Run:
         if self.trainable:
             load_weights(module, self.checkpoint)
         return module
+
+    def of_random_labels(self) -> torch.nn.Module:
+        """The predictor of the same fold that was trained on random labels, to explain."""
+        name = f"{self.store.root.parent.name}-label_noise=1.0"
+        file = self.store.root.parent.with_name(name) / self.store.root.name / "model.ckpt"
+        if not file.exists():
+            raise UsageError(
+                f"{file} is missing: train it by python -m lit_xai.train label_noise=1.0 name={name} "
+                f"fold={self.cfg.fold} with the same data and model"
+            )
+        module = self.module()
+        load_weights(module, file)
+        return module.predictor()  # type: ignore[operator]
 
     def explained(self, module: pl.LightningModule, callback: Explain) -> engine.Explained:
         """The job of the `Explain` callback, outside a trainer, for planning."""

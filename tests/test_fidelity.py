@@ -1,4 +1,4 @@
-"""muFidelity, deletion and insertion against hand values and plain loops; the fillers they use."""
+"""muFidelity, deletion, insertion and negative evidence against hand values and plain loops; the fillers they use."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from lit_xai.core import Blur, Colour, Mean, Passes, SampleRng, UsageError, fit_fillers
-from lit_xai.metrics import Deletion, Insertion, MuFidelity
+from lit_xai.core import Blur, Colour, Mean, Passes, SampleRng, TrainedOn, UsageError, fit_fillers
+from lit_xai.fillers import UniformNoise
+from lit_xai.metrics import Deletion, Insertion, MuFidelity, NegativeEvidence
 from lit_xai.metrics.fidelity import descending_position
+from lit_xai.metrics.statistics import mean_estimate
 from scipy.ndimage import correlate1d
 from torch import Tensor
 
@@ -414,21 +416,157 @@ def test_a_mean_filler_without_its_colour_is_refused(rgb):
 
 
 def test_fitting_gives_the_mean_colour_to_fillers_inside_scores(rgb):
-    score = fit_fillers(Deletion(step=3), (0.1, 0.2, 0.3))
+    score = fit_fillers(Deletion(step=3), TrainedOn((0.1, 0.2, 0.3)))
     assert score == Deletion(step=3, filler=Mean((0.1, 0.2, 0.3)))
     assert score.filler.background(rgb)[0, :, 0, 0].tolist() == pytest.approx([0.1, 0.2, 0.3])
 
 
 def test_fitting_leaves_a_colour_that_was_given(rgb):
     score = Deletion(filler=Mean((0.9,)))
-    assert fit_fillers(score, (0.1,)) == score
+    assert fit_fillers(score, TrainedOn((0.1,))) == score
 
 
 @pytest.mark.parametrize(
-    "score", [MuFidelity(subsets=5), Deletion(filler=Colour(0.0)), Insertion()], ids=lambda s: type(s).__name__
+    "score",
+    [MuFidelity(subsets=5), Deletion(filler=Colour(0.0)), Insertion(), NegativeEvidence(filler=Colour(0.0))],
+    ids=lambda s: type(s).__name__,
 )
 def test_a_map_with_nan_has_no_score(score, convnet, rgb, targets):
     maps = torch.rand(5, 12, 12)
     maps[2, 3, 4] = torch.nan
     with pytest.raises(UsageError, match="NaN"):
         score(convnet, rgb, maps, targets)
+
+
+# --------------------------------------------------------------------------------------------------- negative evidence
+
+
+def two_classes(x: Tensor) -> Tensor:
+    """Two classes; the first has the light of the left column for it, and that of the others against it."""
+    logit = 2 * x[:, 0, :, 0].sum(1) - x[:, 0, :, 1:].sum((1, 2))
+    return torch.stack([logit, torch.zeros_like(logit)], 1)
+
+
+def rises(counts: list[int], gain: float, start: float) -> np.ndarray:
+    """p(t) - p(0) of a logit that starts at `start` and gains `gain` a pixel."""
+    p = 1 / (1 + np.exp(-(start + gain * np.array(counts))))
+    return p - p[0]
+
+
+def contributions(side: int = 4) -> Tensor:
+    """The exact contribution of every pixel of a white image to the first class."""
+    maps = torch.full((1, side, side), -1.0)
+    maps[:, :, 0] = 2.0
+    return maps
+
+
+@pytest.mark.parametrize(
+    ("steps", "counts"),
+    [(1, [0, 12]), (3, [0, 4, 8, 12]), (5, [0, 2, 5, 7, 10, 12]), (8, [0, 2, 3, 5, 6, 8, 9, 11, 12])],
+    ids=lambda v: str(v) if isinstance(v, int) else "",
+)
+@pytest.mark.parametrize("max_batch", [1, 4, 64])
+def test_removing_all_that_speaks_against_a_class_raises_it_by_a_known_amount(steps, counts, max_batch):
+    score = NegativeEvidence(steps=steps, filler=Colour(0.0), max_batch=max_batch)
+    white, maps = torch.ones(1, 1, 4, 4, dtype=torch.float64), contributions().double()
+    expected = rises(counts, 1.0, 8.0 - 12.0)
+    curve = score.curve(two_classes, white, maps, FIRST)
+    assert (curve - curve[:, :1])[0].tolist() == pytest.approx(expected.tolist(), abs=1e-12)
+    area = np.trapezoid(expected, dx=1 / steps)
+    assert area > 0.3
+    assert score(two_classes, white, maps, FIRST).item() == pytest.approx(area, abs=1e-12)
+
+
+def test_negative_evidence_that_speaks_for_the_class_lowers_it():
+    score = NegativeEvidence(steps=4, filler=Colour(0.0))
+    white = torch.ones(1, 1, 4, 4, dtype=torch.float64)
+    expected = np.trapezoid(rises([0, 1, 2, 3, 4], -2.0, -4.0), dx=1 / 4)
+    assert expected < 0
+    assert score(two_classes, white, -contributions().double(), FIRST).item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_most_negative_pixel_goes_first_and_positive_ones_stay():
+    def light(x: Tensor) -> Tensor:
+        return (x.flatten(1) @ torch.tensor([1.0, 10.0, 100.0, 1000.0]))[:, None]
+
+    maps = torch.tensor([[[-0.1, 0.2], [-0.3, 0.0]], [[0.2, -2.0], [-1.0, -3.0]]])
+    score = NegativeEvidence(steps=3, output="logit", filler=Colour(0.0))
+    curve = score.curve(light, torch.ones(2, 1, 2, 2), maps, torch.tensor([0, 0]))
+    assert curve.tolist() == [[1111, 1011, 1011, 1010], [1111, 111, 101, 1]]
+
+
+def test_every_image_goes_through_its_own_number_of_negative_pixels():
+    maps = torch.ones(3, 5, 5)
+    maps[0, 0, 0] = -1
+    maps[1].flatten()[:10] = -1
+    counts = NegativeEvidence(steps=4).counts(maps)
+    assert counts.tolist() == [[0, 0, 1, 1, 1], [0, 3, 5, 8, 10], [0, 0, 0, 0, 0]]
+
+
+def test_maps_that_know_nothing_have_no_negative_evidence_on_average():
+    n = 300
+    images, maps = torch.rand(n, 1, 6, 6, generator=seeded(1)), untied_maps(n, 6)
+    weight = torch.randn(1, 1, 6, 6, generator=seeded(2))
+    model = Linear(torch.cat([weight, -weight]), torch.tensor([0.0, 0.0]))
+    score = NegativeEvidence(filler=Colour(0.5))(model, images, maps, torch.arange(n) % 2)
+    assert abs(float(score.mean())) < 3 * float(score.std()) / math.sqrt(n)
+    assert float(score.std()) < 0.3
+
+
+def test_exact_contributions_have_more_negative_evidence_than_noise(linear, rgb, targets, evidence):
+    score = NegativeEvidence(filler=Colour(0.0))
+    assert bool((score(linear, rgb, evidence, targets) > score(linear, rgb, untied_maps(5), targets)).all())
+
+
+def test_a_map_without_negative_pixels_has_no_negative_evidence_to_test(convnet, rgb, targets):
+    maps = untied_maps(5)
+    maps[1], maps[3] = maps[1].abs(), 0.0
+    score = NegativeEvidence(filler=Colour(0.5))(convnet, rgb, maps, targets)
+    assert torch.isnan(score).tolist() == [False, True, False, True, False]
+
+
+def test_an_undefined_negative_evidence_is_left_out_of_the_mean(convnet, rgb, targets):
+    maps = untied_maps(5)
+    maps[1] = maps[1].abs()
+    score = NegativeEvidence(filler=Colour(0.5))(convnet, rgb, maps, targets)
+    mean = mean_estimate(score)
+    assert (mean.samples, mean.dropped) == (4, 1)
+    assert mean.value == pytest.approx(float(score[[0, 2, 3, 4]].mean()))
+
+
+def test_negative_ties_go_in_the_samples_random_order():
+    rng, flat = SampleRng(0, (3,)), torch.full((1, 4, 4), -1.0)
+    image = torch.arange(16.0).view(1, 1, 4, 4) / 16
+    curve = NegativeEvidence(steps=16, output="logit", filler=Colour(0.0)).curve(additive, image, flat, FIRST, rng)
+    order = torch.randperm(16, generator=rng.generator("ties", 0))
+    expected = image.mean() - torch.cat([torch.zeros(1), image.flatten()[order].cumsum(0)]) / 16
+    assert curve[0].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+def test_negative_evidence_does_not_depend_on_the_batch(convnet, rgb, targets):
+    model, images, maps, rng = convnet.double(), rgb.double(), untied_maps(5).round(), SampleRng(1, (4, 9, 2, 7, 0))
+    score = NegativeEvidence(steps=6, filler=UniformNoise())
+    whole = score(model, images, maps, targets, rng)
+    alone = [score(model, images[[i]], maps[[i]], targets[[i]], rng.take([i])) for i in range(5)]
+    assert torch.allclose(whole, torch.cat(alone), rtol=0, atol=1e-12)
+
+
+def test_all_negative_evidence_is_deletion_of_the_opposite_map(convnet, rgb, targets):
+    maps = -untied_maps(5).abs()
+    rise = NegativeEvidence(steps=12, filler=Colour(0.5))(convnet, rgb, maps, targets)
+    deletion = Deletion(filler=Colour(0.5))
+    start = deletion.curve(convnet, rgb, -maps, targets)[:, 0]
+    assert rise.tolist() == pytest.approx((deletion(convnet, rgb, -maps, targets) - start).tolist(), abs=1e-6)
+
+
+def test_negative_evidence_says_what_it_is_and_costs():
+    score = NegativeEvidence()
+    assert score.higher_is_better
+    assert score.passes(224, 224) == Passes(21)
+    meaning = score.meaning()
+    assert (meaning["steps"], meaning["filler"]["name"], "max_batch" in meaning) == (20, "Mean", False)
+
+
+def test_negative_evidence_in_no_step_is_refused():
+    with pytest.raises(UsageError, match="steps=0"):
+        NegativeEvidence(steps=0)

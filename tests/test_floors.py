@@ -20,6 +20,7 @@ FLOORS = [
     {"runs"},
     {"picture"},
     {"crossval", "train", "explain", "evaluate"},
+    {"degradation"},
 ]
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(f for f in PACKAGE.rglob("*.py") if f != PACKAGE / "__init__.py")

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from lit_xai.core import Colour, Passes, SampleRng, UsageError
 from lit_xai.explainers import Information, SlidingPatch, information_maps
 from lit_xai.explainers.sweep import EPSILON, KL, PMI
 from lit_xai.fillers import UniformNoise
+from lit_xai.fillers.patch import Patches as Sampler
+from lit_xai.fillers.patch import PatchNetwork
 from lit_xai.fillers.simple import Independent
+from scipy.special import gammaln
 from scipy.stats import binom
 from torch import Tensor, nn
 
@@ -125,6 +131,152 @@ def test_pixels_whose_windows_all_lie_in_an_ignored_region_score_0():
     for maps in (found.pmi, found.ig):
         assert float(maps[..., :5].abs().max()) < 1e-5  # windows of the fifth column end in the seventh
         assert float(maps[..., 5].abs().min()) > 1e-5
+
+
+# ------------------------------------------------------------------------- overlapping windows and nonlinear classifiers
+
+WHITE = torch.tensor([[0.2, 0.5], [0.7, 0.35]], dtype=torch.float64)  # probability of each pixel of a 2 x 2 window
+SQUARES = torch.tensor([*itertools.product([0.0, 1.0], repeat=4)]).view(16, 2, 2)
+PIXELS = torch.where(SQUARES > 0, WHITE, 1 - WHITE).flatten(1).prod(1)
+FEW, CHANCES = SQUARES[[0, 6, 9, 13]], torch.tensor([0.4, 0.3, 0.1, 0.2], dtype=torch.float64)
+SMALL = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
+CORNERS = [(0, 0), (0, 1), (1, 0), (1, 1)]  # of the windows of a 3 x 3 image, stride 1
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Hidden 2 x 2 squares show one of a few patterns."""
+
+    patterns: Tensor
+    chances: Tensor
+
+    def __call__(self, images, keep, rng, draws=1, segments=None):
+        out = images[:, None, None].repeat(1, keep.shape[1], draws, 1, 1, 1)
+        edges = self.chances.cumsum(0)[:-1]
+        for row, n in np.ndindex(keep.shape[:2]):
+            u = torch.rand(draws, dtype=torch.float64, generator=rng.generator("filler", row, n))
+            top, left = torch.nonzero(~keep[row, n])[0].tolist()
+            drawn = self.patterns[torch.searchsorted(edges, u, right=True)]
+            out[row, n, :, 0, top : top + 2, left : left + 2] = drawn.to(images)
+        return out
+
+
+class Known(PatchNetwork):
+    """The distribution of independent pixels `WHITE`, as a PatchSampler's network would give it."""
+
+    def forward(self, window: Tensor) -> Tensor:
+        logits = torch.full((1, 1, 256, 2, 2), -1e4, dtype=window.dtype)
+        logits[..., 0, :, :], logits[..., 255, :, :] = (1 - WHITE).log(), WHITE.log()
+        return logits.expand(len(window), -1, -1, -1, -1)
+
+
+def smooth(x: Tensor) -> Tensor:
+    """Three classes of 3 x 3 images, by a network with a hidden layer."""
+    first, second = (torch.randn(shape, generator=seeded(6), dtype=torch.float64) for shape in ((9, 7), (7, 3)))
+    return torch.tanh(1.5 * x.flatten(1) @ first) @ second
+
+
+def parity(x: Tensor) -> Tensor:
+    """Whether the number of white pixels is even, without any doubt: probabilities are 0 and 1."""
+    sign = torch.cos(math.pi * x.flatten(1).sum(1)).round()
+    return 1e4 * torch.stack([sign, -sign], 1)
+
+
+FILLERS = {
+    "few patterns": (OneOf(FEW, CHANCES), FEW, CHANCES),
+    "independent pixels": (OneOf(SQUARES, PIXELS), SQUARES, PIXELS),
+    "PatchSampler": (Sampler(Known(1, 2, 1, 1, False), torch.zeros(1), torch.ones(1), 2).fill, SQUARES, PIXELS),
+}
+known_distribution = pytest.mark.parametrize("filler", FILLERS)
+classifier = pytest.mark.parametrize("model", [smooth, parity], ids=["smooth", "certain"])
+
+
+def refilled(model, patterns: Tensor) -> tuple[Tensor, Tensor]:
+    """p(y|x) [classes], and p(y|x) with every pattern in every window, [windows, patterns, classes]."""
+    changed = SMALL.double().repeat(4, len(patterns), 1, 1, 1)
+    for w, (top, left) in enumerate(CORNERS):
+        changed[w, :, 0, top : top + 2, left : left + 2] = patterns
+    whole = model(SMALL.double()[None, None]).softmax(1)[0]
+    return whole, model(changed.flatten(0, 1)).softmax(1).unflatten(0, (4, -1))
+
+
+def spread(values: Tensor, power: int = 1) -> Tensor:
+    """The windows' values [..., 4] on the pixels [..., 3, 3]: mean over the windows; with power 2, of their variances."""
+    total, number = torch.zeros(*values.shape[:-1], 3, 3, dtype=torch.float64), torch.zeros(3, 3, dtype=torch.float64)
+    for w, (top, left) in enumerate(CORNERS):
+        total[..., top : top + 2, left : left + 2] += values[..., w, None, None]
+        number[top : top + 2, left : left + 2] += 1
+    return total / number**power
+
+
+@functools.cache
+def outcomes(patterns: int, draws: int) -> Tensor:
+    """All multisets of `draws` patterns [outcomes, draws]."""
+    return torch.tensor(list(itertools.combinations_with_replacement(range(patterns), draws)))
+
+
+def multinomial(outcome: Tensor, chances: Tensor) -> Tensor:
+    """The probability of each multiset."""
+    counts = torch.stack([(outcome == i).sum(1) for i in range(len(chances))], 1).double()
+    ways = gammaln(outcome.shape[1] + 1) - torch.from_numpy(gammaln(counts.numpy() + 1)).sum(1)
+    return (ways + counts @ chances.log()).exp()
+
+
+def small(model, filler, images: int, draws: int) -> Information:
+    """Information about copies of `SMALL`, each with noise of its own."""
+    batch, rng = SMALL.double().expand(images, 1, 3, 3), SampleRng(3, tuple(range(images)))
+    return information_maps(model, batch, "all", filler, patch=2, draws=draws, rng=rng, max_batch=4096)
+
+
+@classifier
+@known_distribution
+def test_eight_draws_have_the_expectation_of_all_their_outcomes(model, filler):
+    fill, patterns, chances = FILLERS[filler]
+    draws, repeats, (p, changed) = 8, 800, refilled(model, patterns)
+    outcome = outcomes(len(patterns), draws)
+    weight = multinomial(outcome, chances)
+    assert float(weight.sum()) == pytest.approx(1, abs=1e-9)
+    hidden = sum(changed[:, outcome[:, d]] for d in range(draws)) / draws  # [windows, outcomes, classes]
+    each = torch.log2((EPSILON + p) / (EPSILON + hidden))
+    found = small(model, fill, repeats, draws)
+    for value, maps in ((each.permute(1, 2, 0), found.pmi), ((p * each).sum(2).T, found.ig)):
+        mean = torch.tensordot(weight, value, 1)
+        variance = torch.tensordot(weight, (value - mean) ** 2, 1)
+        error = (spread(variance, power=2) / repeats).sqrt()
+        assert bool(((maps.mean(0) - spread(mean)).abs() < 4 * error + 1e-9).all())
+    without = torch.tensordot(chances, changed.transpose(0, 1), 1)
+    limit = torch.log2((EPSILON + p) / (EPSILON + without))  # which is something else
+    assert float((torch.tensordot(weight, each.transpose(0, 1), 1) - limit).abs().max()) > 0.01
+
+
+@classifier
+@known_distribution
+def test_many_draws_give_the_closed_form_of_a_nonlinear_classifier(model, filler):
+    fill, patterns, chances = FILLERS[filler]
+    n, (p, changed) = 8192, refilled(model, patterns)
+    without = torch.tensordot(chances, changed.transpose(0, 1), 1)
+    slope = (changed - without[:, None]) / (EPSILON + without)[:, None] / math.log(2)  # of -PMI
+    pmi = torch.log2((EPSILON + p) / (EPSILON + without))
+    found = small(model, fill, 1, n)
+    for value, change, maps in (
+        (pmi.T, slope.permute(1, 2, 0), found.pmi[0]),
+        ((p * pmi).sum(1), (p * slope).sum(2).T, found.ig[0]),
+    ):
+        variance = torch.tensordot(chances, change**2, 1) / n
+        margin = 4 * spread(variance, power=2).sqrt() + spread(variance) + 1e-9  # the second order beside the first
+        assert bool(((maps - spread(value)).abs() < margin).all())
+        assert float(maps.abs().max()) > 0.1
+
+
+@known_distribution
+def test_certain_classifiers_have_finite_maps_that_keep_the_identities(filler):
+    found = small(parity, FILLERS[filler][0], 20, 8)
+    assert set(found.probabilities.flatten().tolist()) == {0.0, 1.0}
+    assert bool(found.pmi.isfinite().all())
+    assert float(found.pmi.abs().max()) <= -math.log2(EPSILON) + 1e-9
+    mean = (found.probabilities[..., None, None] * found.pmi).sum(1)
+    assert torch.allclose(found.ig, mean, rtol=0, atol=1e-6)
+    assert float(found.ig.min()) > -1e-9
 
 
 # ----------------------------------------------------------------------------------------------------- what holds always

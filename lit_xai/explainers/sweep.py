@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +48,13 @@ Probabilities = Float[Tensor, "r k"]
 
 
 class Contrast(ABC):
-    """How much the output changed: from p(y|x) and the mean p(y|x without the window), positive = evidence for."""
+    """How much the output changed: from p(y|x) and the mean p(y|x without the window), positive = evidence for.
+
+    `unit` is that of its values; `of_class` says whether they are about the target, or about all classes together.
+    """
+
+    unit: str
+    of_class: ClassVar[bool] = True
 
     @abstractmethod
     def __call__(self, whole: Probabilities, hidden: Probabilities, targets: Int[Tensor, "r"]) -> Float[Tensor, "r"]:
@@ -71,6 +77,8 @@ def in_unit(nats: Tensor, unit: str) -> Tensor:
 @dataclass(frozen=True)
 class ProbabilityDifference(Contrast):
     """p(c|x) - p(c|x without the window) (Zeiler & Fergus, 2014), in [-1, 1]."""
+
+    unit: ClassVar[str] = "probability"  # type: ignore[misc]
 
     def __call__(self, whole: Probabilities, hidden: Probabilities, targets: Int[Tensor, "r"]) -> Float[Tensor, "r"]:
         return of_target(whole, targets) - of_target(hidden, targets)
@@ -119,6 +127,7 @@ class KL(Contrast):
     """Kullback-Leibler divergence of p(y|x without) from p(y|x): the mean PMI under p(y|x). At least 0."""
 
     unit: str = "bits"
+    of_class: ClassVar[bool] = False
 
     def __call__(self, whole: Probabilities, hidden: Probabilities, targets: Int[Tensor, "r"]) -> Float[Tensor, "r"]:
         return in_unit((whole * torch.log((EPSILON + whole) / (EPSILON + hidden))).sum(1), self.unit)
@@ -309,6 +318,16 @@ class SlidingPatch:
                 f"patch={self.patch}{given} does not fit images of {height} x {width} pixels: choose at most {most}"
             )
         return Windows(height, width, patch, stride, cover=self.projection == "mean")
+
+    @property
+    def unit(self) -> str:
+        """Of the maps."""
+        return self.contrast.unit
+
+    @property
+    def of_class(self) -> bool:
+        """Whether maps are about the target alone."""
+        return self.contrast.of_class
 
     def resolve(self, model: Model, images: Images) -> dict[str, Any]:
         """Patch and stride in pixels of these images, and the number of windows."""

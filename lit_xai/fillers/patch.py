@@ -6,16 +6,17 @@ of its patch. Its training images are those of the predictor it explains: V_i is
 
 Three things are added to the paper's network. A further input channel marks the pixels that are known, so that the borders
 of the image and holes of other shapes can be told from dark or grey ones; a share of the training windows has such holes;
-and the logits of the 256 levels have a smooth part, a parabola whose place starts from the least-squares prediction from
-the surroundings (`linear=False` leaves it out). On small data the network alone takes long to learn that neighbouring
-levels are alike. What is not known is black where it lies outside the image, and the mean colour inside.
+and the logits of the 256 levels have a smooth part, a bell whose place starts from the least-squares prediction from the
+surroundings (`linear=False` leaves it out). On small data the network alone takes long to learn that neighbouring
+levels are alike.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from lit_xai.fillers.tiles import LEVELS, Step, plan
 from lit_xai.training import Trainable
 
 SLOPE = 0.2  # of LeakyReLU
+FREEDOM = 4  # of Student's t
 RIDGE = 1e-5  # of the least-squares prediction, relative to the number of windows
 FIT_IMAGES, FIT_WINDOWS = 2000, 20_000  # most images it rests on, and windows
 MOST_HOLES = 8  # squares that are hidden beside the patch, in a training window with holes
@@ -57,9 +59,10 @@ class PatchNetwork(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, a=SLOPE)
+                assert module.bias is not None
                 nn.init.zeros_(module.bias)
         for last in (self.head, *([self.smooth.change] if self.smooth else ())):
-            nn.init.zeros_(last.weight)  # begin with what is known without training: all levels alike, or the parabola
+            nn.init.zeros_(last.weight)  # begin with what is known without training: all levels alike, or the bell
 
     def forward(self, window: Float[Tensor, "m c1 s s"]) -> Float[Tensor, "m c levels k k"]:
         x = F.avg_pool2d(self.seen(window), 2) if self.patch > 1 else self.seen(window)
@@ -82,9 +85,9 @@ class Same(nn.Conv2d):
 
 
 class Smooth(nn.Module):
-    """-((level - place) / scale)^2 / 2 with levels on [-1, 1].
+    """The log density of Student's t with `FREEDOM` degrees at (level - place) / scale, with levels on [-1, 1].
 
-    Place and log scale are the fixed least-squares prediction from the window, and its residual deviation, changed by a
+    Its tails keep windows that are nothing like the rest (with holes) from ruling the gradient. Place and log scale are the fixed least-squares prediction from the window, and its residual deviation, changed by a
     convolution of the network's features.
     """
 
@@ -93,7 +96,7 @@ class Smooth(nn.Module):
         self.channels, self.patch = channels, patch
         self.change = Same(width, 2 * channels, patch)
         outputs = channels * patch**2
-        self.register_buffer("gain", torch.zeros(outputs, (channels + 1) * (3 * patch) ** 2))
+        self.register_buffer("gain", torch.zeros(outputs, channels * (3 * patch) ** 2))
         self.register_buffer("offset", torch.zeros(outputs))
         self.register_buffer("log_scale", torch.zeros(outputs))
 
@@ -101,11 +104,12 @@ class Smooth(nn.Module):
         self, features: Float[Tensor, "m w k k"], window: Float[Tensor, "m c1 s s"]
     ) -> Float[Tensor, "m c levels k k"]:
         place, scale = self.change(features).unflatten(1, (2, self.channels)).unbind(1)
-        start = F.linear(window.flatten(1), self.get_buffer("gain"), self.get_buffer("offset"))
+        start = F.linear(window[:, :-1].flatten(1), self.get_buffer("gain"), self.get_buffer("offset"))
         place = place + start.view(place.shape)
         precision = torch.exp(-scale - self.get_buffer("log_scale").view(1, *place.shape[1:]))
         level = torch.linspace(-1, 1, LEVELS, device=window.device, dtype=place.dtype).view(1, 1, -1, 1, 1)
-        return -0.5 * ((level - place[:, :, None]) * precision[:, :, None]) ** 2
+        z = (level - place[:, :, None]) * precision[:, :, None]
+        return -0.5 * (FREEDOM + 1) * torch.log1p(z.square() / FREEDOM)
 
     @torch.no_grad()
     def solve(self, windows: Iterator[tuple[Tensor, Tensor]]) -> None:
@@ -113,7 +117,7 @@ class Smooth(nn.Module):
         gram = cross = square = torch.zeros((), dtype=torch.float64)
         number = 0
         for window, truth in windows:
-            x = F.pad(window.double().flatten(1), (0, 1), value=1.0)
+            x = F.pad(window[:, :-1].double().flatten(1), (0, 1), value=1.0)
             y = truth.double().flatten(1) * 2 - 1
             gram, cross, square = gram + x.mT @ x, cross + x.mT @ y, square + y.square().sum(0)
             number += len(x)
@@ -153,6 +157,7 @@ class Patches:
         about: what it was trained on.
         precision: `float32`, or `bf16` for autocast.
         max_batch: most windows per network pass.
+        copies: of the network, by device and type.
     """
 
     network: PatchNetwork
@@ -162,6 +167,7 @@ class Patches:
     about: str = ""
     precision: str = "float32"
     max_batch: int = 256
+    copies: dict[Any, nn.Module] = field(default_factory=dict, repr=False)
 
     @property
     def channels(self) -> int:
@@ -184,19 +190,36 @@ class Patches:
     def windows(
         self, seen: Float[Tensor, "m c s s"], known: Bool[Tensor, "m s s"], inside: Bool[Tensor, "m s s"]
     ) -> Float[Tensor, "m c1 s s"]:
-        """The network's input: normalised known pixels, zeros for unknown ones (black outside the image), and the mask."""
+        """The network's input: normalised pixels and which of them are known.
+
+        Unknown pixels are black outside the image and zero in the patch; elsewhere they have the known ones' mean.
+        """
         shape = (1, -1, 1, 1)
         normal = (seen - self.mean.to(seen).view(shape)) / self.std.to(seen).view(shape)
-        shown = (known | ~inside)[:, None]
-        return torch.cat([torch.where(shown, normal, 0.0), known[:, None].to(seen)], dim=1)
+        weight = known[:, None].to(seen)
+        mean = (normal * weight).sum((2, 3), keepdim=True) / weight.sum((2, 3), keepdim=True).clamp_min(1)
+        blank = mean.expand_as(normal).clone()
+        blank[..., middle(self.patch), middle(self.patch)] = 0
+        return torch.cat([torch.where((known | ~inside)[:, None], normal, blank), weight], dim=1)
 
     def logits(self, windows: Float[Tensor, "m c1 s s"]) -> Iterator[Float[Tensor, "some c levels k k"]]:
         """The network's output, chunk by chunk."""
-        self.network.to(windows.device, windows.dtype)
+        network = self.placed(windows)
         for chunk in windows.split(self.max_batch):
             with torch.inference_mode(), autocast(chunk, self.precision):
-                out = self.network(chunk)
+                out = network(chunk)
             yield out.to(windows.dtype)
+
+    def placed(self, like: Tensor) -> nn.Module:
+        """The network with the type and on the device of a tensor; copies are kept."""
+        weight = self.network.head.weight
+        key = (str(like.device), like.dtype)
+        if key == (str(weight.device), weight.dtype):
+            return self.network
+        if key not in self.copies:
+            with torch.inference_mode(False):
+                self.copies[key] = copy.deepcopy(self.network).to(like.device, like.dtype)
+        return self.copies[key]
 
     # -------------------------------------------------------------------------------------------------------- filling
 
@@ -302,7 +325,7 @@ def levels_of(values: Float[Tensor, "*n"]) -> Int[Tensor, "*n"]:
 def drawn(logits: Float[Tensor, "m c levels k k"], u: Float[Tensor, "m d c k k"]) -> Float[Tensor, "m d c k k"]:
     """Levels / 255 drawn from the softmax of `logits` by inversion: the first level whose cumulated probability exceeds u."""
     cumulated = logits.float().softmax(2).movedim(2, -1).flatten(0, 3).cumsum(-1)
-    at = u.movedim(1, -1).flatten(0, 3).to(cumulated) * cumulated[:, -1:]  # rounding may leave the last below 1
+    at = u.movedim(1, -1).flatten(0, 3).contiguous().to(cumulated) * cumulated[:, -1:]  # rounding may leave the last below 1
     level = torch.searchsorted(cumulated, at, right=True).clamp_max(LEVELS - 1)
     m, d, c, k, _ = u.shape
     return (level.to(cumulated) / (LEVELS - 1)).view(m, c, k, k, d).movedim(-1, 1)

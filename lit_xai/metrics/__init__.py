@@ -1,7 +1,7 @@
 """Scores (one number per probe) and measures (one number per ensemble)."""
 
 from lit_xai.metrics.distance import DISTANCES, map_distance
-from lit_xai.metrics.fidelity import Deletion, Insertion, MuFidelity
+from lit_xai.metrics.fidelity import Deletion, Insertion, MuFidelity, NegativeEvidence
 from lit_xai.metrics.localisation import (
     BoxIoU,
     LocalisationError,
@@ -14,6 +14,7 @@ from lit_xai.metrics.localisation import (
 )
 from lit_xai.metrics.removal import removal_table
 from lit_xai.metrics.robustness import robustness_table, similarities
+from lit_xai.metrics.sampler import frechet_distance, inception, penultimate, plausibility_table, windows_refilled
 from lit_xai.metrics.stability import MeGe, ReCo
 from lit_xai.metrics.statistics import Estimate
 
@@ -30,11 +31,17 @@ __all__ = [
     "MassInside",
     "MeGe",
     "MuFidelity",
+    "NegativeEvidence",
     "PointingGame",
     "ReCo",
+    "frechet_distance",
+    "inception",
     "map_distance",
+    "penultimate",
+    "plausibility_table",
     "removal_table",
     "robustness_table",
     "settle",
     "similarities",
+    "windows_refilled",
 ]

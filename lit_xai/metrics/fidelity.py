@@ -1,4 +1,4 @@
-"""Faithfulness to one model: muFidelity, deletion, insertion. One number per image."""
+"""Faithfulness to one model: muFidelity, deletion, insertion, negative evidence. One number per image."""
 
 from __future__ import annotations
 
@@ -160,8 +160,39 @@ def correlate(a: Float[Tensor, "b n"], b: Float[Tensor, "b n"], how: str) -> Flo
 # ------------------------------------------------------------------------------------------------ deletion, insertion
 
 
+class Walk:
+    """The target's output as more and more pixels change; what its heirs hold is said there."""
+
+    output: str
+    filler: Filler
+    max_batch: int
+
+    def keep(self, changed: Tensor) -> Tensor:
+        """Which pixels are visible, given those that have changed."""
+        return ~changed
+
+    def walk(
+        self,
+        model: Model,
+        images: Images,
+        targets: Targets,
+        rng: SampleRng,
+        position: Int[Tensor, "b p"],
+        counts: Int[Tensor, "b t"],
+    ) -> Float[Tensor, "b t"]:
+        """The output at every point t of every image, where its first `counts` pixels by `position` have changed."""
+        refill = Refill(self.filler, images, rng)
+        place, counts = position.view(-1, *images.shape[-2:]), counts.to(images.device)
+
+        def make(image_of: list[int], point_of: list[int]) -> Tensor:
+            changed = place[image_of] < counts[image_of, point_of].view(-1, 1, 1)
+            return refill(self.keep(changed), image_of, [0] * len(image_of))  # one noise along the whole curve
+
+        return evaluate_rows(model, make, images, targets, counts.shape[1], self.max_batch, self.output)
+
+
 @dataclass(frozen=True)
-class Curve:
+class Curve(Walk):
     """What deletion and insertion share: the target's softmax as pixels change in descending order of the map.
 
     The area under the curve over the changed fraction in [0, `fraction`] by the trapezoid, never divided by a maximum
@@ -218,20 +249,8 @@ class Curve:
     ) -> Float[Tensor, "b t"]:
         """The output at every point, with the ties in the order of this repeat."""
         rng = SampleRng.default(len(images), rng)
-        height, width = images.shape[-2:]
-        position = descending_position(maps, rng, repeat).view(-1, height, width)
-        counts = self.counts(height, width).to(images.device)
-        refill = Refill(self.filler, images, rng)
-
-        def make(image_of: list[int], point_of: list[int]) -> Tensor:
-            changed = position[image_of] < counts[point_of].view(-1, 1, 1)
-            return refill(self.keep(changed), image_of, [0] * len(image_of))  # one noise along the whole curve
-
-        return evaluate_rows(model, make, images, targets, len(counts), self.max_batch, self.output)
-
-    def keep(self, changed: Tensor) -> Tensor:
-        """Which pixels are visible, given those that have changed."""
-        return ~changed
+        counts = self.counts(*images.shape[-2:]).expand(len(images), -1)
+        return self.walk(model, images, targets, rng, descending_position(maps, rng, repeat), counts)
 
     def __call__(
         self,
@@ -271,6 +290,81 @@ class Insertion(Curve):
     def keep(self, changed: Tensor) -> Tensor:
         """Inserted pixels are visible."""
         return changed
+
+
+# --------------------------------------------------------------------------------------------------- negative evidence
+
+
+@dataclass(frozen=True)
+class NegativeEvidence(Walk):
+    """How much the probability rises as an image's negative pixels are removed, the most negative first: higher is better.
+
+    The area under p(t) - p(0) over the removed share of this image's negative pixels (map < 0), from 0 to all of them, by
+    the trapezoid: in [-1, 1], positive where removal raises the probability on average (Yi et al., section IV-C). Ties of
+    the map are broken at random, from the sample's own stream. NaN for an image whose map has no negative pixel: it names
+    no evidence that could be tested.
+
+    Args:
+        steps: steps T; at point t of T + 1 the share t / T of the negative pixels is gone, rounded to whole pixels.
+        output: `probability`; or `logit`, whose area has no bounds.
+        filler: what stands where a pixel is removed.
+        max_batch: most images per model call.
+
+    Raises:
+        UsageError: fewer than one step; maps that are not the images' or hold NaN.
+    """
+
+    steps: int = 20
+    output: str = "probability"
+    filler: Filler = field(default_factory=Mean)
+    max_batch: int = 64
+    higher_is_better = True
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UsageError(f"negative evidence is removed in at least 1 step, found steps={self.steps}")
+
+    def meaning(self) -> dict[str, Any]:
+        """What the number means."""
+        source = "Yi et al., Information-Theoretic Visual Explanation, section IV-C and Fig. 20"
+        return {
+            **describe(self),
+            "source": f"{source}; area by trapezoid over the removed share of the negative pixels",
+        }
+
+    def passes(self, height: int, width: int) -> Passes:
+        """One forward pass a point."""
+        return Passes(self.steps + 1)
+
+    def counts(self, maps: Maps) -> Int[Tensor, "b t"]:
+        """How many pixels of every image are gone at every point; half a pixel counts as one."""
+        negative = (maps < 0).flatten(1).sum(1, keepdim=True)
+        points = torch.arange(self.steps + 1, device=maps.device)
+        return (2 * points * negative + self.steps) // (2 * self.steps)
+
+    def curve(
+        self, model: Model, images: Images, maps: Maps, targets: Targets, rng: SampleRng | None = None
+    ) -> Float[Tensor, "b t"]:
+        """The output at every point; constant for an image without negative pixels."""
+        rng = SampleRng.default(len(images), rng)
+        return self.walk(model, images, targets, rng, descending_position(-maps, rng), self.counts(maps))
+
+    def __call__(
+        self,
+        model: Model,
+        images: Images,
+        maps: Maps,
+        targets: Targets,
+        rng: SampleRng | None = None,
+        observed: Tensor | None = None,
+    ) -> Scores:
+        check_scored(images, maps, targets)
+        curve = self.curve(model, images, maps, targets, rng).double()
+        rise = torch.trapezoid(curve - curve[:, :1], dx=1 / self.steps, dim=1)
+        return torch.where((maps < 0).flatten(1).any(1), rise, torch.nan)
+
+
+# --------------------------------------------------------------------------------------------------- order of the pixels
 
 
 def has_ties(maps: Maps) -> Bool[Tensor, "b"]:

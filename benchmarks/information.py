@@ -1,0 +1,125 @@
+"""PMI and information gain with a PatchSampler: wall time over the bare passes of the classifier and of the sampler."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from lit_xai.core import per_call
+from lit_xai.explainers.information import information_maps
+from lit_xai.fillers.patch import Patches, PatchModule
+from lit_xai.models import resnet18
+from torch import Tensor, nn
+
+from benchmarks.harness import Report, Target, alternate, ratio, spread
+from benchmarks.setting import bare_forward, rows_through
+
+PATCH, DRAWS, CHUNK, SIDE, CLASSES = 8, 8, 64, 32, 10
+ROUNDS = 3
+OVERHEAD = 1.10
+PAPER = 256  # width of the paper's PatchSampler
+MINUTES, ALIKE = 3.0, 0.999  # VGG19 at 224 px on a GPU
+
+
+def sampler_of(channels: int, side: int, width: int, precision: str = "float32") -> Patches:
+    """A PatchSampler with seeded, untrained weights."""
+    torch.manual_seed(0)
+    module = PatchModule(channels=channels, side=side, patch=PATCH, width=width)
+    return Patches(
+        module.network.eval(), torch.full((channels,), 0.5), torch.full((channels,), 0.25), PATCH, "", precision
+    )
+
+
+class Filling:
+    """A sampler as a filler."""
+
+    def __init__(self, patches: Patches) -> None:
+        self.patches, self.patch = patches, patches.patch
+
+    def __call__(self, *args: object, **options: object) -> Tensor:
+        return self.patches.fill(*args, **options)  # type: ignore[arg-type]
+
+
+def bare(model: nn.Module, sampler: Patches, images: Tensor, windows: int) -> Callable[[], None]:
+    """The classifier's and the sampler's passes of `windows` windows an image, and nothing else."""
+    chunk = per_call(images, CHUNK)
+    rows = images[:1].expand(chunk, -1, -1, -1).contiguous(memory_format=torch.channels_last)
+    seen = torch.rand(chunk, images.shape[1] + 1, 3 * PATCH, 3 * PATCH, device=images.device)
+    total = len(images) * windows
+    classify = bare_forward(model, rows, -(-total * DRAWS // chunk))
+
+    def run() -> None:
+        classify()
+        with torch.inference_mode():
+            for start in range(0, total, chunk):
+                sampler.network(seen[: total - start])
+
+    return run
+
+
+def information(rounds: int = ROUNDS) -> Report:
+    """PMI of every class and IG at 32 px, stride 1 and stride K; with a GPU also VGG19 at 224 px."""
+    report = Report(
+        f"PMI + IG, K = {PATCH}, N = {DRAWS}, {SIDE} px, ResNet-18 of width 16, PatchSampler of width 32, {torch.get_num_threads()} threads",
+        [
+            "stride",
+            "classifier passes/image",
+            "sampler passes/image",
+            "bare s/image",
+            "ours s/image",
+            "ours/bare",
+            "range",
+        ],
+    )
+    torch.manual_seed(0)
+    model = resnet18(1, CLASSES, SIDE, 16).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    sampler = sampler_of(1, SIDE, 32)
+    for stride, number in ((1, 1), (PATCH, 16)):
+        images = torch.rand(number, 1, SIDE, SIDE).contiguous(memory_format=torch.channels_last)
+
+        def ours(images: Tensor = images, stride: int = stride) -> object:
+            return information_maps(model, images, "all", Filling(sampler), PATCH, stride, DRAWS, max_batch=CHUNK)
+
+        windows = ((SIDE - PATCH) // stride + 1) ** 2
+        times = alternate({"bare": bare(model, sampler, images, windows), "ours": ours}, rounds)
+        over = ratio(times, "ours", "bare")
+        seconds = [statistics.median(times[n]) / number for n in ("bare", "ours")]
+        passes = [rows_through(m, ours) / number for m in (model, sampler.network)]
+        report.rows.append([stride, *passes, *seconds, over, spread(times, "ours", "bare")])
+        report.targets.append(Target(f"PMI + IG at stride {stride} over bare passes", over, OVERHEAD))
+    report.notes = ["One walk gives the PMI of every class and the IG. The sampler's draws of a window share one pass."]
+    if torch.cuda.is_available():
+        vgg(report)
+    else:
+        report.notes.append("VGG19 at 224 px needs a GPU: not run.")
+    return report
+
+
+def vgg(report: Report) -> None:
+    """VGG19 at 224 px, stride 1, with the paper's PatchSampler in bf16, and its agreement with float32 at stride 8."""
+    import time
+
+    from torchvision.models import vgg19
+
+    torch.manual_seed(0)
+    model = vgg19().eval().cuda().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    image = nn.functional.interpolate(torch.rand(1, 3, 14, 14), size=224, mode="bilinear").cuda()
+    fillers = {p: Filling(sampler_of(3, 224, PAPER, p)) for p in ("float32", "bf16")}
+
+    def maps(precision: str, stride: int) -> Tensor:
+        found = information_maps(
+            model, image, "top2", fillers[precision], PATCH, stride, DRAWS, precision=precision, max_batch=1024
+        )
+        return torch.cat([found.pmi[0], found.ig])
+
+    exact, rounded = (maps(p, PATCH).flatten(1).cpu().numpy() for p in ("float32", "bf16"))
+    alike = min(float(np.corrcoef(a, b)[0, 1]) for a, b in zip(exact, rounded, strict=True))
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    maps("bf16", 1)
+    torch.cuda.synchronize()
+    minutes = (time.perf_counter() - began) / 60
+    report.targets.append(Target("VGG19 at 224 px, stride 1, bf16, minutes", minutes, MINUTES))
+    report.targets.append(Target("VGG19: least correlation of bf16 maps with float32", alike, ALIKE, at_least=True))

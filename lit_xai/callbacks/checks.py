@@ -1,0 +1,198 @@
+"""Checks of explanations against the model: sanity under randomisation, curves of removal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch import Tensor, nn
+
+from lit_xai import draw
+from lit_xai.core import Explainer, SampleRng, Score, UsageError, fit_fillers
+from lit_xai.dashboard import Dashboard
+from lit_xai.data.folds import FoldData
+from lit_xai.files import write_csv
+from lit_xai.metrics.sanity import COLUMNS, HOW, Sanity, compare_models, curves, sanity, sanity_table
+from lit_xai.metrics.sanity import rows as rows_of
+from lit_xai.metrics.statistics import mean_estimate
+from lit_xai.store import RANDOM, FoldStore, MapReader
+
+LABELS = "labels"
+
+
+def held_out_probes(data: FoldData, number: int | None = None) -> Tensor:
+    """The probes that this predictor never saw, or the first of them."""
+    return data.probes[data.split.fold(data.probes) == data.fold][:number]
+
+
+class SanityCheck(pl.Callback):
+    """Maps of a model that forgets what it learned, layer by layer, as `sanity.csv` and a picture for each way.
+
+    Args:
+        explainers: by name.
+        store: where the files go.
+        how: `cascading`, `independent`, and `labels` for the predictor `other` that was trained on random labels.
+        other: gives that predictor.
+        stages: at most so many of each way.
+        number: held-out probes.
+        seed: of the new weights and of all noise.
+        batch_size: images per explainer call.
+        progress: show a bar.
+    """
+
+    def __init__(
+        self,
+        explainers: Mapping[str, Explainer],
+        store: FoldStore,
+        how: Sequence[str],
+        other: Any = None,
+        stages: int = 6,
+        number: int = 16,
+        seed: int = 0,
+        batch_size: int = 16,
+        progress: bool = True,
+    ) -> None:
+        known = (*HOW, LABELS)
+        if not how or set(how) - set(known):
+            raise UsageError(f"sanity must be of {', '.join(known)}, found {', '.join(map(str, how))}")
+        if not explainers:
+            raise UsageError("sanity= checks explainers and none is chosen: set explainer=[...]")
+        for name, value in (("sanity_stages", stages), ("sanity_images", number)):
+            if not isinstance(value, int) or value < 1:
+                raise UsageError(f"{name} must be a whole number of at least 1, found {value}")
+        self.explainers, self.store, self.how, self.other = dict(explainers), store, list(how), other
+        self.stages, self.number, self.seed = stages, number, seed
+        self.batch_size, self.progress = batch_size, progress
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Rank 0 checks."""
+        if trainer.global_rank == 0:
+            data: FoldData = trainer.datamodule  # type: ignore[attr-defined]
+            dashboard = Dashboard(trainer.loggers)
+            rows: list[list[Any]] = []
+            for how in self.how:
+                result = self.check(how, pl_module.predictor(), data, pl_module.device)  # type: ignore[operator]
+                table = sanity_table(result, self.seed)
+                rows += rows_of(table)
+                dashboard.picture(f"sanity/{how}", self.picture(how, result, table, data))
+                for entry in table:
+                    if entry.number == len(result.stages):
+                        last = {m: entry.estimates[m].value for m in ("spearman", "magnitude")}
+                        dashboard.scalars({f"sanity/{how}/{m}/{entry.explainer}": v for m, v in last.items()})
+            path = self.store.root / "sanity.csv"
+            write_csv(path, list(COLUMNS), rows)
+            dashboard.table("sanity", list(COLUMNS), rows)
+            rank_zero_only(print)(f"sanity: {path} and {', '.join(f'sanity-{h}.png' for h in self.how)}", flush=True)
+        trainer.strategy.barrier("sanity")
+
+    def check(self, how: str, model: nn.Module, data: FoldData, device: torch.device) -> Sanity:
+        """One way of forgetting, on held-out probes, for the class the trained model predicts."""
+        samples = held_out_probes(data, self.number)
+        images, model = data.source.train.images(samples.tolist()).to(device), model.to(device)
+        with torch.inference_mode():
+            targets = model(images).argmax(1)
+        fitted = {n: fit_fillers(e, data.trained_on) for n, e in self.explainers.items()}
+        common: Any = (images, targets.clone(), fitted, SampleRng(self.seed, tuple(samples.tolist())))
+        options: Any = {"batch_size": self.batch_size, "progress": self.progress}
+        if how == LABELS:
+            return compare_models(model, self.other().to(device), *common, **options)
+        return sanity(model, *common, how=how, stages=self.stages, **options)
+
+    def picture(self, how: str, result: Sanity, table: Any, data: FoldData) -> Any:
+        """Maps over the stages."""
+        shown = len(next(iter(result.maps.values()))[0])
+        images = data.source.train.images(held_out_probes(data, shown).tolist())
+        stages = ["trained on random labels"] if how == LABELS else [s.layer for s in result.stages]
+        title = f"{self.store.root.parent.name}, fold {data.fold}: {how}, {len(result.trained)} held-out probes"
+        path = self.store.root / f"sanity-{how}.png"
+        lines = curves(table, "spearman"), curves(table, "magnitude")
+        return draw.sanity(images, stages, result.maps, *lines, path, title)
+
+
+class Curves(pl.Callback):
+    """The mean curve of every score that walks along one (deletion, insertion, negative evidence), per explainer.
+
+    On the held-out probes that are explained; as `curves-<score>.csv` and `.png`.
+
+    Args:
+        store: where maps lie and files go.
+        explainers: their names.
+        scores: by name; those without a curve are left out.
+        target: the class that maps explain: `label` or `prediction`.
+        seed: of all noise.
+        batch_size: images per call.
+    """
+
+    def __init__(
+        self,
+        store: FoldStore,
+        explainers: Sequence[str],
+        scores: Mapping[str, Score],
+        target: str = "label",
+        seed: int = 0,
+        batch_size: int = 16,
+    ) -> None:
+        self.scores = {n: s for n, s in scores.items() if hasattr(s, "curve")}
+        if not self.scores:
+            raise UsageError(
+                "curves=true draws deletion, insertion and negative evidence: choose one of them by score="
+            )
+        self.store, self.explainers, self.target, self.seed = store, list(explainers), target, seed
+        self.batch_size = batch_size
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Rank 0 walks and draws."""
+        if trainer.global_rank == 0:
+            data: FoldData = trainer.datamodule  # type: ignore[attr-defined]
+            for name, score in self.scores.items():
+                lines = self.lines(fit_fillers(score, data.trained_on), data, pl_module)
+                path = self.store.root / f"curves-{name}.png"
+                end = getattr(score, "fraction", 1.0)
+                rows = [
+                    [e, x, *values]
+                    for e, line in lines.items()
+                    for x, values in zip(grid(line, end), line.tolist(), strict=True)
+                ]
+                columns = ["explainer", "share", "probability", "probability_low", "probability_high"]
+                write_csv(path.with_suffix(".csv"), columns, rows)
+                number = len(held_out_probes(data))
+                draw.curves(
+                    lines,
+                    end,
+                    path,
+                    f"{self.store.root.parent.name}, fold {data.fold}: {name}, {number} held-out probes",
+                )
+                Dashboard(trainer.loggers).picture(f"curves/{name}", path)
+                rank_zero_only(print)(f"curve: {path}", flush=True)
+        trainer.strategy.barrier("curves")
+
+    def lines(self, score: Any, data: FoldData, module: Any) -> dict[str, Tensor]:
+        """`{explainer: [points, 3]}`: the mean over probes and its 95 % interval at every point."""
+        model, samples = module.predictor().to(module.device), held_out_probes(data)
+        out = {}
+        for explainer in self.explainers:
+            reader = MapReader(self.store, RANDOM, explainer)
+            if not reader.files or not reader.has(samples):
+                continue
+            parts = []
+            for some in samples.split(self.batch_size):
+                images = data.source.train.images(some.tolist()).to(module.device)
+                maps = reader.rows(some).to(images)
+                with torch.inference_mode():
+                    targets = data.split.label(some).to(images.device)
+                    targets = model(images).argmax(1) if self.target == "prediction" else targets
+                parts.append(
+                    score.curve(model, images, maps, targets, SampleRng(self.seed, tuple(some.tolist()))).cpu()
+                )
+            points = [mean_estimate(column) for column in torch.cat(parts).double().unbind(1)]
+            out[explainer] = torch.tensor([[e.value, e.low, e.high] for e in points], dtype=torch.float64)
+        return out
+
+
+def grid(line: Tensor, end: float) -> list[float]:
+    """The shares of pixels at which a curve has its points."""
+    return np.linspace(0, end, len(line)).round(6).tolist()

@@ -1,0 +1,204 @@
+"""What fillers and samplers are worth: bits per dimension, plausibility, removal of objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from lit_xai import draw
+from lit_xai.callbacks.checks import held_out_probes
+from lit_xai.core import Filler, SampleRng, UsageError, fit_fillers, stable_hash
+from lit_xai.dashboard import Dashboard
+from lit_xai.data.folds import FoldData
+from lit_xai.files import write_csv
+from lit_xai.fillers.fitted import Sampler
+from lit_xai.metrics.removal import COLUMNS as REMOVED
+from lit_xai.metrics.removal import removal_table
+from lit_xai.metrics.removal import rows as rows_of
+from lit_xai.metrics.sampler import COLUMNS as PLAUSIBLE
+from lit_xai.metrics.sampler import inception, penultimate, plausibility_table, window_corners
+from lit_xai.metrics.sampler import rows as plausible_rows
+from lit_xai.metrics.statistics import Estimate, mean_estimate
+from lit_xai.store import FoldStore
+
+PATCH = 8  # where no filler knows a K
+
+
+def held_out_order(data: FoldData, seed: int) -> Tensor:
+    """V_i in a random order that belongs to the seed."""
+    g = torch.Generator().manual_seed(stable_hash(seed, "held out"))
+    return data.held_out[torch.randperm(len(data.held_out), generator=g)]
+
+
+class SamplerReport(pl.Callback):
+    """What a sampler knows of the fold it never saw: bits per dimension as `quality.csv`, draws as `samples.png`.
+
+    Args:
+        store: where they go.
+        seed: of the windows and of the draws.
+        number: held-out images that are measured, one random window each.
+        shown: of them, those in the picture.
+        draws: of each of those.
+    """
+
+    def __init__(self, store: FoldStore, seed: int = 0, number: int = 1000, shown: int = 8, draws: int = 8) -> None:
+        self.store, self.seed, self.number, self.shown, self.draws = store, seed, number, shown, draws
+
+    @property
+    def files(self) -> tuple[Path, Path]:
+        """The table and the picture."""
+        return self.store.root / "quality.csv", self.store.root / "samples.png"
+
+    @property
+    def complete(self) -> bool:
+        """Whether both are there."""
+        return all(f.exists() for f in self.files)
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Rank 0 measures and draws."""
+        if trainer.global_rank == 0:
+            data: FoldData = trainer.datamodule  # type: ignore[attr-defined]
+            sampler: Sampler = pl_module.sampler()  # type: ignore[operator]
+            table, picture = self.files
+            bits = self.measure(sampler, data, pl_module.device)
+            self.draw(sampler, data, pl_module.device, picture)
+            columns = ["windows", "bits_per_dim", "bits_per_dim_low", "bits_per_dim_high"]
+            number = min(self.number, len(data.held_out))
+            write_csv(table, columns, [[number, bits.value, bits.low, bits.high]])
+            dashboard = Dashboard(trainer.loggers)
+            dashboard.scalars({"heldout/bits_per_dim": bits.value})
+            dashboard.picture("samples", picture)
+            rank_zero_only(print)(
+                f"{bits.value:.3f} [{bits.low:.3f}, {bits.high:.3f}] bits per dimension on {number} held-out windows: {picture}"
+            )
+        trainer.strategy.barrier("sampler")
+
+    def windows(self, data: FoldData, number: int, patch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The first held-out samples of a fixed order, and the corner of a random window of each that belongs to it."""
+        samples = held_out_order(data, self.seed)[:number]
+        shape = torch.empty(len(samples), *data.source.shape)
+        corners = window_corners(shape, patch, SampleRng(self.seed, tuple(samples.tolist())))[:, 0]
+        return samples, corners[:, 0], corners[:, 1]
+
+    def measure(self, sampler: Sampler, data: FoldData, device: torch.device) -> Estimate:
+        """Bits per dimension."""
+        samples, top, left = self.windows(data, self.number, sampler.patch)
+        parts = [
+            sampler.window_bits(data.source.train.images(s.tolist()).to(device), t.to(device), w.to(device)).cpu()
+            for s, t, w in zip(samples.split(100), top.split(100), left.split(100), strict=True)
+        ]
+        return mean_estimate(torch.cat(parts).double())
+
+    def draw(self, sampler: Sampler, data: FoldData, device: torch.device, path: Path) -> None:
+        """Context, truth and draws of a few windows."""
+        samples, top, left = self.windows(data, self.shown, sampler.patch)
+        images = data.source.train.images(samples.tolist()).to(device)
+        keep = torch.ones(len(images), 1, *images.shape[-2:], dtype=torch.bool, device=device)
+        for row, (t, w) in enumerate(zip(top.tolist(), left.tolist(), strict=True)):
+            keep[row, 0, t : t + sampler.patch, w : w + sampler.patch] = False
+        drawn = sampler.fill(images, keep, SampleRng(self.seed, tuple(samples.tolist())), self.draws)[:, 0]
+        title = f"{self.store.root.parent.name}, fold {data.fold} held out: context, truth, draws"
+        draw.samples(images.cpu(), keep[:, 0].cpu(), drawn.cpu(), path, title)
+
+
+class FillerReport(pl.Callback):
+    """How plausible images are after every filler (`plausibility.csv`), and how well it removes objects (`removal.csv`).
+
+    Plausible: bits per dimension and the Fréchet distance of held-out images with one refilled window each. Removed:
+    accuracy, MS-SSIM, LPIPS of the held-out probes, where the data have masks of the object.
+
+    Args:
+        store: where the tables go.
+        fillers: by name.
+        seed: of their noise.
+        number: most held-out images of the first table.
+        inception: weights of torchvision's inception_v3, whose features then take the place of the predictor's own.
+    """
+
+    def __init__(
+        self,
+        store: FoldStore,
+        fillers: Mapping[str, Filler],
+        seed: int = 0,
+        number: int = 2000,
+        inception: str | None = None,
+    ) -> None:
+        self.store, self.fillers, self.seed, self.number, self.weights = store, dict(fillers), seed, number, inception
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Rank 0 measures."""
+        if trainer.global_rank == 0:
+            data: FoldData = trainer.datamodule  # type: ignore[attr-defined]
+            model = pl_module.predictor().to(pl_module.device)  # type: ignore[operator]
+            fitted = {n: fit_fillers(f, data.trained_on) for n, f in self.fillers.items()}
+            dashboard = Dashboard(trainer.loggers)
+            rows, title = self.plausible(model, fitted, data, pl_module.device)
+            self.leave("plausibility", title, PLAUSIBLE, rows, dashboard)
+            if data.source.truth is not None and "object" in data.source.truth.names and data.source.labelled:
+                rows = self.removed(model, fitted, data, pl_module.device)
+                title = f"object removed by each filler, {len(held_out_probes(data))} held-out probes"
+                self.leave("removal", title, REMOVED, rows, dashboard)
+        trainer.strategy.barrier("fillers")
+
+    def leave(
+        self, name: str, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], dashboard: Dashboard
+    ) -> None:
+        """A table as a file, on the dashboard and on the terminal."""
+        path = self.store.root / f"{name}.csv"
+        write_csv(path, list(columns), rows)
+        dashboard.table(name, list(columns), rows)
+        show_rows(f"{title}: {path}", columns, rows)
+
+    def plausible(
+        self, model: torch.nn.Module, fillers: Mapping[str, Filler], data: FoldData, device: torch.device
+    ) -> tuple[list[list[Any]], str]:
+        """The rows of the first table and what they rest on.
+
+        Raises:
+            UsageError: fillers that were fitted to windows of different sizes; no weights of inception_v3.
+        """
+        known = {n: f.patch for n, f in fillers.items() if hasattr(f, "patch")}
+        if len(set(known.values())) > 1:
+            sizes = ", ".join(f"{n} K={k}" for n, k in known.items())
+            raise UsageError(
+                f"fillers of different windows cannot be compared ({sizes}): fit them with one model.patch="
+            )
+        patch = next(iter(known.values()), min(PATCH, *data.source.shape[1:]))
+        samples = held_out_order(data, self.seed)[: self.number].tolist()
+        images = data.source.train.images(samples).to(device)
+        features = inception(self.weights, device) if self.weights else partial(penultimate, model)
+        table = plausibility_table(features, images, fillers, patch, SampleRng(self.seed, tuple(samples)))
+        where = "inception_v3" if self.weights else "the predictor's penultimate features"
+        title = (
+            f"one window of {patch} x {patch} refilled in {len(samples)} held-out images, Fréchet distance in {where}"
+        )
+        return plausible_rows(table), title
+
+    def removed(
+        self, model: torch.nn.Module, fillers: Mapping[str, Filler], data: FoldData, device: torch.device
+    ) -> list[list[Any]]:
+        """The rows of the second table."""
+        samples = held_out_probes(data)
+        images = data.source.train.images(samples.tolist()).to(device)
+        masks = data.source.truth.masks("object", samples.tolist()).to(device)  # type: ignore[union-attr]
+        labels, rng = data.split.label(samples).to(device), SampleRng(self.seed, tuple(samples.tolist()))
+        return rows_of(removal_table(model, images, masks, labels, fillers, rng))
+
+
+def show_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table on the terminal."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row))
+    Console(width=None if Console().is_terminal else 180).print(table)

@@ -1,0 +1,103 @@
+"""What is drawn and measured from explanations that are there: stability over folds, the gallery."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from lit_xai import draw
+from lit_xai.core import Explainer
+from lit_xai.dashboard import Dashboard
+from lit_xai.data.folds import FoldData
+from lit_xai.ensemble import Ensemble
+from lit_xai.store import RANDOM, FoldStore, MapReader
+
+
+class Stability(pl.Callback):
+    """After a fold: MeGe and ReCo over the folds that are complete, with their number."""
+
+    def __init__(self, store: FoldStore, explainers: Sequence[str], seed: int = 0) -> None:
+        self.store, self.explainers, self.seed = store, list(explainers), seed
+        self.values: dict[str, float] = {}
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Rank 0 reads the stores; others go on."""
+        if trainer.global_rank == 0:
+            self.values = self.measure(Dashboard(trainer.loggers), trainer.datamodule.probes)  # type: ignore[attr-defined]
+        trainer.strategy.barrier("stability")
+
+    def measure(self, dashboard: Dashboard, probes: Tensor) -> dict[str, float]:
+        """Measure and log."""
+        everything = Ensemble(self.store.root.parent, self.seed)
+        values: dict[str, float] = {}
+        for name in self.explainers:
+            whole = [f for f in everything.folds if MapReader(everything.stores[f], RANDOM, name).has(probes)]
+            ensemble = Ensemble(self.store.root.parent, self.seed, whole) if whole else None
+            if ensemble is None:
+                continue
+            values["stability/folds"] = len(whole)
+            estimates, _, (equal, differ) = ensemble.measure(name, columns=("mege", "reco", "reco_eq6"))
+            values.update({f"{n}/{name}": e.value for n, e in estimates.items()})
+            dashboard.histogram(f"distances/{name}/equal", equal)
+            dashboard.histogram(f"distances/{name}/differ", differ)
+        dashboard.scalars(values)
+        return values
+
+
+class Gallery(pl.Callback):
+    """A few probes with the maps of every explainer, as `gallery.png` and on the dashboard."""
+
+    def __init__(self, store: FoldStore, explainers: Mapping[str, Explainer], probes: int = 6) -> None:
+        self.store, self.explainers, self.number = store, dict(explainers), probes
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Rank 0 draws."""
+        if trainer.global_rank == 0:
+            names = getattr(pl_module, "class_names", ()) or ()
+            path = self.draw(trainer.datamodule, names)  # type: ignore[attr-defined]
+            if path is not None:
+                Dashboard(trainer.loggers).picture("gallery", path)
+        trainer.strategy.barrier("gallery")
+
+    def draw(self, data: FoldData, class_names: Sequence[str] = ()) -> Path | None:
+        """The picture; None while no map is there."""
+        spread = torch.linspace(0, len(data.probes) - 1, min(self.number, len(data.probes))).long()
+        samples = data.probes[spread.unique()]
+        maps = {}
+        for name in self.explainers:
+            reader = MapReader(self.store, RANDOM, name)
+            if reader.files and reader.has(samples):
+                maps[name] = reader.rows(samples)
+        if not maps:
+            return None
+        names = class_names or data.source.classes
+        captions = captions_of(Ensemble(self.store.root.parent), self.store.fold, samples, names)
+        title = f"{self.store.root.parent.name}, predictor of fold {self.store.fold}: red = for the class, blue = against it"
+        units = {n: getattr(e, "unit", "") for n, e in self.explainers.items()}
+        images = data.source.train.images(samples.tolist())
+        return draw.gallery(images, captions, maps, self.store.root / "gallery.png", title, units)
+
+
+def captions_of(ensemble: Ensemble, fold: int, samples: Tensor, names: Sequence[str]) -> list[str]:
+    """Label, this predictor's prediction with its probability, and how many of the others agree."""
+
+    def text(c: int) -> str:
+        return str(names[c]) if 0 <= c < len(names) else str(c)
+
+    own, split = ensemble.predictions[fold], ensemble.split
+    out = []
+    for s in samples:
+        row = int(torch.searchsorted(split.samples, s))
+        label, predicted = int(split.labels[row]), int(own.predicted[row])
+        lines = [f"{text(predicted)} ({float(own.confidence[row]):.2f})"]
+        if label >= 0:
+            lines = [f"label {text(label)}", f"pred. {lines[0]}", f"held out by f{int(split.fold_of[row])}"]
+        if len(ensemble.folds) > 1:
+            others = [int(p.predicted[row]) for f, p in ensemble.predictions.items() if f != fold]
+            lines.append(f"{sum(o == predicted for o in others)} of {len(others)} others agree")
+        out.append("\n".join(lines))
+    return out
