@@ -1,6 +1,8 @@
 """Deletion of PMI maps under every filler, on images the predictor never saw: docs/information.md shows what came out.
 
-python docs/information.py checkpoints/digits-resnet18 --root checkpoints --images 200 --stride 2
+python docs/information.py checkpoints/digits-resnet18 --images 200 --stride 2
+
+The classifier and both samplers of that fold are trained first (data=digits, model=patch_sampler, conditional_gaussian).
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200, help="held-out images")
     parser.add_argument("--stride", type=int, default=2, help="of the windows, pixels")
     parser.add_argument("--draws", type=int, default=8, help="N")
+    parser.add_argument("--step", type=int, default=64, help="pixels a step of deletion")
     parser.add_argument("--out", type=Path, default=None, help="a CSV file")
     options = parser.parse_args()
     run = fold_of(options.folder, options.fold)
@@ -72,10 +75,9 @@ def main() -> None:
     }
     explainers["random map"] = Random()
     scores: dict[str, Any] = {
-        "deletion, grey": Deletion(filler=Colour(0.5)),
-        "deletion, in-fill": Deletion(filler=learned),
-        "negative evidence": NegativeEvidence(filler=Colour(0.5)),
-        "negative evidence, in-fill": NegativeEvidence(filler=learned),
+        "deletion, grey": Deletion(step=options.step, filler=Colour(0.5)),
+        "deletion, in-fill": Deletion(step=options.step, filler=learned),
+        "negative evidence, grey": NegativeEvidence(steps=10, filler=Colour(0.5)),
     }
     values = measure(model, data, samples, explainers, scores, on, run.cfg.seed)
     rows = []

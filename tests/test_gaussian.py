@@ -505,5 +505,7 @@ def test_a_file_that_is_not_there_and_one_that_cannot_be_written_are_clear(tmp_p
 
 
 def test_an_unfitted_filler_says_how_to_fit_it():
-    with pytest.raises(UsageError, match=r"train it by python -m lit_xai.train model=conditional_gaussian .* checkpoint="):
+    with pytest.raises(
+        UsageError, match=r"train it by python -m lit_xai.train model=conditional_gaussian .* checkpoint="
+    ):
         ConditionalGaussian()(torch.rand(1, 2, 4, 4), square(4, 4, 1, 1, 2), SampleRng.default(1))

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from lit_xai.core import SampleRng, TrainedOn, UsageError, contents, describe, fit_fillers
 from lit_xai.data import FoldData, Source
 from lit_xai.data.sources import InMemory
@@ -18,7 +19,7 @@ from lit_xai.explainers import SlidingPatch, information_maps
 from lit_xai.explainers.sweep import PMI
 from lit_xai.files import save_weights
 from lit_xai.fillers import PatchSampler, UniformNoise
-from lit_xai.fillers.patch import FREEDOM, RIDGE, Patches, PatchModule, PatchNetwork, Smooth, drawn
+from lit_xai.fillers.patch import FREEDOM, NOISE, RIDGE, Patches, PatchModule, PatchNetwork, Smooth, drawn
 from lit_xai.fillers.tiles import plan
 from scipy import stats
 from torch import Tensor
@@ -139,7 +140,29 @@ def test_a_window_gives_256_logits_for_every_pixel_of_its_patch(patch, channels,
     assert network(torch.rand(3, channels + 1, 3 * patch, 3 * patch)).shape == (3, channels, 256, patch, patch)
 
 
-@pytest.mark.parametrize("patch", [2, 3, 4, 8])
+@pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel")
+@pytest.mark.parametrize("patch", [1, 2, 3, 4, 8])
+def test_the_network_is_the_papers_layer_by_layer(patch):
+    network = shaken(PatchNetwork(1, patch, 3, 2, linear=False)).double()
+    x = window = torch.randn(2, 2, 3 * patch, 3 * patch, generator=seeded(1)).double()
+    convolutions = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d)]
+    for number, layer in enumerate(convolutions):
+        if number == 1:  # the second layer pads before where the first pads after
+            x = F.conv2d(x.flip(2, 3), layer.weight.flip(2, 3), layer.bias, padding="same").flip(2, 3)
+        else:
+            x = F.conv2d(x, layer.weight, layer.bias, padding="same")
+        if layer is not network.head:
+            x = F.leaky_relu(x, 0.2)
+        if number == 1 and patch > 1:
+            x = F.avg_pool2d(x, 2)
+        if number == 1:
+            edge = {1: 1, 2: 0, 3: 0, 4: 1, 8: 2}[patch]
+            x = x[..., edge : edge + patch, edge : edge + patch]
+    assert torch.allclose(network(window)[:, 0], x, rtol=0, atol=1e-9)
+    assert len(convolutions) == 2 + 2 + 1
+
+
+@pytest.mark.parametrize("patch", [1, 2, 3, 4, 8])
 def test_every_pixel_of_the_patch_sees_the_whole_window(patch):
     network = shaken(PatchNetwork(1, patch, 2, 5, linear=False), std=0.5).double()
     window = torch.randn(1, 2, 3 * patch, 3 * patch, generator=seeded(1)).double().requires_grad_()
@@ -183,7 +206,7 @@ def test_inversion_is_exact():
     n, logits = 5000, 3 * torch.randn(2, 3, 256, 2, 2, generator=seeded(1))
     u = ((torch.arange(n) + 0.5) / n).view(1, n, 1, 1, 1).expand(2, n, 3, 2, 2)
     levels = (drawn(logits, u) * 255).round().long()
-    counts = torch.nn.functional.one_hot(levels, 256).sum(1).movedim(-1, 2)
+    counts = F.one_hot(levels, 256).sum(1).movedim(-1, 2)
     expected = n * logits.double().softmax(2)
     assert float((counts - expected).abs().max()) < 1.05  # an interval of length p holds n p of n equidistant numbers
     assert bool((levels.diff(dim=1) >= 0).all())
@@ -348,7 +371,7 @@ def test_filling_is_a_loop_over_tiles(images, masks):
 
     class Likeliest(PatchNetwork):
         def forward(self, window: Tensor) -> Tensor:
-            return torch.nn.functional.one_hot(super().forward(window).argmax(2), 256).movedim(-1, 2) * SURE
+            return F.one_hot(super().forward(window).argmax(2), 256).movedim(-1, 2) * SURE
 
     network = Likeliest(2, 2, 3, 1).double()
     network.load_state_dict(s.network.state_dict())
@@ -409,16 +432,20 @@ def test_the_loss_is_the_cross_entropy_of_the_hidden_pixels_of_the_patch(holes):
         torch.manual_seed(7)
         loss = m.batch_loss((images, torch.zeros(4, dtype=torch.long)))
         torch.manual_seed(7)
-        hidden = m.hidden(12, holes)
+        hidden, redrawn = m.patterns(12, holes)
         top, left = (torch.randint(0, 7, (12,)).tolist() for _ in range(2))
+        noise = torch.randn(12, 2, 6, 6)
     terms = []
     for row in range(12):
         image, known = images[row // 3], np.ones((8, 8), bool)
-        for i, j in torch.nonzero(hidden[row]).tolist():
+        seen = image.clone()
+        for i, j in torch.nonzero(hidden[row] | redrawn[row]).tolist():
             y, x = top[row] - 2 + i, left[row] - 2 + j
-            if 0 <= y < 8 and 0 <= x < 8:
+            if 0 <= y < 8 and 0 <= x < 8 and hidden[row, i, j]:
                 known[y, x] = False
-        log_p = m.network(window_by_hand(m.sampler(), image, known, top[row], left[row]))[0].log_softmax(1)
+            elif 0 <= y < 8 and 0 <= x < 8:  # drawn before: known, with noise
+                seen[:, y, x] = (image[:, y, x] + NOISE * noise[row, :, i, j]).clamp(0, 1)
+        log_p = m.network(window_by_hand(m.sampler(), seen, known, top[row], left[row]))[0].log_softmax(1)
         for c, i, j in np.ndindex(2, 2, 2):
             if hidden[row, 2 + i, 2 + j]:
                 level = round(float(image[c, top[row] + i, left[row] + j]) * 255)
@@ -428,7 +455,7 @@ def test_the_loss_is_the_cross_entropy_of_the_hidden_pixels_of_the_patch(holes):
 
 
 def test_without_holes_the_patch_alone_is_hidden():
-    hidden = module(patch=3, side=9).hidden(20, 0.0)
+    hidden, _ = module(patch=3, side=9).patterns(20, 0.0)
     expected = torch.zeros(9, 9, dtype=torch.bool)
     expected[3:6, 3:6] = True
     assert torch.equal(hidden, expected.expand(20, -1, -1))
@@ -437,7 +464,10 @@ def test_without_holes_the_patch_alone_is_hidden():
 def test_of_training_windows_with_holes_some_hide_more_and_some_a_part_and_all_something_of_the_patch():
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        hidden, some = module(patch=3, side=9).hidden(2000, 1.0), module(patch=3, side=9).hidden(4000, 0.25)
+        (hidden, _), (some, _) = (
+            module(patch=3, side=9).patterns(2000, 1.0),
+            module(patch=3, side=9).patterns(4000, 0.25),
+        )
     patch = hidden[:, 3:6, 3:6].flatten(1)
     assert bool(patch.any(1).all())
     assert bool(patch.any(0).all())
@@ -447,7 +477,7 @@ def test_of_training_windows_with_holes_some_hide_more_and_some_a_part_and_all_s
     assert bool(around.any(0)[[0, 0, 8, 8], [0, 8, 0, 8]].all())  # holes reach every corner
     assert float(around.flatten(1).any(1).float().mean()) > 0.7
     assert not bool(hidden.flatten(1).all(1).any())
-    plain = module(patch=3, side=9).hidden(1, 0.0)
+    plain, _ = module(patch=3, side=9).patterns(1, 0.0)
     assert 0.2 < float((some != plain).flatten(1).any(1).float().mean()) < 0.25 + 4 * math.sqrt(0.25 * 0.75 / 4000)
 
 
@@ -694,10 +724,10 @@ WRONG = {
     "missing file": f"none.ckpt is missing: train it by {TRAIN} model=patch_sampler fold=0 with the same data=",
     "folder without fold": "is a folder and the fold is not known: name the file of one fold",
     "fold that is not there": f"fold=2/model.ckpt is missing: train it by {TRAIN} model=patch_sampler fold=2",
-    "another model": rf"holds no PatchSampler \(lit_xai.models.Classifier\): train one by {TRAIN} model=patch_sampler",
+    "another model": rf"holds no patch_sampler \(lit_xai.models.Classifier\): train one by {TRAIN} model=patch_sampler",
     "other weights": rf"is no whole PatchSampler \(RuntimeError\): train it again by {TRAIN}",
     "a part of the weights": rf"is no whole PatchSampler \(KeyError\): train it again by {TRAIN}",
-    "no configuration": rf"holds no PatchSampler \(unknown\): train one by {TRAIN} model=patch_sampler",
+    "no configuration": rf"holds no patch_sampler \(unknown\): train one by {TRAIN} model=patch_sampler",
     "no state_dict": "holds no state_dict: name a model.ckpt of lit_xai.train",
     "code": r"is damaged or no checkpoint \(UnpicklingError\): name another, or train again",
     "other data": rf"was fitted to toy \(abc\), .* and this predictor to toy \(xyz\), .* {TRAIN} model=patch_sampler",

@@ -5,16 +5,17 @@ from __future__ import annotations
 import functools
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from lit_xai.core import Images, Keep, Model, SampleRng, Segments, TrainedOn, UsageError
+from lit_xai.files import read_checkpoint
 
 
 @runtime_checkable
@@ -43,9 +44,34 @@ class Sampler(Protocol):
         ...
 
 
+class Saved(NamedTuple):
+    """What a `model.ckpt` of `lit_xai.train` says of a sampler."""
+
+    state: Mapping[str, Tensor]
+    model: Mapping[str, Any]
+    shape: Mapping[str, Any]
+    about: str
+
+
+def saved(file: Path, module: str, model: str) -> Saved:
+    """Read the checkpoint of one kind of sampler, the LightningModule named `module` of `model=`. No code runs.
+
+    Raises:
+        UsageError: the file is missing, damaged, or holds something else.
+    """
+    content = read_checkpoint(file)
+    config = content.get("config")
+    node, shape = (config.get(k) if isinstance(config, Mapping) else None for k in ("model", "shape"))
+    target = node.get("_target_") if isinstance(node, Mapping) else "unknown"
+    if not str(target).endswith(module) or not isinstance(node, Mapping) or not isinstance(shape, Mapping):
+        raise UsageError(f"{file} holds no {model} ({target}): train one by python -m lit_xai.train model={model}")
+    assert isinstance(config, Mapping)
+    return Saved(content["state_dict"], node, shape, str(config.get("about", "")))
+
+
 @functools.lru_cache(maxsize=8)
-def opened(read: Callable[[Path], Sampler], file: Path, stamp: tuple[int, int]) -> tuple[Sampler, str]:
-    """A file's sampler and digest; `stamp` (time and size) tells a rewritten file from the one read before."""
+def opened(read: Callable[[Path], Sampler], file: Path, stamp: tuple[int, ...]) -> tuple[Sampler, str]:
+    """A file's sampler and digest; `stamp` (time, size, inode) tells a rewritten file from the one read before."""
     return read(file), hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest()
 
 
@@ -107,7 +133,7 @@ class FittedFiller(ABC):
             UsageError: the file is missing, damaged, of another kind, or was fitted to other images.
         """
         file, stat = self.file, self.file.stat()
-        sampler, digest = opened(type(self).read, file, (stat.st_mtime_ns, stat.st_size))
+        sampler, digest = opened(type(self).read, file, (stat.st_mtime_ns, stat.st_size, stat.st_ino))
         about = self.trained_on.about if self.trained_on else ""
         if about and sampler.about and about != sampler.about:
             raise UsageError(

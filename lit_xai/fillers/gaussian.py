@@ -30,8 +30,8 @@ from safetensors.torch import save as save_bytes
 from torch import Tensor
 
 from lit_xai.core import Images, Keep, SampleRng, Segments, UsageError, stable_hash
-from lit_xai.files import read_checkpoint, write_atomically
-from lit_xai.fillers.fitted import FittedFiller
+from lit_xai.files import write_atomically
+from lit_xai.fillers.fitted import FittedFiller, saved
 from lit_xai.fillers.tiles import LEVELS, ImageSet, Step, pictures, plan, windows
 
 FORMAT = 1
@@ -467,13 +467,11 @@ class ConditionalGaussian(FittedFiller):
         """The Gaussian of a `model.ckpt`, or of a file of `GaussianPatches.save`."""
         if file.suffix == ".safetensors":
             return GaussianPatches.load(file)
-        content = read_checkpoint(file)
-        config, state = content.get("config", {}), content["state_dict"]
-        node = config.get("model", {})
-        if not str(node.get("_target_")).endswith(GaussianModule.__name__) or not {"mean", "covariance"} <= set(state):
+        state, node, _, about = saved(file, GaussianModule.__name__, ConditionalGaussian.model)
+        try:
+            margin = (state["mean"].shape[-1] - node["patch"]) // 2
+            return GaussianPatches(state["mean"], state["covariance"], node["patch"], margin, about)
+        except (KeyError, TypeError) as e:
             raise UsageError(
-                f"{file} holds no Gaussian ({node.get('_target_', 'unknown')}): "
-                f"fit one by python -m lit_xai.train model=conditional_gaussian"
-            )
-        margin = (state["mean"].shape[-1] - node["patch"]) // 2
-        return GaussianPatches(state["mean"], state["covariance"], node["patch"], margin, str(config.get("about", "")))
+                f"{file} is no whole Gaussian ({type(e).__name__}): fit it again by python -m lit_xai.train"
+            ) from None

@@ -27,8 +27,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lit_xai.core import Images, Keep, SampleRng, Segments, UsageError, autocast, stable_hash
-from lit_xai.files import read_checkpoint
-from lit_xai.fillers.fitted import FittedFiller, Sampler
+from lit_xai.fillers.fitted import FittedFiller, Sampler, saved
 from lit_xai.fillers.tiles import LEVELS, Step, plan
 from lit_xai.training import Trainable
 
@@ -36,7 +35,8 @@ SLOPE = 0.2  # of LeakyReLU
 FREEDOM = 4  # of Student's t
 RIDGE = 1e-5  # of the least-squares prediction, relative to the number of windows
 FIT_IMAGES, FIT_WINDOWS = 2000, 20_000  # most images it rests on, and windows
-MOST_HOLES = 8  # squares that are hidden beside the patch, in a training window with holes
+MOST_HOLES = 8  # squares that are hidden or were drawn before, in a training window with holes
+NOISE = 0.1  # standard deviation of what was drawn before
 
 
 class PatchNetwork(nn.Module):
@@ -49,10 +49,10 @@ class PatchNetwork(nn.Module):
         super().__init__()
         self.channels, self.patch = channels, patch
 
-        def layer(a: int, b: int, side: int) -> nn.Module:
-            return nn.Sequential(Same(a, b, side), nn.LeakyReLU(SLOPE))
+        def layer(a: int, b: int, side: int, after: bool = True) -> nn.Module:
+            return nn.Sequential(Same(a, b, side, after), nn.LeakyReLU(SLOPE))
 
-        self.seen = nn.Sequential(layer(channels + 1, width, patch + 1), layer(width, width, patch + 1))
+        self.seen = nn.Sequential(layer(channels + 1, width, patch + 1), layer(width, width, patch + 1, after=False))
         self.inner = nn.Sequential(*(layer(width, width, patch) for _ in range(depth)))
         self.head = Same(width, channels * LEVELS, patch)
         self.smooth = Smooth(channels, patch, width) if linear else None
@@ -74,11 +74,11 @@ class PatchNetwork(nn.Module):
 
 
 class Same(nn.Conv2d):
-    """A convolution that keeps the size, for even sides too (one more pixel of padding after than before)."""
+    """A convolution that keeps the size. Even sides have one more pixel of padding after than before, or before than after."""
 
-    def __init__(self, a: int, b: int, side: int) -> None:
+    def __init__(self, a: int, b: int, side: int, after: bool = True) -> None:
         super().__init__(a, b, side)
-        self.pads = ((side - 1) // 2, side // 2) * 2
+        self.pads = ((side - after) // 2, (side - (not after)) // 2) * 2
 
     def forward(self, x: Float[Tensor, "m a h w"]) -> Float[Tensor, "m b h w"]:
         return super().forward(F.pad(x, self.pads))
@@ -325,7 +325,9 @@ def levels_of(values: Float[Tensor, "*n"]) -> Int[Tensor, "*n"]:
 def drawn(logits: Float[Tensor, "m c levels k k"], u: Float[Tensor, "m d c k k"]) -> Float[Tensor, "m d c k k"]:
     """Levels / 255 drawn from the softmax of `logits` by inversion: the first level whose cumulated probability exceeds u."""
     cumulated = logits.float().softmax(2).movedim(2, -1).flatten(0, 3).cumsum(-1)
-    at = u.movedim(1, -1).flatten(0, 3).contiguous().to(cumulated) * cumulated[:, -1:]  # rounding may leave the last below 1
+    at = (
+        u.movedim(1, -1).flatten(0, 3).contiguous().to(cumulated) * cumulated[:, -1:]
+    )  # rounding may leave the last below 1
     level = torch.searchsorted(cumulated, at, right=True).clamp_max(LEVELS - 1)
     m, d, c, k, _ = u.shape
     return (level.to(cumulated) / (LEVELS - 1)).view(m, c, k, k, d).movedim(-1, 1)
@@ -387,22 +389,28 @@ class PatchModule(Trainable):
         return Patches(self.network, self.get_buffer("mean"), self.get_buffer("std"), self.patch, about)
 
     def random_windows(
-        self, images: Images, hidden: Bool[Tensor, "b s s"]
+        self, images: Images, hidden: Bool[Tensor, "b s s"], redrawn: Bool[Tensor, "b s s"] | None = None
     ) -> tuple[Float[Tensor, "b c1 s s"], Float[Tensor, "b c k k"]]:
-        """The network's input for a window at a random place of every image, and what its patch shows."""
+        """The network's input for a window at a random place of every image, and what its patch shows.
+
+        Pixels that are `redrawn` get noise, as those of tiles that were filled before have.
+        """
         k = self.patch
         top, left = (torch.randint(0, n - k + 1, (len(images),)).to(images.device) for n in images.shape[-2:])
         padded, inside = (F.pad(t, (k, k, k, k)) for t in (images, torch.ones_like(images[:, :1])))
         rows = torch.arange(len(images), device=images.device)
         seen, within = (cut(t, rows, top, left, 3 * k) for t in (padded, inside))
-        known = (within[:, 0] > 0) & ~hidden
-        return self.sampler().windows(seen, known, within[:, 0] > 0), seen[..., middle(k), middle(k)]
+        truth, known = seen[..., middle(k), middle(k)], (within[:, 0] > 0) & ~hidden
+        if redrawn is not None and bool(redrawn.any()):
+            noisy = (seen + NOISE * torch.randn(seen.shape).to(seen)).clamp(0, 1)
+            seen = torch.where((redrawn & known)[:, None], noisy, seen)
+        return self.sampler().windows(seen, known, within[:, 0] > 0), truth
 
     def prepare(self, data: Any) -> None:
         """The least-squares prediction, from windows of the training folds of a `FoldData`; once, before the training."""
         if self.network.smooth is None:
             return
-        samples = data.split.training(data.fold)
+        samples = data.split.training(data.fold) if data.k > 1 else data.split.samples
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stable_hash(data.seed, "least squares"))
             samples = samples[torch.randperm(len(samples))[:FIT_IMAGES]]
@@ -411,24 +419,27 @@ class PatchModule(Trainable):
                 for _ in range(-(-FIT_WINDOWS // len(samples))):
                     for part in samples.split(500):
                         images = data.source.train.images(part.tolist())
-                        yield self.random_windows(images, self.hidden(len(part), 0.0))
+                        yield self.random_windows(images, self.patterns(len(part), 0.0)[0])
 
             self.network.smooth.solve(windows())
 
     def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Cross-entropy of the hidden pixels of the middle of random windows."""
         images, k = batch[0].repeat_interleave(self.per_image, dim=0), self.patch
-        hidden = self.hidden(len(images), self.holes).to(images.device)
-        windows, patches = self.random_windows(images, hidden)
+        hidden, redrawn = (m.to(images.device) for m in self.patterns(len(images), self.holes))
+        windows, patches = self.random_windows(images, hidden, redrawn)
         logits = self.network(windows)
         loss = F.cross_entropy(logits.flatten(0, 1).float(), levels_of(patches).flatten(0, 1), reduction="none")
         weight = hidden[:, None, middle(k), middle(k)].expand(-1, self.network.channels, -1, -1).flatten(0, 1)
         return (loss * weight).sum() / weight.sum()
 
-    def hidden(self, number: int, holes: float) -> Bool[Tensor, "m s s"]:
-        """What is hidden in each of `number` training windows: the patch; in a share of them more, or a part of it."""
+    def patterns(self, number: int, holes: float) -> tuple[Bool[Tensor, "m s s"], Bool[Tensor, "m s s"]]:
+        """What is hidden in each of `number` training windows, and what was drawn before.
+
+        The patch and nothing; in a share `holes` of them squares around it, too, and in half of those a part of the patch.
+        """
         k = self.patch
-        out = torch.zeros(number, 3 * k, 3 * k, dtype=torch.bool)
+        out, before = torch.zeros(2, number, 3 * k, 3 * k, dtype=torch.bool)
         out[:, middle(k), middle(k)] = True
         for row in torch.nonzero(torch.rand(number) < holes)[:, 0].tolist():
             if torch.rand(()) < 0.5:
@@ -437,8 +448,9 @@ class PatchModule(Trainable):
                 out[row] = False
                 out[row, top : bottom + 1, left : right + 1] = True
             for top, left in torch.randint(0, 2 * k + 1, (int(torch.randint(0, MOST_HOLES + 1, ())), 2)).tolist():
-                out[row, top : top + k, left : left + k] = True
-        return out
+                square = (row, slice(top, top + k), slice(left, left + k))
+                (out if torch.rand(()) < 0.5 else before)[square] = True
+        return out, before & ~out
 
     def held_out_bits(self, images: Tensor, index: int) -> Tensor:
         """Bits per dimension of one window of every image; the windows are the same in every epoch."""
@@ -480,17 +492,9 @@ class PatchSampler(FittedFiller):
     @staticmethod
     def read(file: Path) -> Patches:
         """The sampler of a `model.ckpt` of `python -m lit_xai.train model=patch_sampler`."""
-        content = read_checkpoint(file)
-        config = content.get("config", {})
-        node, shape = config.get("model", {}), config.get("shape", {})
-        if not str(node.get("_target_")).endswith(PatchModule.__name__):
-            raise UsageError(
-                f"{file} holds no PatchSampler ({node.get('_target_', 'unknown')}): "
-                f"train one by python -m lit_xai.train model=patch_sampler"
-            )
+        state, node, shape, about = saved(file, PatchModule.__name__, PatchSampler.model)
         try:
             network = PatchNetwork(shape["channels"], node["patch"], node["width"], node["depth"], node["linear"])
-            state = content["state_dict"]
             network.load_state_dict(
                 {k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")}
             )
@@ -499,7 +503,7 @@ class PatchSampler(FittedFiller):
             raise UsageError(
                 f"{file} is no whole PatchSampler ({type(e).__name__}): train it again by python -m lit_xai.train"
             ) from None
-        return Patches(network.eval().requires_grad_(False), mean, std, node["patch"], str(config.get("about", "")))
+        return Patches(network.eval().requires_grad_(False), mean, std, node["patch"], about)
 
     def adapted(self, sampler: Sampler) -> Patches:
         """The sampler with this filler's precision and batch."""
