@@ -469,7 +469,7 @@ def plan(
     height, width = images.shape[-2:]
     total, seen = Passes(0), set()
     for w in works:
-        each = passes_of(w.explainer, height, width) if not w.meta else Passes(0)
+        each = passes_of(fit_fillers(w.explainer, job.trained_on), height, width) if not w.meta else Passes(0)
         for n in w.missing:
             if not hasattr(scores[n], "observe") or (n, w.shard) not in seen:
                 each = each + passes_of(scores[n], height, width)

@@ -72,10 +72,15 @@ def run(door: str, root: Path, *options: str, check: bool = True, small: list[st
     return done
 
 
-def run_process(door: str, root: Path, *options: str) -> Done:
+def run_process(door: str, root: Path, *options: str, small: list[str] = SMALL) -> Done:
     """A door as its own process (for several ranks)."""
     done = subprocess.run(
-        command(door, root, *options), capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT, timeout=240
+        command(door, root, *options, small=small),
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        cwd=ROOT,
+        timeout=240,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return Done(done.returncode, done.stdout, done.stderr)
@@ -199,10 +204,11 @@ def test_shard_size_does_not_change_a_map(finished: Path, tmp_path: Path) -> Non
             assert a == b, (explainer, key)
 
 
-def interrupted(door: str, root: Path, ready: Path | str, *options: str) -> None:
+def interrupted(door: str, root: Path, ready: Path | str, *options: str, small: list[str] = SMALL) -> None:
     """Start a command and kill it (SIGKILL) as soon as `ready` exists below `root`."""
+    arguments = command(door, root, *options, small=small)
     process = subprocess.Popen(
-        command(door, root, *options), env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        arguments, env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.time() + 120
     while time.time() < deadline and process.poll() is None and not list(root.rglob(str(ready))):

@@ -19,7 +19,7 @@ from lit_xai.explainers import SlidingPatch, information_maps
 from lit_xai.explainers.sweep import PMI
 from lit_xai.files import save_weights
 from lit_xai.fillers import PatchSampler, UniformNoise
-from lit_xai.fillers.patch import FREEDOM, NOISE, RIDGE, Patches, PatchModule, PatchNetwork, Smooth, drawn
+from lit_xai.fillers.patch import FREEDOM, NOISE, RIDGES, Patches, PatchModule, PatchNetwork, Smooth, drawn
 from lit_xai.fillers.tiles import plan
 from scipy import stats
 from torch import Tensor
@@ -64,7 +64,9 @@ def by_rule(patch: int, rule: Callable[[Tensor], Tensor]) -> Patches:
     return Patches(ByRule(patch, rule), torch.zeros(1), torch.ones(1), patch)
 
 
-def window_by_hand(s: Patches, image: Tensor, known: np.ndarray, top: int, left: int) -> Tensor:
+def window_by_hand(
+    s: Patches, image: Tensor, known: np.ndarray, top: int, left: int, drawn: np.ndarray | None = None
+) -> Tensor:
     """The network's input [1, c + 1, 3k, 3k], pixel by pixel."""
     k, (c, height, width) = s.patch, image.shape
     mean, std = s.mean.to(image), s.std.to(image)
@@ -74,10 +76,10 @@ def window_by_hand(s: Patches, image: Tensor, known: np.ndarray, top: int, left:
         for j in range(3 * k):
             y, x = top - k + i, left - k + j
             if not (0 <= y < height and 0 <= x < width):
-                out[:c, i, j] = (0 - mean) / std
+                out[:c, i, j], out[c, i, j] = (0 - mean) / std, -1
             elif known[y, x]:
                 out[:c, i, j] = (image[:, y, x] - mean) / std
-                out[c, i, j] = 1
+                out[c, i, j] = 0.5 if drawn is not None and drawn[y, x] else 1
                 seen.append(out[:c, i, j])
     blank = torch.stack(seen).mean(0) if seen else torch.zeros(c).to(image)
     for i in range(3 * k):
@@ -191,10 +193,14 @@ def test_the_smooth_part_is_students_t_around_the_least_squares_prediction():
     smooth.gain.normal_(0, 0.1, generator=seeded(1))
     smooth.offset.normal_(0, 0.1, generator=seeded(2))
     smooth.log_scale.normal_(-2, 0.3, generator=seeded(3))
-    window = torch.rand(3, 3, 6, 6, generator=seeded(4)).double()
-    place = (window[:, :2].reshape(3, -1) @ smooth.gain.T + smooth.offset).view(3, 2, 2, 2)
-    scale = smooth.log_scale.exp().view(2, 2, 2)
-    z = (torch.linspace(-1, 1, 256, dtype=torch.float64).view(-1, 1, 1) - place[:, :, None]) / scale[:, None]
+    window = torch.rand(4, 3, 6, 6, generator=seeded(4)).double()
+    window[:, 2] = 1  # seen
+    window[:, 2, 2:4, 2:4] = 0
+    window[1, 2, 0, 0], window[2, 2, 5, 1], window[3, 2, 0] = 0, 0.5, -1  # hidden; drawn; outside of the image
+    which = torch.tensor([0, 1, 1, 0])
+    place = torch.einsum("mi,moi->mo", window[:, :2].reshape(4, -1), smooth.gain[which]) + smooth.offset[which]
+    place, scale = place.view(4, 2, 2, 2), smooth.log_scale.exp()[which].view(4, 2, 1, 2, 2)
+    z = (torch.linspace(-1, 1, 256, dtype=torch.float64).view(-1, 1, 1) - place[:, :, None]) / scale
     expected = torch.from_numpy(stats.t.logpdf(z.numpy(), FREEDOM)).log_softmax(2)
     assert torch.allclose(network(window).log_softmax(2), expected, rtol=0, atol=1e-7)
 
@@ -363,7 +369,7 @@ def test_tiles_are_filled_in_the_plans_order(images, masks):
     steps = plan(keep[0, 0].numpy(), 2, 2)
     assert len(steps) > 5
     for window, step in zip(seen, steps, strict=True):
-        assert np.array_equal(window[0, -1].bool().numpy(), step.known)
+        assert np.array_equal((window[0, -1] > 0).numpy(), step.known)
 
 
 def test_filling_is_a_loop_over_tiles(images, masks):
@@ -379,7 +385,8 @@ def test_filling_is_a_loop_over_tiles(images, masks):
     for b, n in np.ndindex(2, 4):
         image, known = images[b].clone(), masks[b, n].numpy().copy()
         for step in plan(known, 2, 2):
-            logits = s.network.double()(window_by_hand(s, image, known, step.top, step.left))[0]
+            before = known & ~masks[b, n].numpy()
+            logits = s.network.double()(window_by_hand(s, image, known, step.top, step.left, before))[0]
             for i, j in np.ndindex(2, 2):
                 y, x = step.top + i, step.left + j
                 if not known[y, x]:
@@ -437,15 +444,16 @@ def test_the_loss_is_the_cross_entropy_of_the_hidden_pixels_of_the_patch(holes):
         noise = torch.randn(12, 2, 6, 6)
     terms = []
     for row in range(12):
-        image, known = images[row // 3], np.ones((8, 8), bool)
+        image, known, drawn_ = images[row // 3], np.ones((8, 8), bool), np.zeros((8, 8), bool)
         seen = image.clone()
         for i, j in torch.nonzero(hidden[row] | redrawn[row]).tolist():
             y, x = top[row] - 2 + i, left[row] - 2 + j
             if 0 <= y < 8 and 0 <= x < 8 and hidden[row, i, j]:
                 known[y, x] = False
             elif 0 <= y < 8 and 0 <= x < 8:  # drawn before: known, with noise
+                drawn_[y, x] = True
                 seen[:, y, x] = (image[:, y, x] + NOISE * noise[row, :, i, j]).clamp(0, 1)
-        log_p = m.network(window_by_hand(m.sampler(), seen, known, top[row], left[row]))[0].log_softmax(1)
+        log_p = m.network(window_by_hand(m.sampler(), seen, known, top[row], left[row], drawn_))[0].log_softmax(1)
         for c, i, j in np.ndindex(2, 2, 2):
             if hidden[row, 2 + i, 2 + j]:
                 level = round(float(image[c, top[row] + i, left[row] + j]) * 255)
@@ -510,19 +518,20 @@ def test_the_least_squares_prediction_is_the_ridge_solution():
     smooth.solve(iter([(window[:120], truth[:120]), (window[120:], truth[120:])]))
     x = np.c_[window[:, :2].flatten(1).double().numpy(), np.ones(300)]
     y = truth.flatten(1).double().numpy() * 2 - 1
-    ridge = math.sqrt(RIDGE * 300) * np.eye(73)
-    solution = np.linalg.lstsq(np.r_[x, ridge], np.r_[y, np.zeros((73, 8))], rcond=None)[0]
-    assert np.allclose(smooth.gain.numpy(), solution[:-1].T, rtol=0, atol=1e-5)
-    assert np.allclose(smooth.offset.numpy(), solution[-1], rtol=0, atol=1e-5)
-    deviation = np.sqrt(((y - x @ solution) ** 2).mean(0) + RIDGE * (solution**2).sum(0))
-    assert np.allclose(smooth.log_scale.exp().numpy(), deviation, rtol=1e-4)
+    for n, ridge in enumerate(RIDGES):
+        below = math.sqrt(ridge * 300) * np.eye(73)
+        solution = np.linalg.lstsq(np.r_[x, below], np.r_[y, np.zeros((73, 8))], rcond=None)[0]
+        assert np.allclose(smooth.gain[n].numpy(), solution[:-1].T, rtol=0, atol=1e-5)
+        assert np.allclose(smooth.offset[n].numpy(), solution[-1], rtol=0, atol=1e-5)
+        deviation = np.sqrt(((y - x @ solution) ** 2).mean(0) + ridge * (solution**2).sum(0))
+        assert np.allclose(smooth.log_scale[n].exp().numpy(), deviation, rtol=1e-4)
 
 
 def test_a_perfect_prediction_is_not_surer_than_a_level():
     window = torch.rand(50, 2, 3, 3, generator=seeded(1))
     smooth = Smooth(1, 1, 3)
     smooth.solve(iter([(window, torch.full((50, 1, 1, 1), 0.5))]))
-    assert float(smooth.log_scale.exp()) == pytest.approx(1 / 256)
+    assert float(smooth.log_scale[0].exp()) == pytest.approx(1 / 256)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ Yi et al., "Information-Theoretic Visual Explanation for Black-Box Classifiers",
 the 3K x 3K window around the patch, with the patch itself set to zero, and a pixel is drawn independently of the others
 of its patch. Its training images are those of the predictor it explains: V_i is never seen.
 
-Three things are added to the paper's network. A further input channel marks the pixels that are known, so that the borders
+Three things are added to the paper's network. A further input channel holds the state of every pixel, so that the borders
 of the image and holes of other shapes can be told from dark or grey ones; a share of the training windows has such holes;
 and the logits of the 256 levels have a smooth part, a bell whose place starts from the least-squares prediction from the
 surroundings (`linear=False` leaves it out). On small data the network alone takes long to learn that neighbouring
@@ -33,7 +33,11 @@ from lit_xai.training import Trainable
 
 SLOPE = 0.2  # of LeakyReLU
 FREEDOM = 4  # of Student's t
-RIDGE = 1e-5  # of the least-squares prediction, relative to the number of windows
+SEEN, DRAWN, HIDDEN, OUTSIDE = 1.0, 0.5, 0.0, -1.0  # states of a pixel; drawn = of a tile that was filled before
+RIDGES = (
+    1e-5,
+    0.1,
+)  # of the least-squares predictions, relative to the number of windows: variance of noise they expect
 FIT_IMAGES, FIT_WINDOWS = 2000, 20_000  # most images it rests on, and windows
 MOST_HOLES = 8  # squares that are hidden or were drawn before, in a training window with holes
 NOISE = 0.1  # standard deviation of what was drawn before
@@ -87,8 +91,9 @@ class Same(nn.Conv2d):
 class Smooth(nn.Module):
     """The log density of Student's t with `FREEDOM` degrees at (level - place) / scale, with levels on [-1, 1].
 
-    Its tails keep windows that are nothing like the rest (with holes) from ruling the gradient. Place and log scale are the fixed least-squares prediction from the window, and its residual deviation, changed by a
-    convolution of the network's features.
+    Place and log scale are a fixed least-squares prediction from the window and its residual deviation, changed by a
+    convolution of the network's features. Where all surroundings were seen the prediction is the exact one; where some are
+    hidden or were drawn, one that noise hardly moves. The tails keep windows with holes from ruling the gradient.
     """
 
     def __init__(self, channels: int, patch: int, width: int) -> None:
@@ -96,24 +101,28 @@ class Smooth(nn.Module):
         self.channels, self.patch = channels, patch
         self.change = Same(width, 2 * channels, patch)
         outputs = channels * patch**2
-        self.register_buffer("gain", torch.zeros(outputs, channels * (3 * patch) ** 2))
-        self.register_buffer("offset", torch.zeros(outputs))
-        self.register_buffer("log_scale", torch.zeros(outputs))
+        self.register_buffer("gain", torch.zeros(len(RIDGES), outputs, channels * (3 * patch) ** 2))
+        self.register_buffer("offset", torch.zeros(len(RIDGES), outputs))
+        self.register_buffer("log_scale", torch.zeros(len(RIDGES), outputs))
 
     def forward(
         self, features: Float[Tensor, "m w k k"], window: Float[Tensor, "m c1 s s"]
     ) -> Float[Tensor, "m c levels k k"]:
         place, scale = self.change(features).unflatten(1, (2, self.channels)).unbind(1)
-        start = F.linear(window[:, :-1].flatten(1), self.get_buffer("gain"), self.get_buffer("offset"))
+        gain, offset, log_scale = (self.get_buffer(n) for n in ("gain", "offset", "log_scale"))
+        with torch.autocast(window.device.type, enabled=False):  # a small difference of large numbers
+            both = F.linear(window[:, :-1].flatten(1), gain.flatten(0, 1), offset.flatten())
+        which = (~whole(window[:, -1], self.patch)).long()
+        start = both.unflatten(1, offset.shape)[torch.arange(len(which), device=which.device), which]
         place = place + start.view(place.shape)
-        precision = torch.exp(-scale - self.get_buffer("log_scale").view(1, *place.shape[1:]))
+        precision = torch.exp(-scale - log_scale[which].view(place.shape))
         level = torch.linspace(-1, 1, LEVELS, device=window.device, dtype=place.dtype).view(1, 1, -1, 1, 1)
         z = (level - place[:, :, None]) * precision[:, :, None]
         return -0.5 * (FREEDOM + 1) * torch.log1p(z.square() / FREEDOM)
 
     @torch.no_grad()
     def solve(self, windows: Iterator[tuple[Tensor, Tensor]]) -> None:
-        """Set the least-squares prediction from batches of (windows, true patches in [0, 1])."""
+        """Set the least-squares predictions from batches of (windows, true patches in [0, 1])."""
         gram = cross = square = torch.zeros((), dtype=torch.float64)
         number = 0
         for window, truth in windows:
@@ -121,12 +130,13 @@ class Smooth(nn.Module):
             y = truth.double().flatten(1) * 2 - 1
             gram, cross, square = gram + x.mT @ x, cross + x.mT @ y, square + y.square().sum(0)
             number += len(x)
-        gram.diagonal().add_(RIDGE * number)
-        gain = torch.linalg.solve(gram, cross)
-        residual = (square - 2 * (gain * cross).sum(0) + (gain * (gram @ gain)).sum(0)) / number
-        self.get_buffer("gain").copy_(gain[:-1].mT)
-        self.get_buffer("offset").copy_(gain[-1])
-        self.get_buffer("log_scale").copy_(residual.sqrt().clamp_min(1 / LEVELS).log())
+        for n, ridge in enumerate(RIDGES):
+            noisy = gram + torch.eye(len(gram), dtype=gram.dtype) * ridge * number
+            gain = torch.linalg.solve(noisy, cross)
+            residual = (square - 2 * (gain * cross).sum(0) + (gain * (noisy @ gain)).sum(0)) / number
+            self.get_buffer("gain")[n] = gain[:-1].mT
+            self.get_buffer("offset")[n] = gain[-1]
+            self.get_buffer("log_scale")[n] = residual.sqrt().clamp_min(1 / LEVELS).log()
 
 
 # -------------------------------------------------------------------------------------------------------------- windows
@@ -141,9 +151,26 @@ def cut(
     return padded[rows[:, None, None], :, y[:, :, None], x[:, None]].movedim(-1, 1)
 
 
+def cut_with_state(
+    images: Images, top: Int[Tensor, "b"], left: Int[Tensor, "b"], patch: int
+) -> tuple[Float[Tensor, "b c s s"], Float[Tensor, "b s s"]]:
+    """The window around the patch at (top, left) of every image, black outside of it, and the state of its pixels."""
+    padding, rows = (patch,) * 4, torch.arange(len(images), device=images.device)
+    seen = cut(F.pad(images, padding), rows, top, left, 3 * patch)
+    state = F.pad(torch.full_like(images[:, :1], SEEN), padding, value=OUTSIDE)
+    return seen, cut(state, rows, top, left, 3 * patch)[:, 0]
+
+
 def middle(patch: int) -> slice:
     """The patch within its window, along one side."""
     return slice(patch, 2 * patch)
+
+
+def whole(state: Float[Tensor, "m s s"], patch: int) -> Bool[Tensor, "m"]:
+    """Which windows hide exactly the patch, all of whose surroundings within the image were seen."""
+    around = (state == SEEN) | (state == OUTSIDE)
+    around[:, middle(patch), middle(patch)] = state[:, middle(patch), middle(patch)] == HIDDEN
+    return around.flatten(1).all(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,20 +214,18 @@ class Patches:
                 f"train one with model.patch <= {min(height, width)}"
             )
 
-    def windows(
-        self, seen: Float[Tensor, "m c s s"], known: Bool[Tensor, "m s s"], inside: Bool[Tensor, "m s s"]
-    ) -> Float[Tensor, "m c1 s s"]:
-        """The network's input: normalised pixels and which of them are known.
+    def windows(self, seen: Float[Tensor, "m c s s"], state: Float[Tensor, "m s s"]) -> Float[Tensor, "m c1 s s"]:
+        """The network's input: normalised pixels and their states.
 
-        Unknown pixels are black outside the image and zero in the patch; elsewhere they have the known ones' mean.
+        Black outside the image; hidden pixels are zero in the patch, and elsewhere have the mean of those that are known.
         """
         shape = (1, -1, 1, 1)
         normal = (seen - self.mean.to(seen).view(shape)) / self.std.to(seen).view(shape)
-        weight = known[:, None].to(seen)
+        weight = (state > HIDDEN)[:, None].to(seen)
         mean = (normal * weight).sum((2, 3), keepdim=True) / weight.sum((2, 3), keepdim=True).clamp_min(1)
         blank = mean.expand_as(normal).clone()
         blank[..., middle(self.patch), middle(self.patch)] = 0
-        return torch.cat([torch.where((known | ~inside)[:, None], normal, blank), weight], dim=1)
+        return torch.cat([torch.where((state != HIDDEN)[:, None], normal, blank), state[:, None].to(seen)], dim=1)
 
     def logits(self, windows: Float[Tensor, "m c1 s s"]) -> Iterator[Float[Tensor, "some c levels k k"]]:
         """The network's output, chunk by chunk."""
@@ -242,11 +267,12 @@ class Patches:
             plans = [plan(m, k, k) for m in keep.flatten(0, 1).cpu().numpy()]
             noise = [self.noise(rng, r, masks, draws, len(p)) for r, p in enumerate(plans)]
             canvas = F.pad(images, (k, k, k, k)).repeat_interleave(masks, dim=0)[:, None].repeat(1, draws, 1, 1, 1)
-            inside = F.pad(torch.ones_like(images[:1, :1]), (k, k, k, k))
+            # seen or hidden; what is known beside the seen was drawn
+            state = F.pad(keep.flatten(0, 1)[:, None].to(images), (k, k, k, k), value=OUTSIDE)
             for s in range(max((len(p) for p in plans), default=0)):
                 rows = [r for r, p in enumerate(plans) if s < len(p)]
                 u = torch.stack([noise[r][:, s] for r in rows]).to(device)
-                self.fill_tiles(canvas, inside, rows, [plans[r][s] for r in rows], u, first=s == 0)
+                self.fill_tiles(canvas, state, rows, [plans[r][s] for r in rows], u, first=s == 0)
         out = canvas[..., k:-k, k:-k].unflatten(0, (len(images), masks))
         return torch.where(keep[:, :, None, None], images[:, None, None], out)
 
@@ -259,7 +285,7 @@ class Patches:
     def fill_tiles(
         self,
         canvas: Float[Tensor, "r d c hp wp"],
-        inside: Float[Tensor, "1 1 hp wp"],
+        state: Float[Tensor, "r 1 hp wp"],
         rows: list[int],
         steps: list[Step],
         u: Float[Tensor, "g d c k k"],
@@ -271,7 +297,8 @@ class Patches:
         row = torch.tensor(rows, device=device)
         top, left = (torch.tensor([getattr(s, side) for s in steps], device=device) for side in ("top", "left"))
         known = torch.stack([torch.from_numpy(s.known) for s in steps]).to(device)
-        within = cut(inside, torch.zeros_like(row), top, left, 3 * k)[:, 0] > 0
+        now = cut(state, row, top, left, 3 * k)[:, 0]
+        now = torch.where(known & (now == HIDDEN), DRAWN, now)
 
         def each(t: Tensor) -> Tensor:
             return t if lanes == 1 else t.repeat_interleave(lanes, dim=0)
@@ -281,7 +308,7 @@ class Patches:
         seen = cut(flat, each(row) * lanes + lane, each(top), each(left), 3 * k)
         levels = u.flatten(0, 1)[:, None] if lanes > 1 else u  # [passes, draws of a pass, c, k, k]
         values, done = [], 0
-        for logits in self.logits(self.windows(seen, each(known), each(within))):
+        for logits in self.logits(self.windows(seen, each(now))):
             values.append(drawn(logits, levels[done : done + len(logits)]))
             done += len(logits)
         value = torch.cat(values).view(u.shape).to(canvas.dtype)
@@ -301,14 +328,11 @@ class Patches:
         """
         self.check(images)
         k = self.patch
-        padded, inside = (F.pad(t, (k, k, k, k)) for t in (images, torch.ones_like(images[:, :1])))
-        rows = torch.arange(len(images), device=images.device)
-        seen, within = (cut(t, rows, top, left, 3 * k) for t in (padded, inside))
-        known = within[:, 0] > 0
-        known[:, middle(k), middle(k)] = False
+        seen, state = cut_with_state(images, top, left, k)
+        state[:, middle(k), middle(k)] = HIDDEN
         truth = levels_of(seen[..., middle(k), middle(k)])
         parts, done = [], 0
-        for logits in self.logits(self.windows(seen, known, within[:, 0] > 0)):
+        for logits in self.logits(self.windows(seen, state)):
             loss = F.cross_entropy(
                 logits.flatten(0, 1), truth[done : done + len(logits)].flatten(0, 1), reduction="none"
             )
@@ -397,14 +421,15 @@ class PatchModule(Trainable):
         """
         k = self.patch
         top, left = (torch.randint(0, n - k + 1, (len(images),)).to(images.device) for n in images.shape[-2:])
-        padded, inside = (F.pad(t, (k, k, k, k)) for t in (images, torch.ones_like(images[:, :1])))
-        rows = torch.arange(len(images), device=images.device)
-        seen, within = (cut(t, rows, top, left, 3 * k) for t in (padded, inside))
-        truth, known = seen[..., middle(k), middle(k)], (within[:, 0] > 0) & ~hidden
+        seen, state = cut_with_state(images, top, left, k)
+        truth = seen[..., middle(k), middle(k)]
+        state[hidden & (state == SEEN)] = HIDDEN
         if redrawn is not None and bool(redrawn.any()):
+            redrawn = redrawn & (state == SEEN)
             noisy = (seen + NOISE * torch.randn(seen.shape).to(seen)).clamp(0, 1)
-            seen = torch.where((redrawn & known)[:, None], noisy, seen)
-        return self.sampler().windows(seen, known, within[:, 0] > 0), truth
+            seen = torch.where(redrawn[:, None], noisy, seen)
+            state[redrawn] = DRAWN
+        return self.sampler().windows(seen, state), truth
 
     def prepare(self, data: Any) -> None:
         """The least-squares prediction, from windows of the training folds of a `FoldData`; once, before the training."""
