@@ -194,11 +194,26 @@ class FillerReport(pl.Callback):
         return rows_of(removal_table(model, images, masks, labels, fillers, rng))
 
 
+FILE_ONLY = ("images", "note", "reference")  # columns that the terminal has no room for
+
+
 def show_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table on the terminal."""
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column)
+    """A table on the terminal; a value and its bounds (`x`, `x_low`, `x_high`) share a column."""
+    table, shown = Table(title=title, title_justify="left"), []
+    for at, column in enumerate(columns):
+        bounds = [columns.index(f"{column}{b}") for b in ("_low", "_high") if f"{column}{b}" in columns]
+        if column in FILE_ONLY or column.endswith(("_low", "_high")):
+            continue
+        table.add_column(f"{column} [95 %]" if bounds else column)
+        shown.append((at, bounds))
     for row in rows:
-        table.add_row(*(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row))
+        table.add_row(*(cell(row[at], [row[b] for b in bounds]) for at, bounds in shown))
     Console(width=None if Console().is_terminal else 180).print(table)
+
+
+def cell(value: Any, bounds: Sequence[Any]) -> str:
+    """A number with its bounds; anything else as it is."""
+    if not isinstance(value, float):
+        return str(value)
+    known = all(isinstance(b, float) for b in bounds)
+    return f"{value:.3f} [{', '.join(f'{b:.3f}' for b in bounds)}]" if bounds and known else f"{value:.3f}"
