@@ -84,7 +84,7 @@ def gallery(
     return save(figure, path)
 
 
-def curves(lines: Mapping[str, Tensor], end: float, path: Path, title: str = "") -> Path:
+def curves(lines: Mapping[str, Tensor], end: float, path: Path, title: str = "", what: str = "pixels") -> Path:
     """The probability along a walk, one line an explainer, with its interval as a band.
 
     Args:
@@ -92,6 +92,7 @@ def curves(lines: Mapping[str, Tensor], end: float, path: Path, title: str = "")
         end: share of the pixels that has changed at the last point.
         path: where the picture goes.
         title: above it.
+        what: which pixels.
     """
     from matplotlib import colormaps
 
@@ -102,7 +103,7 @@ def curves(lines: Mapping[str, Tensor], end: float, path: Path, title: str = "")
         at = np.linspace(0, end, len(values))
         axis.plot(at, values[:, 0], label=name, color=colour, linewidth=1.4)
         axis.fill_between(at, values[:, 1], values[:, 2], color=colour, alpha=0.12, linewidth=0)
-    axis.set_xlabel("share of the pixels")
+    axis.set_xlabel(f"share of the {what}")
     axis.set_ylabel("mean probability, 95 % interval")
     axis.set_title(title, fontsize=9)
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
@@ -193,7 +194,7 @@ def explained(
     coefficients: Tensor | None = None,
     half_width: Tensor | None = None,
 ) -> Path:
-    """One image, its heatmap, the top superpixels outlined with their coefficients, and the numbers as text.
+    """One image, its map (white = 0) alone and over the image, the top superpixels with their coefficients, and the numbers.
 
     Args:
         image: `[c, h, w]` in [0, 1].
@@ -204,35 +205,39 @@ def explained(
         top: superpixels to outline, largest first.
         coefficients, half_width: `[d]` values and half of their 95 % intervals.
     """
-    figure, axes = new_figure(9.0 if segments is None else 15.0, 4.6, 1, 2 if segments is None else 4)
+    figure, axes = new_figure(12.0 if segments is None else 18.0, 4.6, 1, 3 if segments is None else 5)
     row = axes[0]
     picture = image.permute(1, 2, 0).numpy()
     shown = np.repeat(picture, 3, axis=2) if picture.shape[2] == 1 else picture
     colours, low, high = limits(map_[None])
     row[0].imshow(shown)
-    row[1].imshow(shown.mean(2), cmap="gray", vmin=0, vmax=1)
-    heat = row[1].imshow(map_.float().numpy(), cmap=colours, vmin=low, vmax=high, alpha=0.7)
-    figure.colorbar(heat, ax=row[1], location="bottom", fraction=0.05, pad=0.02).ax.tick_params(labelsize=7)
+    heat = row[1].imshow(map_.float().numpy(), cmap=colours, vmin=low, vmax=high)
+    bar = figure.colorbar(heat, ax=row[1], location="bottom", fraction=0.05, pad=0.02)
+    bar.locator = _ticks(low, high)
+    bar.update_ticks()
+    bar.ax.tick_params(labelsize=7)
+    row[2].imshow(shown.mean(2), cmap="gray", vmin=0, vmax=1)
+    row[2].imshow(map_.float().numpy(), cmap=colours, vmin=low, vmax=high, alpha=0.6)
     if segments is not None and coefficients is not None and half_width is not None:
         from skimage.segmentation import mark_boundaries
 
         inside = np.where(np.isin(segments.numpy(), list(top)), segments.numpy() + 1, 0)
         dimmed = np.where(inside[..., None] > 0, shown, 0.35 * shown)
-        row[2].imshow(mark_boundaries(dimmed, inside, color=(1, 0.9, 0)))
-        row[2].set_title(f"top {len(top)} superpixels" if top else "no superpixel is for the class", fontsize=8)
+        row[3].imshow(mark_boundaries(dimmed, inside, color=(1, 0.9, 0)))
+        row[3].set_title(f"top {len(top)} superpixels" if top else "no superpixel is for the class", fontsize=8)
         for place, s in enumerate(top, start=1):
             y, x = (float(v.mean()) for v in np.nonzero(segments.numpy() == s))
-            row[2].text(x, y, str(place), color="white", fontsize=8, ha="center", va="center", fontweight="bold")
+            row[3].text(x, y, str(place), color="white", fontsize=8, ha="center", va="center", fontweight="bold")
         order = coefficients.abs().argsort(descending=True)[:12]
         tint = ["#b2182b" if c > 0 else "#2166ac" for c in coefficients[order].tolist()]
         names = [str(list(top).index(s) + 1) if s in top else "" for s in order.tolist()]
-        row[3].barh(range(len(order)), coefficients[order], xerr=half_width[order], color=tint, ecolor="#555")
-        row[3].set_yticks(range(len(order)), names, fontsize=7)
-        row[3].invert_yaxis()
-        row[3].axvline(0, color="black", linewidth=0.6)
-        row[3].tick_params(axis="x", labelsize=7)
-        row[3].set_title("coefficients, 95 % intervals", fontsize=8)
-    for axis in row[:3]:
+        row[4].barh(range(len(order)), coefficients[order], xerr=half_width[order], color=tint, ecolor="#555")
+        row[4].set_yticks(range(len(order)), names, fontsize=7)
+        row[4].invert_yaxis()
+        row[4].axvline(0, color="black", linewidth=0.6)
+        row[4].tick_params(axis="x", labelsize=7)
+        row[4].set_title("coefficients, 95 % intervals", fontsize=8)
+    for axis in row[:4]:
         axis.set_xticks([])
         axis.set_yticks([])
     figure.supxlabel("\n".join(lines), fontsize=8)

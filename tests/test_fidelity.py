@@ -570,3 +570,24 @@ def test_negative_evidence_says_what_it_is_and_costs():
 def test_negative_evidence_in_no_step_is_refused():
     with pytest.raises(UsageError, match="steps=0"):
         NegativeEvidence(steps=0)
+
+
+def test_a_fraction_of_the_negative_evidence_is_the_first_part_of_the_walk(linear, rgb):
+    images = rgb
+    maps = torch.randn(len(images), *images.shape[-2:], generator=seeded(5))
+    maps[:, 0] = torch.where(maps[:, 0] < 0, 1.0, maps[:, 0])
+    negative = int((maps[0] < 0).sum())
+    whole = NegativeEvidence(steps=negative, filler=Colour(0.5)).curve(
+        linear, images[:1], maps[:1], torch.zeros(1, dtype=torch.long)
+    )
+    half = NegativeEvidence(steps=-(-negative // 2), fraction=0.5, filler=Colour(0.5))
+    part = half.curve(linear, images[:1], maps[:1], torch.zeros(1, dtype=torch.long))
+    assert torch.allclose(part, whole[:, : part.shape[1]])
+    rise = torch.trapezoid(part.double() - part[:, :1], dx=0.5 / half.steps, dim=1)
+    assert torch.allclose(half(linear, images[:1], maps[:1], torch.zeros(1, dtype=torch.long)), rise)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.5, -1.0])
+def test_a_fraction_of_negative_evidence_that_is_none_is_refused(fraction):
+    with pytest.raises(UsageError, match="fraction in"):
+        NegativeEvidence(fraction=fraction)

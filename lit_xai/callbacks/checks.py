@@ -160,12 +160,8 @@ class Curves(pl.Callback):
                 columns = ["explainer", "share", "probability", "probability_low", "probability_high"]
                 write_csv(path.with_suffix(".csv"), columns, rows)
                 number = len(held_out_probes(data))
-                draw.curves(
-                    lines,
-                    end,
-                    path,
-                    f"{self.store.root.parent.name}, fold {data.fold}: {name}, {number} held-out probes",
-                )
+                title = f"{self.store.root.parent.name}, fold {data.fold}: {name}, {number} held-out probes"
+                draw.curves(lines, end, path, title, getattr(score, "what", "pixels"))
                 Dashboard(trainer.loggers).picture(f"curves/{name}", path)
                 rank_zero_only(print)(f"curve: {path}", flush=True)
         trainer.strategy.barrier("curves")

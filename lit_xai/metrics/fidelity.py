@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -163,6 +163,7 @@ def correlate(a: Float[Tensor, "b n"], b: Float[Tensor, "b n"], how: str) -> Flo
 class Walk:
     """The target's output as more and more pixels change; what its heirs hold is said there."""
 
+    what: ClassVar[str] = "pixels"  # that change
     output: str
     filler: Filler
     max_batch: int
@@ -305,7 +306,9 @@ class NegativeEvidence(Walk):
     no evidence that could be tested.
 
     Args:
-        steps: steps T; at point t of T + 1 the share t / T of the negative pixels is gone, rounded to whole pixels.
+        steps: steps T; at point t of T + 1 the share t / T of `fraction` of the negative pixels is gone, in whole pixels.
+        fraction: share of the negative pixels that is gone in the end, in (0, 1]; the area is over [0, fraction]. In maps of
+            few draws the weakest are noise.
         output: `probability`; or `logit`, whose area has no bounds.
         filler: what stands where a pixel is removed.
         max_batch: most images per model call.
@@ -315,14 +318,17 @@ class NegativeEvidence(Walk):
     """
 
     steps: int = 20
+    fraction: float = 1.0
     output: str = "probability"
     filler: Filler = field(default_factory=Mean)
     max_batch: int = 64
     higher_is_better = True
+    what = "negative pixels"
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise UsageError(f"negative evidence is removed in at least 1 step, found steps={self.steps}")
+        if self.steps < 1 or not 0 < self.fraction <= 1:
+            found = f"steps={self.steps}, fraction={self.fraction}"
+            raise UsageError(f"negative evidence needs at least 1 step and a fraction in (0, 1], found {found}")
 
     def meaning(self) -> dict[str, Any]:
         """What the number means."""
@@ -338,7 +344,7 @@ class NegativeEvidence(Walk):
 
     def counts(self, maps: Maps) -> Int[Tensor, "b t"]:
         """How many pixels of every image are gone at every point; half a pixel counts as one."""
-        negative = (maps < 0).flatten(1).sum(1, keepdim=True)
+        negative = ((maps < 0).flatten(1).sum(1, keepdim=True) * self.fraction).ceil().long()  # at least one, of any
         points = torch.arange(self.steps + 1, device=maps.device)
         return (2 * points * negative + self.steps) // (2 * self.steps)
 
@@ -360,7 +366,7 @@ class NegativeEvidence(Walk):
     ) -> Scores:
         check_scored(images, maps, targets)
         curve = self.curve(model, images, maps, targets, rng).double()
-        rise = torch.trapezoid(curve - curve[:, :1], dx=1 / self.steps, dim=1)
+        rise = torch.trapezoid(curve - curve[:, :1], dx=self.fraction / self.steps, dim=1)
         return torch.where((maps < 0).flatten(1).any(1), rise, torch.nan)
 
 
