@@ -8,7 +8,9 @@ from lit_xai.cli import door
 
 ABOUT = """Train an ensemble for every level of damage (noise on weights, wrong training labels; Fel et al., 2022), explain with all of
 them, and print MeGe and ReCo per level and their rank correlation with the level. What is there already is not done again.
-Writes checkpoints/<name>-degradation/degradation.csv and .png; the ensembles lie beside it as <name>-<kind>=<level>."""
+Writes checkpoints/<name>-degradation/degradation.csv, correlations.csv and degradation.png; the ensembles lie beside it as
+<name>-<kind>=<level>. experiment=degradation chooses eight quick explainers and small counts. A kind of damage is left out by
+levels.label_noise=[]. Keys of one run (fold, probes, part, image, sanity, curves) have no meaning here."""
 
 MEASURES = ("mege", "reco")
 COLUMNS = (
@@ -79,8 +81,11 @@ def check_levels(cfg: Any) -> dict[str, list[float]]:
         if cfg[kind]:
             raise UsageError(f"{kind}={cfg[kind]} would damage every ensemble: leave it at 0 and set levels.{kind}=")
     for kind, values in levels.items():
-        if not isinstance(values, list) or not all(isinstance(v, int | float) and 0 < v <= 1 for v in values):
+        shares = isinstance(values, list) and not any(isinstance(v, bool) for v in values)
+        if not shares or not all(isinstance(v, int | float) and 0 < v <= 1 for v in values):
             raise UsageError(f"levels.{kind} must be a list of shares in (0, 1], found {values}")
+    if not any(levels.values()):
+        raise UsageError("levels has no level: set levels.weight_noise=[0.1,0.3] or levels.label_noise=")
     return {kind: sorted(set(values)) for kind, values in levels.items()}
 
 

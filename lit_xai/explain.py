@@ -8,9 +8,10 @@ from lit_xai.cli import door
 
 ABOUT = """Explain and score probes with a trained (or pretrained) predictor. No training; only what is missing is computed.
 probes=random (default) or probes=disagreements (once all folds are trained); part=0/8 does one eighth of the shards.
-image=photo.jpg checkpoint=checkpoints/<name>/fold=0/model.ckpt (or model=pretrained) explainer=lime: one picture, one file;
+image=photo.jpg checkpoint=checkpoints/<name>/fold=0/model.ckpt (or model=pretrained) explainer=lime: one picture a method;
 filler=[black,mean,blur]: how plausible images are after each filler; on data with masks, how well it removes the object.
 sanity=[cascading,independent,labels]: do maps change when the model forgets what it learned?
+explainer=[information/pmi]: bits of evidence; needs lit_xai.train model=patch_sampler with the same data and fold first.
 curves=true: the mean curve of deletion, insertion or negative evidence of every explainer, drawn.
 name=<folder> alone takes data and model from the folder's saved configuration."""
 
@@ -133,8 +134,8 @@ def check(run: Any, callbacks: Any) -> None:
     """Sanity checks of a trained predictor: nothing of its folder is touched but their own files."""
     from lit_xai.runs import finish, say
 
-    ways = ", ".join(callbacks[0].how)
-    say(f"{run.name} fold {run.cfg.fold} of {run.cfg.data.folds}: {ways} randomisation -> {run.store.root}")
+    ways = ", ".join("random labels" if way == "labels" else f"{way} randomisation" for way in callbacks[0].how)
+    say(f"{run.name} fold {run.cfg.fold} of {run.cfg.data.folds}: {ways} -> {run.store.root}")
     if "labels" in callbacks[0].how:
         run.of_random_labels()  # missing? better now than after the other checks
     if run.cfg.dry_run:

@@ -76,6 +76,8 @@ def check_numbers(target: Any, node: Mapping[str, Any], path: str) -> None:
         annotation, value = str(parameter.annotation), node.get(name)
         if isinstance(value, str) and "str" not in annotation and re.search(r"\b(int|float)\b", annotation):
             raise UsageError(f"{path}.{name} must be a number, found {value!r}")
+        if isinstance(value, float) and re.fullmatch(r"int( \| None)?", annotation):
+            raise UsageError(f"{path}.{name} must be a whole number, found {value!r}")
 
 
 def build_data(cfg: Mapping[str, Any], fold: int, seed: int, label_noise: float) -> FoldData:
@@ -382,6 +384,8 @@ def check_values(cfg: Any) -> None:
     for key in ("label_noise", "weight_noise"):
         if not isinstance(cfg[key], int | float) or not 0 <= cfg[key] <= 1:
             raise UsageError(f"{key} must lie in [0, 1], found {cfg[key]}")
+    if not isinstance(cfg.get("curves", False), bool):
+        raise UsageError(f"curves must be true or false, found {cfg.curves}")
     for group in ("explainer", "score"):
         for name, node in (cfg.get(group) or {}).items():
             if "_target_" not in node:

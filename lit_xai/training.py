@@ -38,6 +38,10 @@ class Trainable(pl.LightningModule):
         super().__init__()
         check_choice(schedule, SCHEDULES, "schedule")
         check_choice(optimizer, OPTIMIZERS, "optimizer")
+        if not lr > 0 or not weight_decay >= 0:
+            raise UsageError(
+                f"model.lr must be above 0 and model.weight_decay at least 0, found {lr} and {weight_decay}"
+            )
         self.lr, self.weight_decay, self.schedule, self.optimizer = lr, weight_decay, schedule, optimizer
 
     def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from lit_xai import engine
-from lit_xai.core import UsageError
+from lit_xai.core import TrainedOn, UsageError
 from lit_xai.data.folds import Split
 from lit_xai.data.sources import digits
 from lit_xai.ensemble import Ensemble
@@ -46,7 +46,7 @@ def job(root: Path, fold: int = 0, seed: int = 0, split_seed: int = 0, **changes
         targets=split.label(probes),
         store=FoldStore(root / f"fold={fold}"),
         identity={"data": "digits", "split_seed": split_seed, "folds": 2, "target": "label"},
-        colour=(0.3,),
+        trained_on=TrainedOn((0.3,)),
         seed=seed,
         batch_size=4,
         shard_size=8,

@@ -323,3 +323,29 @@ def test_damaged_weights_are_those_of_a_training_with_damage(study, tmp_path):
 def test_levels_that_mean_nothing_are_refused(tmp_path, options, message):
     small = [o for o in STUDY if not o.startswith(options[0].split("=")[0])]
     assert message in fails("degradation", tmp_path, *options, small=small)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["model.patch=4.5"], "model.patch must be a whole number, found 4.5"),
+        (["model.lr=-1"], "model.lr must be above 0"),
+    ],
+    ids=lambda o: o[0] if isinstance(o, list) else "",
+)
+def test_numbers_of_the_wrong_kind_are_refused_before_anything_is_planned(tmp_path, options, message):
+    done = run("train", tmp_path, "fold=0", *options, small=SAMPLER, check=False)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "train:" not in done.stdout
+
+
+def test_curves_is_yes_or_no(finished):
+    message = fails("explain", finished, "fold=0", *PMI[:-1], "score=[deletion]", "curves=maybe", small=CLASSIFIER)
+    assert "curves must be true or false, found maybe" in message
+
+
+@pytest.mark.parametrize("levels", ["levels={weight_noise:[true]}", "levels={weight_noise:[],label_noise:[]}"])
+def test_levels_that_are_no_levels_are_refused(tmp_path, levels):
+    small = [o for o in STUDY if not o.startswith("levels")]
+    assert "level" in fails("degradation", tmp_path, levels, small=small)

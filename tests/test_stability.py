@@ -403,3 +403,17 @@ def test_two_processes_give_the_value_and_interval_of_one(tmp_path):
         expected = [float(alone.compute()), e.value, e.low, e.high, e.pairs, e.samples]
         assert results[rank][f"{name}/{kind.__name__}"] == pytest.approx(expected, abs=1e-12)
         assert results[rank][f"{name}/{kind.__name__}/rows kept"] == share[rank]  # the state is local again
+
+
+def test_a_measure_of_constant_maps_says_so():
+    mege, reco = MeGe(), ReCo()
+    nan = torch.full((12,), float("nan"))
+    for m in (mege, reco):
+        m.add_distances(nan, torch.ones(12, dtype=torch.bool), torch.arange(12))
+        m.add_distances(nan, torch.zeros(12, dtype=torch.bool), torch.arange(20, 32))
+    assert "constant map" in mege.estimate().reason
+    assert "constant map" in reco.estimate().reason
+    some = ReCo()
+    some.add_distances(torch.rand(12), torch.ones(12, dtype=torch.bool), torch.arange(12))
+    some.add_distances(nan, torch.zeros(12, dtype=torch.bool), torch.arange(20, 32))
+    assert some.estimate().reason == "only 0 disagreeing samples, fewer than 10: the maps of 12 more are constant"

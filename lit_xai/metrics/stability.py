@@ -228,6 +228,13 @@ class PairMetric(Metric):
         """What the number means."""
 
 
+def no_pair(table: Float[Tensor, "n 4"]) -> str:
+    """Why S_equal is empty."""
+    if bool((table[:, 1] == 1).any()):
+        return "every pair of predictors that are right on the same sample has a constant map, which has no ranks"
+    return "no pair of predictors is right on the same sample"
+
+
 class MeGe(PairMetric):
     """Mean generalisability, 1 / (1 + mean(S_equal)): 1 for explanations that never change.
 
@@ -254,7 +261,7 @@ class MeGe(PairMetric):
     def value(self) -> tuple[float, str]:
         """MeGe of the local state."""
         equal, _ = self.sets()
-        return (mege(equal), "") if len(equal) else (math.nan, "no pair of predictors is right on the same sample")
+        return (mege(equal), "") if len(equal) else (math.nan, no_pair(self.table()))
 
     def _estimate(self) -> Estimate:
         value, reason = self.value()
@@ -320,7 +327,11 @@ class ReCo(PairMetric):
         is_equal = rows[:, 1] == 1
         disagreeing = len(rows[~is_equal, 2].unique())
         if not bool(is_equal.any()):
-            return math.nan, "no pair of predictors is right on the same sample"
+            return math.nan, no_pair(self.table())
+        lost = len(self.table()[self.table()[:, 1] == 0, 2].unique()) - disagreeing
+        if lost and disagreeing < self.min_samples:
+            left = f"only {disagreeing} disagreeing samples, fewer than {self.min_samples}"
+            return math.nan, f"{left}: the maps of {lost} more are constant"
         if not disagreeing:
             return math.nan, "no disagreements explained: run lit_xai.explain with probes=disagreements for every fold"
         if disagreeing < self.min_samples:
