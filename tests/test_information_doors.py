@@ -91,7 +91,13 @@ def test_a_killed_sampler_resumes_to_the_same_weights(finished, tmp_path):
     assert all(torch.equal(ours[k], v) for k, v in theirs.items())
 
 
-@pytest.mark.parametrize("small", [SAMPLER, GAUSSIAN], ids=["patch_sampler", "conditional_gaussian"])
+@pytest.mark.parametrize(
+    "small",
+    [
+        pytest.param(SAMPLER, id="patch_sampler"),
+        pytest.param(GAUSSIAN, id="conditional_gaussian", marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_train_a_sampler(small, tmp_path):
     run_process("train", tmp_path, "fold=0", "trainer=ddp_cpu", "logger=none", small=small)
     (fold,) = tmp_path.glob("*/fold=0")
