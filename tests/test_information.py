@@ -414,15 +414,24 @@ def test_maps_are_plain_tensors_of_the_images_type_and_the_model_is_left_as_foun
         ({"max_batch": 0}, "max_batch"),
         ({"unit": "dits"}, "bits or nats"),
         ({"precision": "half"}, "float32 or bf16"),
-        ({"classes": "top3"}, "top2, all, or a tensor"),
-        ({"classes": torch.tensor([[4]] * 5)}, r"classes must lie in 0..3, found 4..4"),
-        ({"classes": torch.tensor([[-1, 0]] * 5)}, "found -1..0"),
-        ({"classes": torch.zeros(4, 2, dtype=torch.long)}, r"classes must be \[5 images, classes\]"),
-        ({"classes": torch.zeros(5, 0, dtype=torch.long)}, r"found shape \(5, 0\)"),
+        ({"targets": "top3"}, "top2, all, or a tensor"),
+        ({"targets": torch.tensor([[4]] * 5)}, r"targets must lie in 0..3, found 4..4"),
+        ({"targets": torch.tensor([[-1, 0]] * 5)}, "found -1..0"),
+        ({"targets": torch.zeros(4, 2, dtype=torch.long)}, r"targets must be \[5 images, classes\]"),
+        ({"targets": torch.zeros(5, 0, dtype=torch.long)}, r"found shape \(5, 0\)"),
     ],
     ids=str,
 )
 def test_parameters_that_mean_nothing_are_refused(convnet, rgb, unchecked, options, message):
     with pytest.raises(UsageError, match=message) as error:
-        information_maps(convnet, rgb, **{"classes": "all", "filler": UniformNoise(), "patch": 4, **options})
+        information_maps(convnet, rgb, **{"targets": "all", "filler": UniformNoise(), "patch": 4, **options})
     assert "\n" not in str(error.value)
+
+
+def test_one_class_an_image_may_be_given_as_a_vector(convnet, rgb):
+    several, one = (
+        information_maps(convnet, rgb, t, UniformNoise(), 4, 4)
+        for t in (torch.tensor([[1]] * 5), torch.tensor([1] * 5))
+    )
+    assert torch.equal(several.pmi, one.pmi)
+    assert one.classes.shape == (5, 1)

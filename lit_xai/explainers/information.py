@@ -60,7 +60,7 @@ class Several(Contrast):
         if isinstance(self.classes, Tensor):
             chosen = self.classes[targets]
             if not 0 <= int(chosen.min()) <= int(chosen.max()) < number:
-                raise UsageError(f"classes must lie in 0..{number - 1}, found {chosen.min()}..{chosen.max()}")
+                raise UsageError(f"targets must lie in 0..{number - 1}, found {chosen.min()}..{chosen.max()}")
         elif self.classes == "top2":
             chosen = whole.topk(2).indices
         else:
@@ -75,7 +75,7 @@ class Several(Contrast):
 def information_maps(
     model: Model,
     images: Images,
-    classes: Int[Tensor, "b y"] | str,
+    targets: Int[Tensor, "b"] | Int[Tensor, "b y"] | str,
     filler: Filler,
     patch: int | None = None,
     stride: int | None = 1,
@@ -93,7 +93,7 @@ def information_maps(
     Args:
         model: gives logits.
         images: `[b, c, h, w]`.
-        classes: y classes of every image, `[b, y]`; `top2`, the two likeliest; or `all`.
+        targets: the class of every image, `[b]`, or y of them, `[b, y]`; `top2`, the two likeliest; or `all`.
         filler: draws what a window might have shown, given the rest of the image.
         patch, stride: pixels; windows flush with the right and bottom edges are added where the stride misses them. None =
             the K of a fitted filler, or 8.
@@ -106,11 +106,12 @@ def information_maps(
     Raises:
         UsageError: a patch larger than the image; a stride, draws or max_batch below 1; classes that do not exist.
     """
+    classes = targets[:, None] if isinstance(targets, Tensor) and targets.ndim == 1 else targets
     if isinstance(classes, str):
         if classes not in ("top2", "all"):
-            raise UsageError(f"classes must be top2, all, or a tensor [images, classes], found {classes!r}")
+            raise UsageError(f"targets must be top2, all, or a tensor [images, classes], found {classes!r}")
     elif classes.ndim != 2 or len(classes) != len(images) or classes.shape[1] == 0:
-        raise UsageError(f"classes must be [{len(images)} images, classes], found shape {tuple(classes.shape)}")
+        raise UsageError(f"targets must be [{len(images)} images, classes], found shape {tuple(classes.shape)}")
     else:
         classes = classes.to(images.device)
     which = torch.arange(len(images), device=images.device)
