@@ -9,7 +9,7 @@ import pytest
 import torch
 from lit_xai.core import Blur, Colour, Passes, SampleRng, UsageError
 from lit_xai.explainers import SlidingPatch
-from lit_xai.explainers.sweep import KL, PMI, LogOddsDifference, ProbabilityDifference, Windows, sweep
+from lit_xai.explainers.sweep import AHEAD, GROUP, KL, PMI, LogOddsDifference, ProbabilityDifference, Windows, sweep
 from lit_xai.fillers import UniformNoise
 from torch import Tensor, nn
 
@@ -236,7 +236,7 @@ def test_max_batch_bounds_what_is_made_and_what_the_model_sees(max_batch):
     made, seen, model = [], [], odds_model(6)[0]
     swept([PMI()], 70, max_batch, Counting(), lambda x: seen.append(len(x)) or model(x))
     assert sum(made) == 2 * 9 * 70
-    assert max(made) <= max(64, max_batch)  # the fillings of one window are made 64 at a time
+    assert max(made) <= max(GROUP, AHEAD * max_batch)
     assert max(seen) <= max_batch
 
 

@@ -42,6 +42,7 @@ from lit_xai.core import (
 
 EPSILON = 1e-13  # of the published information maps: keeps logarithms finite
 GROUP = 64  # fillings of one window that are made together
+AHEAD = 4  # model calls for which fillings are made together: fillers are faster on more windows
 Probabilities = Float[Tensor, "r k"]
 
 # ----------------------------------------------------------------------------------------------------------- contrasts
@@ -229,7 +230,7 @@ def sweep(
     precision: str = "float32",
     max_batch: int = 64,
 ) -> Float[Tensor, "contrasts b windows"]:
-    """Every contrast for every window, from one walk over them. Memory is bounded by `max_batch` or `GROUP` images.
+    """Every contrast for every window, from one walk over them. Memory is bounded by `AHEAD` times `max_batch` images, or `GROUP`.
 
     A filler without randomness of its own is asked once a window, whatever `draws` says.
 
@@ -249,7 +250,9 @@ def sweep(
     with torch.inference_mode(), evaluating(model):
         whole = softmax_of(model, images, images, max_batch, precision)
         done = 0
-        for image_of, window_of in row_chunks(len(images), len(windows), max(1, max_batch // groups[0])):
+        for image_of, window_of in row_chunks(
+            len(images), len(windows), max(1, min(max_batch, AHEAD * max_batch // groups[0]))
+        ):
             t, s = top[window_of, None], left[window_of, None]
             down, across = (row >= t) & (row < t + windows.patch), (column >= s) & (column < s + windows.patch)
             keep = ~(down[:, :, None] & across[:, None])
