@@ -73,6 +73,23 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     return dict(content)
 
 
+def read_state(file: Path, again: str) -> dict[str, torch.Tensor]:
+    """A bare state dict, without running code from it; `again` says how to mend.
+
+    Raises:
+        UsageError: the file is missing, damaged, or holds no state dict.
+    """
+    if not file.is_file():
+        raise UsageError(f"no weights at {file}: {again}")
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as e:
+        raise UsageError(f"{file} is not a state dict that loads safely ({type(e).__name__}): {again}") from None
+    if not isinstance(state, Mapping):
+        raise UsageError(f"{file} is not a state dict (it holds a {type(state).__name__}): {again}")
+    return dict(state.get("state_dict", state))
+
+
 def load_weights(module: torch.nn.Module, file: Path) -> None:
     """Weights into a module of the same configuration.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import pytorch_lightning as pl
@@ -22,7 +23,7 @@ def check_choice(value: str, known: tuple[str, ...], name: str) -> None:
         raise UsageError(f"model.{name} must be one of {', '.join(known)}, found {value!r}")
 
 
-class Trainable(pl.LightningModule):
+class Trainable(pl.LightningModule, ABC):
     """A module with a loss of a batch, trained with AdamW or SGD.
 
     Args:
@@ -44,9 +45,9 @@ class Trainable(pl.LightningModule):
             )
         self.lr, self.weight_decay, self.schedule, self.optimizer = lr, weight_decay, schedule, optimizer
 
+    @abstractmethod
     def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """The training loss of a batch of images in [0, 1] and labels."""
-        raise NotImplementedError
 
     @property
     def seed(self) -> int:

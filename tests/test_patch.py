@@ -758,8 +758,8 @@ def test_a_wrong_file_is_refused_in_one_line_that_names_the_mend(tmp_path, kind)
 @pytest.mark.parametrize(
     ("shape", "draws", "message"),
     [
-        ((1, 3, 8, 9), 1, "trained on images of 1 channels, found 3: train another"),
-        ((1, 1, 8, 1), 1, "patch=2 .* does not fit images of 8 x 1 pixels: train one with model.patch <= 1"),
+        ((1, 3, 8, 9), 1, "fitted on images of 1 channels, found 3: fit another"),
+        ((1, 1, 8, 1), 1, "patch=2 .* does not fit images of 8 x 1 pixels: fit one with patch <= 1"),
         ((1, 1, 8, 9), 0, "draws must be at least 1, found 0"),
     ],
     ids=str,

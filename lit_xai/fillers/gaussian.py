@@ -32,7 +32,7 @@ from torch import Tensor
 from lit_xai.core import Images, Keep, SampleRng, Segments, UsageError, stable_hash
 from lit_xai.files import write_atomically
 from lit_xai.fillers.fitted import FittedFiller, saved
-from lit_xai.fillers.tiles import LEVELS, ImageSet, Step, pictures, plan, windows
+from lit_xai.fillers.tiles import LEVELS, ImageSet, Step, check_fits, cut, pictures, plan, windows
 
 FORMAT = 1
 ROUNDING = 1 / (12 * (LEVELS - 1) ** 2)  # variance of rounding to 8 bits: what the Cholesky factor needs and no more
@@ -148,19 +148,6 @@ class GaussianPatches:
 
     # ----------------------------------------------------------------------------------------------------------- filling
 
-    def check(self, images: Images) -> None:
-        """Refuse images it does not fit."""
-        height, width = images.shape[-2:]
-        if images.shape[1] != self.channels:
-            raise UsageError(
-                f"this Gaussian was fitted on images of {self.channels} channels, found {images.shape[1]}: fit another"
-            )
-        if self.patch > min(height, width):
-            raise UsageError(
-                f"patch={self.patch} of this Gaussian does not fit images of {height} x {width} pixels: "
-                f"fit one with patch <= {min(height, width)}"
-            )
-
     def fill(
         self, images: Images, keep: Keep, rng: SampleRng, draws: int = 1, segments: Segments | None = None
     ) -> Float[Tensor, "b n d c h w"]:
@@ -173,7 +160,7 @@ class GaussianPatches:
         Raises:
             UsageError: other channels than it was fitted on; a tile larger than the image; draws < 1.
         """
-        self.check(images)
+        check_fits(images, self.channels, self.patch, "Gaussian")
         if draws < 1:
             raise UsageError(f"draws must be at least 1, found {draws}")
         masks = keep.shape[1]
@@ -246,7 +233,7 @@ class GaussianPatches:
 
     def window_bits(self, images: Images, top: Int[Tensor, "b"], left: Int[Tensor, "b"]) -> Float[Tensor, "b"]:
         """`bits_per_dimension` of the K x K window at (top, left) of every image; what lies outside the image is unknown."""
-        self.check(images)
+        check_fits(images, self.channels, self.patch, "Gaussian")
         height, width = images.shape[-2:]
         padded = torch.nn.functional.pad(images, (self.margin,) * 4)
         out = images.new_empty(len(images), dtype=torch.float64)
@@ -259,8 +246,7 @@ class GaussianPatches:
             alike[known.numpy().tobytes()].append((row, known))
         for group in alike.values():
             rows = torch.tensor([row for row, _ in group], device=images.device)
-            y, x = (t[rows][:, None] + along.to(images.device) for t in (top.to(rows), left.to(rows)))
-            windows = padded[rows[:, None, None], :, y[:, :, None], x[:, None]].movedim(-1, 1)
+            windows = cut(padded, rows, top.to(rows)[rows], left.to(rows)[rows], self.side)
             out[rows] = self.bits_per_dimension(windows, group[0][1])
         return out
 

@@ -28,7 +28,7 @@ from torchmetrics import MeanMetric
 
 from lit_xai.core import Images, Keep, SampleRng, Segments, UsageError, autocast, stable_hash
 from lit_xai.fillers.fitted import FittedFiller, Sampler, saved
-from lit_xai.fillers.tiles import LEVELS, Step, plan
+from lit_xai.fillers.tiles import LEVELS, Step, check_fits, cut, plan
 from lit_xai.training import Trainable
 
 SLOPE = 0.2  # of LeakyReLU
@@ -142,15 +142,6 @@ class Smooth(nn.Module):
 # -------------------------------------------------------------------------------------------------------------- windows
 
 
-def cut(
-    padded: Float[Tensor, "n c h w"], rows: Int[Tensor, "m"], top: Int[Tensor, "m"], left: Int[Tensor, "m"], side: int
-) -> Float[Tensor, "m c s s"]:
-    """Squares of `side` pixels: number t from image `rows[t]`, beginning at `top[t], left[t]`."""
-    along = torch.arange(side, device=padded.device)
-    y, x = top[:, None] + along, left[:, None] + along
-    return padded[rows[:, None, None], :, y[:, :, None], x[:, None]].movedim(-1, 1)
-
-
 def cut_with_state(
     images: Images, top: Int[Tensor, "b"], left: Int[Tensor, "b"], patch: int
 ) -> tuple[Float[Tensor, "b c s s"], Float[Tensor, "b s s"]]:
@@ -201,19 +192,6 @@ class Patches:
         """Channels of the images it fits."""
         return len(self.mean)
 
-    def check(self, images: Images) -> None:
-        """Refuse images it does not fit."""
-        height, width = images.shape[-2:]
-        if images.shape[1] != self.channels:
-            raise UsageError(
-                f"this PatchSampler was trained on images of {self.channels} channels, found {images.shape[1]}: train another"
-            )
-        if self.patch > min(height, width):
-            raise UsageError(
-                f"patch={self.patch} of this PatchSampler does not fit images of {height} x {width} pixels: "
-                f"train one with model.patch <= {min(height, width)}"
-            )
-
     def windows(self, seen: Float[Tensor, "m c s s"], state: Float[Tensor, "m s s"]) -> Float[Tensor, "m c1 s s"]:
         """The network's input: normalised pixels and their states.
 
@@ -259,7 +237,7 @@ class Patches:
         Raises:
             UsageError: other channels than it was trained on; a patch larger than the image; draws < 1.
         """
-        self.check(images)
+        check_fits(images, self.channels, self.patch, "PatchSampler")
         if draws < 1:
             raise UsageError(f"draws must be at least 1, found {draws}")
         masks, k, device = keep.shape[1], self.patch, images.device
@@ -326,7 +304,7 @@ class Patches:
 
         -log2 of the probability of the true level, averaged over the window. 8 is a uniform guess.
         """
-        self.check(images)
+        check_fits(images, self.channels, self.patch, "PatchSampler")
         k = self.patch
         seen, state = cut_with_state(images, top, left, k)
         state[:, middle(k), middle(k)] = HIDDEN

@@ -10,10 +10,10 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from lit_xai.core import UsageError, stable_hash
+from lit_xai.core import Images, UsageError, stable_hash
 
 LEVELS = 256  # of a pixel's value
 READ = 250  # images that are read together
@@ -37,6 +37,29 @@ class ImageSet(Protocol):
 def pictures(images: ImageSet | Tensor, indices: Sequence[int]) -> Float[Tensor, "b c h w"]:
     """Some images of a set, or of a tensor `[n, c, h, w]`."""
     return images[list(indices)] if isinstance(images, Tensor) else images.images(list(indices))
+
+
+def cut(
+    padded: Float[Tensor, "n c h w"], rows: Int[Tensor, "m"], top: Int[Tensor, "m"], left: Int[Tensor, "m"], side: int
+) -> Float[Tensor, "m c s s"]:
+    """Squares of `side` pixels: number t from image `rows[t]`, beginning at `top[t], left[t]`."""
+    along = torch.arange(side, device=padded.device)
+    y, x = top[:, None] + along, left[:, None] + along
+    return padded[rows[:, None, None], :, y[:, :, None], x[:, None]].movedim(-1, 1)
+
+
+def check_fits(images: Images, channels: int, patch: int, name: str) -> None:
+    """Refuse images that a sampler of this K was not fitted for."""
+    height, width = images.shape[-2:]
+    if images.shape[1] != channels:
+        raise UsageError(
+            f"this {name} was fitted on images of {channels} channels, found {images.shape[1]}: fit another"
+        )
+    if patch > min(height, width):
+        raise UsageError(
+            f"patch={patch} of this {name} does not fit images of {height} x {width} pixels: "
+            f"fit one with patch <= {min(height, width)}"
+        )
 
 
 def windows(
@@ -70,10 +93,8 @@ def windows(
             raise UsageError(f"windows of {side} pixels do not fit images of {batch.shape[-2]} x {batch.shape[-1]}")
         row = torch.arange(len(some)).repeat_interleave(repeat)
         top, left = (torch.randint(s + 1, (len(row),), generator=generator) for s in spare)
-        along = torch.arange(side)
         for r, t, s in zip(row.split(CHUNK), top.split(CHUNK), left.split(CHUNK), strict=True):
-            y, x = t[:, None] + along, s[:, None] + along
-            yield batch[r[:, None, None], :, y[:, :, None], x[:, None]].movedim(-1, 1)
+            yield cut(batch, r, t, s, side)
 
 
 class Step(NamedTuple):

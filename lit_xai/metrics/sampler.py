@@ -29,6 +29,7 @@ from lit_xai.core import (
     per_call,
     row_chunks,
 )
+from lit_xai.files import read_state
 from lit_xai.metrics.statistics import RESAMPLES, Estimate, difference, finish, mean_estimate, quantiles, resamples
 
 Features = Callable[[Tensor], Tensor]  # images [n, c, h, w] -> [n, f]
@@ -198,12 +199,7 @@ def inception(weights_file: str | Path, device: str | torch.device = "cpu", max_
     from lit_xai.models.pretrained import IMAGENET_MEAN, IMAGENET_STD, Normalise
 
     file, again = Path(weights_file), "save the state_dict() of torchvision's inception_v3 there"
-    if not file.is_file():
-        raise UsageError(f"no weights at {file}: {again}")
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as e:
-        raise UsageError(f"{file} is not a state dict that loads safely ({type(e).__name__}): {again}") from None
+    state = read_state(file, again)
     with torch.device("meta"):  # no random numbers are drawn
         network = inception_v3(weights=None, aux_logits=False, transform_input=True, init_weights=False)
     try:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lit_xai.core import UsageError
+from lit_xai.files import read_state
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -42,14 +43,7 @@ def read_weights(arch: str, weights: str) -> dict[str, Tensor]:
             raise UsageError(
                 f"the weights of {arch} cannot be downloaded ({e}): give a file by model.weights="
             ) from None
-    file = Path(weights)
-    if not file.is_file():
-        raise UsageError(f"no weights at {file}: give the path of a {arch} state dict by model.weights=")
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as e:
-        raise UsageError(f"{file} is not a state dict that loads safely ({type(e).__name__}): save one again") from None
-    return state.get("state_dict", state)
+    return read_state(Path(weights), f"give the path of a {arch} state dict by model.weights=")
 
 
 class Pretrained(pl.LightningModule):
