@@ -19,7 +19,7 @@ GROUPS = {
     "model": "models",
     "explainer": "explainers (a list; all of the first level if not given)",
     "score": "scores (a list; all of the first level if not given)",
-    "filler": "fillers (a list; explain only)",
+    "filler": "fillers (a list; explain, and evaluate as samplers=)",
     "trainer": "trainers",
     "logger": "loggers",
     "experiment": "experiments",
@@ -78,11 +78,15 @@ class CommandError(Exception):
 
 
 def with_lists(overrides: list[str]) -> list[str]:
-    """The overrides, with every explainer and score that has a config where neither they nor the experiment give a list."""
+    """The overrides, with every explainer and score that has a config where neither they nor the experiment give a list.
+
+    `samplers=` is short for the fillers of that name, which hydra then composes.
+    """
+    overrides = [f"filler={o.removeprefix('samplers=')}" if o.startswith("samplers=") else o for o in overrides]
     given = {o.split("=", 1)[0] for o in overrides if not o.startswith(("+", "~"))}
     chosen = [o.split("=", 1)[1] for o in overrides if o.startswith("experiment=")]
     file = config_dir() / "experiment" / f"{chosen[-1]}.yaml" if chosen else None
-    if any(o.split("=", 1)[0] == "filler" for o in overrides):  # only how fillers remove objects
+    if any(o.split("=", 1)[0] == "filler" for o in overrides):  # nothing is explained
         given |= set(LISTS)
     if file is not None and file.exists():
         given |= {g for g in LISTS if f"override /{g}:" in file.read_text()}

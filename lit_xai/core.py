@@ -129,7 +129,9 @@ class Filler(Protocol):
     A filler whose replacement does not depend on the mask also has `background(images, segments=None) -> Images`. One
     that is fitted to data has `fitted(trained_on) -> Filler`; one that reads a file has `content() -> {name: value}`, where
     `digest` is the file's own and everything else the same for all folds, and `patch`, the side K of the windows it knows.
-    `deterministic = True` says that all draws are alike.
+    `deterministic = True` says that all draws are alike. One that encodes an image before it draws has `prepared(images)`,
+    which gives `(rows, keep [r n h w], rng, draws) -> [r n d c h w]` for rows of these images: all masks and draws of an
+    image share its code. A differentiable one has `painted(images, visible [b 1 h w]) -> Images`, its painting at every pixel.
     """
 
     def __call__(
@@ -414,8 +416,9 @@ def chosen(
 class Refill:
     """Rows of a model's input with hidden pixels filled, for walks over `images x variants`.
 
-    A filler whose replacement does not depend on the mask is asked for it once; any other is called row by row, with
-    noise that belongs to (sample, variant), so that a row does not depend on the chunk it is made in.
+    A filler whose replacement does not depend on the mask is asked for it once, and one that encodes images encodes each
+    once (see `Filler`); any other is called row by row. Noise belongs to (sample, variant), so that a row does not depend
+    on the chunk it is made in.
 
     Args:
         filler: what stands where a pixel is hidden.
@@ -429,8 +432,11 @@ class Refill:
     rng: SampleRng
     segments: Segments | None = None
     whole: Images | None = field(init=False)
+    prepared: Any = field(init=False)
 
     def __post_init__(self) -> None:
+        prepare = getattr(self.filler, "prepared", None)
+        object.__setattr__(self, "prepared", prepare(self.images) if prepare is not None else None)
         whole = (
             self.filler.background(self.images, self.segments) if isinstance(self.filler, BackgroundFiller) else None
         )
@@ -459,10 +465,13 @@ class Refill:
                 start = stop
             out = parts[0] if len(parts) == 1 else torch.cat(parts)
             return out if draws == 1 else out.repeat_interleave(draws, dim=0)
-        segments = self.segments[image_of] if self.segments is not None else None
-        images = self.images[image_of]
-        out = self.filler(images, keep[:, None], self.rng.take(image_of, variant_of), draws, segments)
-        expected = (len(images), 1, draws, *images.shape[1:])
+        rng = self.rng.take(image_of, variant_of)
+        if self.prepared is not None:
+            out = self.prepared(image_of, keep[:, None], rng, draws)
+        else:
+            segments = self.segments[image_of] if self.segments is not None else None
+            out = self.filler(self.images[image_of], keep[:, None], rng, draws, segments)
+        expected = (len(image_of), 1, draws, *self.images.shape[1:])
         if tuple(out.shape) != expected:
             name = type(self.filler).__name__
             raise UsageError(

@@ -82,6 +82,7 @@ class Summary:
         definitions: what every column and every explainer is.
         distances: `{explainer: (S_equal, S_differ)}` for the histograms.
         robustness: `{family: {similarity: estimate}}` of explainers that are variants of one method.
+        pairs: `{"a - b": {column: estimate}}`, paired differences of two explainers or families.
     """
 
     head: dict[str, Any]
@@ -90,6 +91,27 @@ class Summary:
     definitions: dict[str, Any]
     distances: dict[str, tuple[Tensor, Tensor]]
     robustness: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    pairs: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+
+    def pair(self, a: str, b: str) -> None:
+        """Add the paired differences of two explainers, and of two families of variants.
+
+        Raises:
+            UsageError: there is neither of that name.
+        """
+        known = {row.explainer: row.estimates for row in self.rows}
+        for name in (a, b):
+            if name not in known and name not in self.robustness:
+                have = ", ".join([*known, *self.robustness])
+                raise UsageError(f"pairs= names {name}, which is no explainer or family here; there are: {have}")
+        found = {}
+        for table in (known, self.robustness):
+            for column, one in table.get(a, {}).items():
+                other = table.get(b, {}).get(column)
+                if other is not None and len(one.draws) == len(other.draws) > 0:
+                    pair = basic_difference if column.startswith("reco") else difference
+                    found[column] = pair(one, other)
+        self.pairs[f"{a} - {b}"] = found
 
     def plain(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -113,6 +135,7 @@ class Summary:
             "rows": rows,
             "definitions": self.definitions,
             "robustness": {f: {n: e.plain() for n, e in row.items()} for f, row in self.robustness.items()},
+            "pairs": {p: {n: e.plain() for n, e in row.items()} for p, row in self.pairs.items()},
         }
 
 
@@ -416,8 +439,12 @@ class Ensemble:
         distance: str = "spearman",
         progress: bool = True,
         columns: Sequence[str] = MEASURE_COLUMNS,
+        pairs: Sequence[Sequence[str]] = (),
     ) -> Summary:
-        """Every measure and score of every explainer, with intervals, nulls and paired differences to Random."""
+        """Every measure and score of every explainer, with intervals, nulls and paired differences to Random.
+
+        `pairs` names two explainers (or two families of variants) each, whose paired differences are wanted, too.
+        """
         names = self.explainers() if explainers is None else list(explainers)
         unknown = [n for n in names if n not in self.explainers()]
         if unknown:
@@ -463,4 +490,7 @@ class Ensemble:
         head["disagreements"] = None if found is None else {"found": found.found, "explained": len(found.samples)}
         head["null"] = NULL if null else "none: explain with explainer=[random] to have a null"
         head["distance"] = {"name": distance, "meaning": distance_of(distance).meaning}
-        return Summary(head, directions, rows, definitions, sets, self.robustness(names))
+        summary = Summary(head, directions, rows, definitions, sets, self.robustness(names))
+        for a, b in pairs:
+            summary.pair(a, b)
+        return summary

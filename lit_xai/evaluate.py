@@ -7,7 +7,9 @@ from typing import Any
 from lit_xai.cli import door
 
 ABOUT = """MeGe, ReCo and every score of every explainer, with 95 % intervals, nulls and the paired difference to Random.
-Reads checkpoints/<name>/fold=*/ and nothing else; writes summary.json, .csv, .tex, histograms and report.html there."""
+Reads checkpoints/<name>/fold=*/ and nothing else; writes summary.json, .csv, .tex, histograms and report.html there.
+samplers=[black,grey,mean] name=<folder> fold=0: how good fillers are as samplers for that fold's predictor instead:
+are their samples in distribution, diverse, local, and what do they cost; writes fold=0/samplers.csv, .tex and pictures."""
 
 
 @door("evaluate", ABOUT)
@@ -17,6 +19,9 @@ def main(cfg: Any) -> None:
 
     from lit_xai.runs import experiment_name
 
+    if cfg.get("filler") or cfg.samplers is not None:
+        evaluate_samplers(cfg)
+        return
     evaluate(cfg, Path(cfg.root) / experiment_name(cfg))
 
 
@@ -37,7 +42,7 @@ def evaluate(cfg: Any, folder: Any) -> None:
     )
     if cfg.dry_run:
         return
-    summary = ensemble.summarise(chosen, cfg.distance, progress=cfg.progress)
+    summary = ensemble.summarise(chosen, cfg.distance, progress=cfg.progress, pairs=plain(cfg.pairs))
     files = report.write(summary, folder, cfg.definition)
     report.show(summary, cfg.definition)
     say(f"written: {folder}/summary.json, {', '.join(f.name for f in files[1:])}")
@@ -45,6 +50,45 @@ def evaluate(cfg: Any, folder: Any) -> None:
     dashboard = Dashboard([logger] if logger is not None else [])
     log(summary, dashboard, folder)
     finish(logger)
+
+
+def evaluate_samplers(cfg: Any) -> None:
+    """Samples of the fillers by the predictor of one fold; nothing but their own files is written.
+
+    Raises:
+        UsageError: no such predictor, or a filler that does not fit it.
+    """
+    from lit_xai.callbacks import SamplerTable
+    from lit_xai.core import UsageError, contents, fit_fillers
+    from lit_xai.runs import Run, finish, say
+    from lit_xai.saved_config import with_saved
+
+    if not cfg.get("filler"):
+        raise UsageError("samplers= names no filler: give it on the command line, as in samplers=[black,grey]")
+    run = Run(with_saved(cfg), "evaluate")
+    c = run.cfg
+    if run.is_sampler:
+        raise UsageError(f"{run.name} is a sampler: name= a classifier's folder, and the sampler in samplers=")
+    if run.trainable and not run.checkpoint.exists():
+        raise UsageError(
+            f"{run.checkpoint} is missing: run python -m lit_xai.train with the same options and fold={c.fold} first"
+        )
+    run.check_folder()
+    options = {"number": c.sampler_images, "draws": c.sampler_draws, "target": c.target, "progress": c.progress}
+    callback = SamplerTable(run.store, run.fillers, c.seed, **options)
+    for filler in run.fillers.values():
+        contents(fit_fillers(filler, run.data.trained_on))  # a missing file? better now than after the others
+    say(
+        f"{run.name} fold {c.fold} of {c.data.folds}: {c.sampler_draws} samples of at most {c.sampler_images} held-out "
+        f"probes by {', '.join(run.fillers)} -> {run.store.root}"
+    )
+    if c.dry_run:
+        return
+    logger = run.logger()
+    trainer = run.trainer([callback], logger)
+    trainer.test(run.load(), run.data, verbose=False)
+    if trainer.is_global_zero:
+        finish(logger)
 
 
 def log(summary: Any, dashboard: Any, folder: Any) -> None:

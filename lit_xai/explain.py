@@ -12,6 +12,7 @@ image=photo.jpg checkpoint=checkpoints/<name>/fold=0/model.ckpt (or model=pretra
 filler=[black,mean,blur]: how plausible images are after each filler; on data with masks, how well it removes the object.
 sanity=[cascading,independent,labels]: do maps change when the model forgets what it learned?
 explainer=[information/pmi]: bits of evidence; needs lit_xai.train model=patch_sampler with the same data and fold first.
+summary=true: then the table of lit_xai.evaluate, for these explainers.
 curves=true: the mean curve of deletion, insertion or negative evidence of every explainer, drawn.
 name=<folder> alone takes data and model from the folder's saved configuration."""
 
@@ -25,60 +26,9 @@ def main(cfg: Any) -> None:
         explain_picture(cfg)
         return
     from lit_xai.runs import Run
+    from lit_xai.saved_config import with_saved
 
     explain(Run(with_saved(cfg), "explain"))
-
-
-def with_saved(cfg: Any) -> Any:
-    """The configuration, with everything the command line leaves open taken from the folder it names.
-
-    Where data or model are given, they are taken as given (and refused later if the folder holds others).
-    """
-    from pathlib import Path
-
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
-
-    from lit_xai.runs import ELSEWHERE, HOW, check_targets, experiment_name, read_config
-
-    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    given = {o.lstrip("+~").split("=")[0] for o in overrides}
-    folder = Path(cfg.root) / experiment_name(cfg)
-    files = sorted(folder.glob("fold=*/config.yaml"))
-    places = {f"data.{k}" for k in ELSEWHERE}
-    experiment = HydraConfig.get().runtime.choices.get("experiment") if HydraConfig.initialized() else None
-    chosen = {g.split(".")[0] for g in given if g not in places} | (decided_by(experiment) if experiment else set())
-    if not files or chosen & {"data", "model"}:
-        return cfg
-    saved = read_config(files[0])
-    mine: Any = OmegaConf.to_container(cfg)  # unresolved: places may depend on the name of the data
-    check_targets({k: saved[k] for k in ("data", "model")}, safe=SAFE_TARGETS)
-    for key in ("data", "model", "seed", "label_noise", "weight_noise", "target", "cap", "batch_size", "shard_size"):
-        if key not in given and key in saved:
-            kept = {k: v for k, v in mine["data"].items() if f"data.{k}" in given} if key == "data" else {}
-            mine[key] = {**saved[key], **kept} if key == "data" else saved[key]
-    for key, value in saved["trainer"].items():
-        if f"trainer.{key}" not in given and key not in HOW:
-            mine["trainer"][key] = value
-    for group in ("explainer", "score"):
-        for name in mine.get(group) or {}:
-            if name in (saved.get(group) or {}) and not any(g.startswith(f"{group}.{name}.") for g in given):
-                mine[group][name] = saved[group][name]
-    mine["name"] = folder.name
-    return OmegaConf.create(mine)
-
-
-def decided_by(experiment: str) -> set[str]:
-    """Which of data and model an experiment's file decides."""
-    import re
-
-    from lit_xai.cli import config_dir
-
-    text = (config_dir() / "experiment" / f"{experiment}.yaml").read_text()
-    return set(re.findall(r"override /(data|model):", text)) | set(re.findall(r"^(data|model):", text, re.M))
-
-
-SAFE_TARGETS = ("lit_xai.", "torchvision.transforms.")
 
 
 def explain(run: Any) -> None:
@@ -107,6 +57,7 @@ def explain(run: Any) -> None:
         return
     if run.complete(callback) and not run.fillers and not run.cfg.curves:
         say(f"{run.store.root} is complete: nothing to do")
+        summarise(run)
         return
     module = run.load()
     plan = engine.plan(run.explained(module, callback), callback.explainers, callback.scores, callback.part)
@@ -128,6 +79,18 @@ def explain(run: Any) -> None:
     say(f"done: {callback.written} shards written to {run.store.root}")
     if trainer.is_global_zero:
         finish(logger)
+        summarise(run)
+
+
+def summarise(run: Any) -> None:
+    """With `summary=true`, the table of this command's explainers, as `lit_xai.evaluate` makes it."""
+    if run.cfg.get("summary"):
+        from omegaconf import OmegaConf
+
+        from lit_xai.evaluate import evaluate
+
+        options = {"definition": "default", "distance": "spearman", "only": sorted(run.explainers)}
+        evaluate(OmegaConf.merge(run.cfg, options), run.store.root.parent)
 
 
 def check(run: Any, callbacks: Any) -> None:

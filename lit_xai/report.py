@@ -133,15 +133,40 @@ def show(summary: Summary, definition: str = "default", console: Console | None 
         for family, cells in robustness_rows(summary):
             alike.add_row(family, *cells)
         console.print(alike)
+    if summary.pairs:
+        apart = Table(title=PAIRS, title_justify="left")
+        for column in pair_columns(summary):
+            apart.add_column(column, justify="left" if column == "pair" else "right")
+        for cells in pair_rows(summary):
+            apart.add_row(*cells)
+        console.print(apart)
 
 
-ROBUSTNESS = "similarity of the maps of one method's variants, mean over pairs and probes [95 % interval]"
-SIMILARITIES = ("ssim", "hog", "spearman")
+PAIRS = f"paired differences on the same probes [95 % interval]; {MARK} = the interval excludes 0"
+ROBUSTNESS = (
+    "similarity of the maps of one method's variants, mean over pairs and probes [95 % interval]; stability: distance of "
+    "their superpixels' values to the variants' mean, lower = more stable"
+)
+SIMILARITIES = ("ssim", "hog", "spearman", "stability")
 
 
 def robustness_rows(summary: Summary) -> list[tuple[str, list[str]]]:
     """Family and cells of the robustness table."""
     return [(f, [cell(Row(f, estimates), s) for s in SIMILARITIES]) for f, estimates in summary.robustness.items()]
+
+
+def pair_columns(summary: Summary) -> list[str]:
+    """The head of the table of differences."""
+    return ["pair", *dict.fromkeys(c for row in summary.pairs.values() for c in row if not math.isnan(row[c].value))]
+
+
+def pair_rows(summary: Summary) -> list[list[str]]:
+    """Its rows."""
+    rows = []
+    for name, row in summary.pairs.items():
+        cells = [cell(Row(name, row, row), c) if c in row else "-" for c in pair_columns(summary)[1:]]
+        rows.append([name, *cells])
+    return rows
 
 
 def write(summary: Summary, folder: Path, definition: str = "default") -> list[Path]:
@@ -206,6 +231,10 @@ def page(summary: Summary, columns: Sequence[str], folder: Path) -> str:
     if alike:
         columns_ = "".join(f"<th>{s}</th>" for s in SIMILARITIES)
         alike = f"<h2>Robustness</h2><p>{ROBUSTNESS}</p><table><tr><th>family</th>{columns_}</tr>{alike}</table>"
+    if summary.pairs:
+        heads = "".join(f"<th>{html.escape(c)}</th>" for c in pair_columns(summary))
+        lines = ["".join(f"<td>{html.escape(c)}</td>" for c in cells) for cells in pair_rows(summary)]
+        alike += f"<h2>Differences</h2><p>{PAIRS}</p><table><tr>{heads}</tr>{''.join(f'<tr>{x}</tr>' for x in lines)}</table>"
     galleries = "".join(picture(p) for p in sorted(folder.glob("fold=*/gallery.png"))[:1])
     definitions = html.escape(json.dumps(summary.definitions, indent=1, sort_keys=True, default=str))
     return f"""<!doctype html>

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,33 +12,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lit_xai.cache import Cache
 from lit_xai.core import REFERENCE_SIDE, Images, Model, Segments, UsageError, describe
 
 CACHE_BYTES = 64 << 20  # of labels that are kept within a run
 
 
-class LabelCache:
-    """Labels by image content and segmenter: the least recently used go when `limit` bytes are reached."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit, self.size = limit, 0
-        self.known: OrderedDict[bytes, np.ndarray] = OrderedDict()
-
-    def get(self, key: bytes) -> np.ndarray | None:
-        """The labels, or None."""
-        if key in self.known:
-            self.known.move_to_end(key)
-        return self.known.get(key)
-
-    def put(self, key: bytes, labels: np.ndarray) -> None:
-        """Keep labels."""
-        self.known[key] = labels
-        self.size += labels.nbytes
-        while self.size > self.limit:
-            self.size -= self.known.popitem(last=False)[1].nbytes
-
-
-CACHE = LabelCache(CACHE_BYTES)
+CACHE = Cache(CACHE_BYTES)
 
 
 class Segmenter(ABC):
@@ -69,7 +48,7 @@ class Segmenter(ABC):
                 rgb = np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
                 _, numbered = np.unique(self.label(rgb), return_inverse=True)
                 labels = numbered.reshape(image.shape[:2]).astype(np.int32)
-                CACHE.put(key, labels)
+                CACHE.put(key, labels, labels.nbytes)
             out.append(torch.from_numpy(labels.astype(np.int64)))
         return torch.stack(out).to(images.device)
 

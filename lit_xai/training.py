@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_xai.core import UsageError, stable_hash
 
@@ -65,20 +66,39 @@ class Trainable(pl.LightningModule, ABC):
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         """Loss of one batch."""
         loss = self.batch_loss(batch)
-        if not torch.isfinite(loss):
-            raise UsageError(f"the loss became {float(loss)} in epoch {self.current_epoch}: lower model.lr={self.lr}")
+        self.check_finite(loss)
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False)
         return loss
 
+    def check_finite(self, loss: Tensor) -> None:
+        """Stop a training whose loss is NaN or infinite.
+
+        Raises:
+            UsageError: it is; the message names the step and what was saved last.
+        """
+        if bool(torch.isfinite(loss)):
+            return
+        kept = next((c for c in self.trainer.checkpoint_callbacks if getattr(c, "last_model_path", "")), None)
+        path = getattr(kept, "best_model_path", "") or getattr(kept, "last_model_path", "")
+        last = f"the last good checkpoint is {path}" if path else "no epoch was complete"
+        raise UsageError(
+            f"the loss became {float(loss)} in epoch {self.current_epoch}, step {self.global_step}: lower "
+            f"model.lr={self.lr} or set trainer.gradient_clip_val=1; {last}"
+        )
+
     def configure_optimizers(self) -> Any:
+        """The optimizer of all parameters."""
+        return self.optimizer_of(self.parameters())
+
+    def optimizer_of(self, parameters: Iterable[nn.Parameter]) -> Any:
         """AdamW or SGD, and a schedule per step."""
         optimizer: torch.optim.Optimizer
         if self.optimizer == "sgd":
-            optimizer = torch.optim.SGD(self.parameters(), self.lr, MOMENTUM, weight_decay=self.weight_decay)
+            optimizer = torch.optim.SGD(parameters, self.lr, MOMENTUM, weight_decay=self.weight_decay)
         else:
-            optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+            optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
         if self.schedule == "constant":
-            return optimizer
+            return {"optimizer": optimizer}
         steps = self.total_steps()
         scheduler: Any
         if self.schedule == "onecycle":

@@ -17,6 +17,9 @@ from lit_xai.core import SampleRng, TrainedOn, UsageError, describe, fit_fillers
 from lit_xai.core import resolve as resolved
 from lit_xai.files import save_weights
 from lit_xai.fillers import gaussian
+from lit_xai.fillers.diffusion import DDIMModule
+from lit_xai.fillers.flow import FlowModule
+from lit_xai.fillers.inpaint import InpaintModule
 from lit_xai.fillers.patch import PatchModule
 from lit_xai.models import resnet18
 from omegaconf import OmegaConf
@@ -53,8 +56,50 @@ def trained_patches() -> str:
     return str(path)
 
 
+@functools.cache
+def trained_flow() -> str:
+    """The checkpoint of a small flow that no training has seen."""
+    path = Path(FOLDER.name) / "flow.ckpt"
+    node = {"levels": 2, "steps": 2, "width": 4}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = FlowModule(channels=1, side=16, **node)
+        for p in module.parameters():
+            p.data += 0.1 * torch.randn(p.shape)
+    config = {"model": {"_target_": "lit_xai.fillers.flow.FlowModule", **node}, "shape": {"channels": 1, "side": 16}}
+    save_weights(module, path, config)
+    return str(path)
+
+
+def saved_module(name: str, kind: type, **node: Any) -> str:
+    """The checkpoint of a tiny untrained generator whose weights are all alive."""
+    path = Path(FOLDER.name) / f"{name}.ckpt"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = kind(channels=1, side=16, **node)
+    config = {"model": {"_target_": f"{kind.__module__}.{kind.__name__}", **node}, "shape": {"channels": 1, "side": 16}}
+    save_weights(module, path, config)
+    return str(path)
+
+
+@functools.cache
+def trained_ddim() -> str:
+    """The checkpoint of a diffusion model."""
+    return saved_module("ddim", DDIMModule, width=[8], layers=1, attention=0)
+
+
+@functools.cache
+def trained_inpainter() -> str:
+    """The checkpoint of an in-painter."""
+    return saved_module("inpainter", InpaintModule, width=4)
+
+
 FITTED = {  # fillers that read a checkpoint
+    "lit_xai.fillers.DDIM": trained_ddim,
+    "lit_xai.fillers.DDIMInpainting": trained_ddim,
+    "lit_xai.fillers.Inpainter": trained_inpainter,
     "lit_xai.fillers.ConditionalGaussian": fitted_gaussian,
+    "lit_xai.fillers.Flow": trained_flow,
     "lit_xai.fillers.PatchSampler": trained_patches,
 }
 
@@ -64,8 +109,9 @@ def shrunk(node: Any) -> Any:
     if not isinstance(node, dict):
         return node
     if node.get("_target_") in FITTED:
-        return {**node, "checkpoint": FITTED[node["_target_"]]()}
-    return {k: min(v, COUNTS[k]) if k in COUNTS and v else shrunk(v) for k, v in node.items()}
+        few = {"steps": 2} if "steps" in node else {}
+        return {**node, **few, "checkpoint": FITTED[node["_target_"]]()}
+    return {k: min(v, COUNTS[k]) if k in COUNTS and isinstance(v, int) else shrunk(v) for k, v in node.items()}
 
 
 def every(group: str) -> Any:

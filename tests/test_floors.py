@@ -10,16 +10,18 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "lit_xai"
 FLOORS = [
     {"core", "cli"},
-    {"files", "training"},
+    {"files", "cache", "training"},
     {"data", "models", "segments", "fillers"},
     {"explainers", "metrics"},
     {"store"},
     {"engine", "ensemble"},
     {"draw", "dashboard"},
+    {"draw_samplers"},
     {"callbacks", "report"},
     {"runs"},
-    {"picture"},
-    {"crossval", "train", "explain", "evaluate"},
+    {"picture", "saved_config"},
+    {"crossval", "train", "evaluate"},
+    {"explain"},
     {"degradation"},
 ]
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

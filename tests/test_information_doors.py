@@ -62,7 +62,7 @@ def test_a_sampler_leaves_its_checkpoint_its_bits_and_a_picture(finished, name):
     assert {f.name for f in fold.iterdir()} == {"model.ckpt", "config.yaml", "quality.csv", "samples.png"}
     (row,) = table(fold / "quality.csv")
     assert 0 < float(row["bits_per_dim_low"]) < float(row["bits_per_dim"]) < float(row["bits_per_dim_high"]) < 8
-    assert int(row["windows"]) == 150
+    assert int(row["images"]) == 150
 
 
 def test_a_finished_sampler_is_not_trained_again(finished):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from lit_xai.core import UsageError
-from lit_xai.metrics.robustness import robustness, robustness_table, similarities
+from lit_xai.metrics.robustness import robustness, robustness_table, similarities, stability
 from scipy.stats import spearmanr
 from skimage.feature import hog
 from skimage.metrics import structural_similarity
@@ -93,7 +93,7 @@ def test_robustness_is_the_mean_over_all_pairs():
         pairs = [plain(maps[i, row], maps[j, row], 3) for i in range(4) for j in range(i)]
         assert len(pairs) == 6
         expected = {n: np.mean([p[n] for p in pairs]) for n in NAMES}
-        assert {n: float(v[row]) for n, v in found.items()} == pytest.approx(expected, abs=1e-9)
+        assert {n: float(found[n][row]) for n in NAMES} == pytest.approx(expected, abs=1e-9)
 
 
 def test_pairs_with_a_constant_map_are_left_out():
@@ -139,3 +139,27 @@ def test_a_map_with_nan_is_refused():
     maps[1, 0, 3, 3] = torch.nan
     with pytest.raises(UsageError, match="NaN"):
         robustness(maps)
+
+
+# ------------------------------------------------------------------------------------------------------------ stability
+
+
+def test_stability_is_the_mean_distance_of_the_superpixels_values_to_their_mean():
+    from lit_xai.segments import Grid, to_pixels
+
+    segments = Grid(3)(torch.zeros(2, 1, 12, 12))
+    values = torch.randn(4, 2, 9, generator=seeded(0), dtype=torch.float64)
+    maps = torch.stack([to_pixels(v, segments) for v in values])
+    expected = (values - values.mean(0)).norm(dim=2).mean(0)
+    assert torch.allclose(stability(maps), expected, atol=1e-12)
+
+
+def test_superpixels_of_any_size_weigh_alike():
+    maps = torch.zeros(2, 1, 10, 10)
+    maps[1] = 1.0
+    maps[:, :, 0, 0] = torch.tensor([5.0, 8.0])[:, None]
+    assert float(stability(maps)) == pytest.approx((0.5**2 + 1.5**2) ** 0.5)
+
+
+def test_equal_explanations_are_perfectly_stable():
+    assert float(stability(random_maps(1, 1, 12, 12).expand(5, -1, -1, -1))) == 0

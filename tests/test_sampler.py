@@ -1,635 +1,501 @@
-"""Plausibility of refilled images: closed forms and outside implementations of the distance, features, windows, tables."""
+"""Measures of samplers against closed forms, scipy, scikit-learn and scikit-image; the table against its parts."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from lit_xai.core import Blur, Colour, SampleRng, UsageError
-from lit_xai.fillers import UniformNoise
-from lit_xai.metrics import frechet_distance, inception, penultimate, plausibility_table, windows_refilled
-from lit_xai.metrics.sampler import COLUMNS, Enlarged, differences, distances, rows, window_corners
-from lit_xai.metrics.statistics import Estimate, resamples
-from scipy.linalg import sqrtm
-from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
+from lit_xai.fillers import SegmentMean, UniformNoise
+from lit_xai.metrics import (
+    Mahalanobis,
+    image_ssim,
+    label_entropy,
+    penultimate,
+    pixel_distance,
+    probability_entropy,
+    sampler_table,
+    silhouette,
+    umap_plane,
+)
+from lit_xai.metrics import sampler_quality as quality_module
+from lit_xai.metrics.sampler import MEASURES
+from lit_xai.metrics.sampler_quality import COLUMNS, hidden_segments, hides_of, silhouettes
+from lit_xai.metrics.statistics import difference, resamples
+from lit_xai.segments import Grid
+from scipy.spatial import distance as scipy_distance
+from scipy.stats import entropy
+from skimage.metrics import structural_similarity
+from sklearn.covariance import LedoitWolf
+from sklearn.metrics import silhouette_score
 
 from conftest import seeded
 
-BLACK, GREY = Colour(0.0), Colour(0.5)
+
+def clouds(n: int = 90, f: int = 5, classes: int = 3, seed: int = 1):
+    """Features of some classes with correlated noise, and their labels (7, 8, 9)."""
+    labels = torch.arange(n) % classes + 7
+    centres = 4 * torch.randn(classes, f, generator=seeded(seed), dtype=torch.float64)
+    mix = torch.randn(f, f, generator=seeded(seed + 1), dtype=torch.float64)
+    return centres[labels - 7] + torch.randn(n, f, generator=seeded(seed + 2), dtype=torch.float64) @ mix, labels
 
 
-def pixels(images: Tensor) -> Tensor:
-    """Eight features: the mean light of the blocks of a 2 x 4 grid."""
-    return nn.functional.adaptive_avg_pool2d(images, (2, 4)).mean(1).flatten(1)
+# --------------------------------------------------------------------------------------------------------- Mahalanobis
 
 
-def pictures(n: int, side: int = 16, channels: int = 1, seed: int = 1) -> Tensor:
-    """Smooth random images in (0, 1)."""
-    noise = torch.rand(n, channels, side // 4 + 1, side // 4 + 1, generator=seeded(seed))
-    return nn.functional.interpolate(noise, size=(side, side), mode="bilinear") * 0.9 + 0.05
+def brute_force(x, labels, queries, covariance=None):
+    """The least squared distance by scipy, with a covariance of the class-centred features."""
+    x, labels = x.numpy(), labels.numpy()
+    means = {c: x[labels == c].mean(0) for c in np.unique(labels)}
+    centred = x - np.stack([means[c] for c in labels])
+    inverse = np.linalg.inv(centred.T @ centred / len(x) if covariance is None else covariance(centred))
+    return [min(scipy_distance.mahalanobis(q, m, inverse) ** 2 for m in means.values()) for q in queries.numpy()]
 
 
-def with_moments(n: int, mean: Tensor, covariance: Tensor, seed: int) -> Tensor:
-    """n rows whose sample mean and covariance are exactly these."""
-    z = torch.randn(n, len(mean), generator=seeded(seed), dtype=torch.float64)
-    z = z - z.mean(0)
-    white = torch.linalg.solve_triangular(torch.linalg.cholesky(z.T.cov()), z.T, upper=False).T
-    return white @ torch.linalg.cholesky(covariance).T + mean
+def test_the_score_is_scipys_squared_distance_to_the_nearest_class():
+    x, labels = clouds()
+    queries = 5 * torch.randn(20, 5, generator=seeded(9), dtype=torch.float64)
+    found = Mahalanobis.fit(x, labels, shrinkage=0.0)(queries)
+    assert found.tolist() == pytest.approx(brute_force(x, labels, queries), rel=1e-9)
 
 
-def covariance(f: int, seed: int) -> Tensor:
-    a = torch.randn(f, 2 * f, generator=seeded(seed), dtype=torch.float64)
-    return a @ a.T / f
+def test_the_covariance_is_shrunk_as_scikit_learn_shrinks_it():
+    x, labels = clouds(n=24, f=12)
+    fitted, model = Mahalanobis.fit(x, labels), LedoitWolf(assume_centered=True)
+    expected = brute_force(x, labels, x, lambda centred: model.fit(centred).covariance_)
+    assert 0.01 < fitted.shrinkage == pytest.approx(model.shrinkage_)
+    assert fitted(x).tolist() == pytest.approx(expected, rel=1e-9)
 
 
-def by_scipy(a: Tensor, b: Tensor) -> float:
-    """The distance as its formula reads, with scipy's matrix root."""
-    sa, sb = a.T.cov().numpy(), b.T.cov().numpy()
-    root = sqrtm(sa @ sb)
-    return float((a.mean(0) - b.mean(0)).square().sum()) + float(np.trace(sa + sb - 2 * root.real))
+def test_the_unshrunk_score_does_not_change_under_an_invertible_map():
+    x, labels = clouds()
+    change = torch.randn(5, 5, generator=seeded(4), dtype=torch.float64) + 2 * torch.eye(5, dtype=torch.float64)
+    before = Mahalanobis.fit(x, labels, 0.0)(x)
+    assert Mahalanobis.fit(x @ change + 3, labels, 0.0)(x @ change + 3).tolist() == pytest.approx(before.tolist())
+    shrunk = Mahalanobis.fit(x, labels, 0.5)(x)
+    assert not torch.allclose(Mahalanobis.fit(x @ change, labels, 0.5)(x @ change), shrunk, rtol=0.01)
 
 
-# ---------------------------------------------------------------------------------------------------- Fréchet distance
+def test_one_classs_own_features_score_their_number_on_average():
+    x, _ = clouds(classes=1)
+    assert float(Mahalanobis.fit(x, torch.zeros(90).long(), 0.0)(x).mean()) == pytest.approx(5)
 
 
-def test_distance_of_gaussians_with_common_axes_is_the_closed_form():
-    mean, other = torch.tensor([0.0, 1.0, 2.0]).double(), torch.tensor([1.0, 1.0, 0.0]).double()
-    a = with_moments(20, mean, torch.diag(torch.tensor([1.0, 4.0, 9.0]).double()), 1)
-    b = with_moments(30, other, torch.diag(torch.tensor([4.0, 4.0, 0.25]).double()), 2)
-    assert frechet_distance(a, b) == pytest.approx(1 + 4 + (1 - 2) ** 2 + 0 + (3 - 0.5) ** 2, abs=1e-10)
-
-
-def test_distance_of_a_shift_is_its_squared_length():
-    a = torch.randn(30, 5, generator=seeded(1)).double()
-    assert frechet_distance(a, a + 0.3) == pytest.approx(5 * 0.09, abs=1e-10)
-
-
-@pytest.mark.parametrize(("n", "m", "f"), [(40, 60, 6), (7, 200, 6), (300, 300, 24)])
-def test_distance_equals_scipys_matrix_root(n, m, f):
-    a = with_moments(n, torch.zeros(f).double(), covariance(f, 1), 2)
-    b = with_moments(m, torch.ones(f).double(), covariance(f, 3), 4)
-    assert frechet_distance(a, b) == pytest.approx(by_scipy(a, b), rel=1e-9)
-
-
-def test_distance_equals_torchmetrics():
-    a, b = pictures(40, 16, 3, seed=1), pictures(50, 16, 3, seed=2) ** 2
-
-    class Features(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x.double().mean(-1).flatten(1)[:, ::4]
-
-    fid = FrechetInceptionDistance(feature=Features(), normalize=False, input_img_size=(3, 16, 16)).set_dtype(
-        torch.float64
-    )
-    fid.update(a, real=True)
-    fid.update(b, real=False)
-    expected = float(fid.compute())
-    assert expected > 0.01
-    assert frechet_distance(Features()(a), Features()(b)) == pytest.approx(expected, rel=1e-6)
-
-
-def test_fewer_rows_than_features_give_the_distance_of_the_space_they_span():
-    a, b = (torch.zeros(9, 400, dtype=torch.float64) for _ in range(2))
-    a[:, :4] = torch.randn(9, 4, generator=seeded(1))
-    b[:, :4] = 2 * torch.randn(9, 4, generator=seeded(2))
-    assert frechet_distance(a, b) == pytest.approx(by_scipy(a[:, :4], b[:, :4]), rel=1e-9)
-
-
-@pytest.mark.parametrize(("n", "f"), [(50, 8), (8, 50)])
-def test_distance_to_itself_is_zero(n, f):
-    a = 1e3 * torch.randn(n, f, generator=seeded(1))
-    assert 0 <= frechet_distance(a, a) < 1e-6
-
-
-@pytest.mark.parametrize(("n", "f"), [(50, 8), (8, 50)])
-def test_distance_is_symmetric(n, f):
-    a, b = torch.randn(n, f, generator=seeded(1)), torch.rand(n, f, generator=seeded(2))
-    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-9)
-
-
-@pytest.mark.parametrize(("n", "f"), [(50, 8), (8, 50)])
-def test_distance_does_not_change_in_a_rotated_space(n, f):
-    a, b = torch.randn(n, f, generator=seeded(1)).double(), torch.rand(n, f, generator=seeded(2)).double()
-    rotation = torch.linalg.qr(torch.randn(f, f, generator=seeded(3), dtype=torch.float64)).Q
-    assert frechet_distance(a @ rotation, b @ rotation) == pytest.approx(frechet_distance(a, b), rel=1e-9)
-
-
-def test_two_rows_are_enough():
-    a, b = torch.tensor([[0.0], [2.0]]), torch.tensor([[0.0], [4.0]])
-    assert frechet_distance(a, b) == pytest.approx(1 + (math.sqrt(2) - math.sqrt(8)) ** 2)
+def test_a_class_mean_scores_zero_and_features_that_never_vary_do_no_harm():
+    x, labels = clouds()
+    x = torch.cat([x, torch.zeros(90, 2).double()], 1)
+    fitted = Mahalanobis.fit(x, labels)
+    assert float(fitted(x[labels == 8].mean(0, keepdim=True))) == pytest.approx(0, abs=1e-12)
+    assert bool(torch.isfinite(fitted(x)).all())
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "message"),
+    ("features", "labels", "shrinkage", "message"),
     [
-        (torch.rand(1, 3), torch.rand(5, 3), "two images on either side, found 1 and 5"),
-        (torch.rand(5, 3), torch.rand(5, 4), "features of 3 and 4 numbers"),
-        (torch.tensor([[1.0], [torch.nan]]), torch.rand(5, 1), "NaN or infinite"),
-        (torch.rand(5, 1), torch.tensor([[1.0], [torch.inf]]), "NaN or infinite"),
+        (torch.ones(6, 3), torch.zeros(6).long(), None, "do not vary within classes"),
+        (torch.rand(3, 5), torch.zeros(3).long(), 0.0, "no inverse"),
+        (torch.rand(1, 5), torch.zeros(1).long(), None, "at least two images"),
+        (torch.full((4, 2), torch.nan), torch.zeros(4).long(), None, "NaN or infinite"),
     ],
-    ids=["rows", "widths", "nan", "inf"],
+    ids=["constant", "few", "one", "nan"],
 )
-def test_features_without_a_distance_are_refused(a, b, message):
+def test_features_without_gaussians_are_refused(features, labels, shrinkage, message):
     with pytest.raises(UsageError, match=message):
-        frechet_distance(a, b)
+        Mahalanobis.fit(features, labels, shrinkage)
 
 
-# ------------------------------------------------------------------------------------------------------------- features
+def test_features_of_another_network_are_refused():
+    x, labels = clouds()
+    with pytest.raises(UsageError, match="5 features were fitted, found 4"):
+        Mahalanobis.fit(x, labels)(x[:, :4])
 
 
-def test_penultimate_features_enter_the_last_linear_layer(convnet, rgb):
-    features = penultimate(convnet, rgb, max_batch=2)
-    assert features.shape == (5, 24)
-    assert torch.allclose(convnet[-1](features), convnet(rgb), atol=1e-6)
+# ---------------------------------------------------------------------------------------------------- plane, silhouette
 
 
-def test_the_last_linear_layer_is_the_last_that_runs(rgb):
-    class Backwards(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.head, self.body = nn.Linear(7, 2), nn.Linear(432, 7)
+def points(n: int, shift: float = 0.0, seed: int = 1) -> torch.Tensor:
+    return torch.randn(n, 2, generator=seeded(seed), dtype=torch.float64) + shift
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.body(x.flatten(1)))
 
-    model = Backwards()
-    assert torch.equal(penultimate(model, rgb), model.body(rgb.flatten(1)))
+@pytest.mark.parametrize("shift", [0.0, 1.0, 50.0])
+def test_silhouette_equals_scikit_learns(shift):
+    a, b = points(40), points(25, shift, 2)
+    labels = [0] * 40 + [1] * 25
+    assert float(silhouette(a, b)) == pytest.approx(silhouette_score(torch.cat([a, b]).numpy(), labels), rel=1e-9)
 
 
-def test_a_last_convolution_of_one_pixel_gives_the_spatial_mean_of_its_input(rgb):
-    body = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU())
-    model = nn.Sequential(body, nn.Dropout(0.5), nn.Conv2d(6, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    assert torch.allclose(penultimate(model.train(), rgb), body(rgb).mean((2, 3)), atol=1e-6)
+def test_clouds_that_are_alike_are_near_zero_and_far_ones_near_one():
+    assert abs(float(silhouette(points(300), points(300, seed=2)))) < 0.01
+    assert float(silhouette(points(50), points(50, 1000.0, 2))) > 0.99
 
 
-def test_squeezenet_has_512_features():
-    from torchvision.models import squeezenet1_1
+def test_weights_count_points_and_copies_are_not_compared():
+    a, b = points(12), points(9, 1.0, 2)
+    counts = torch.tensor([[2, 0, 1, 1, 1, 3, 1, 1, 0, 1, 1, 1]]).double()
+    found = float(silhouette(a, b, None, counts, torch.ones(1, 9).double()))
+    used, total = torch.nonzero(counts[0])[:, 0].tolist(), 0.0
+    for side, other, weight, against in ((a, b, counts[0], torch.ones(9)), (b, a, torch.ones(9), counts[0])):
+        for i in range(len(side)):
+            rest = [j for j in range(len(side)) if j != i]
+            near = sum(weight[j] * torch.dist(side[i], side[j]) for j in rest) / sum(weight[j] for j in rest)
+            far = sum(w * torch.dist(side[i], o) for o, w in zip(other, against, strict=True)) / against.sum()
+            total += float(weight[i] * (far - near) / max(near, far))
+    assert len(used) == 10
+    assert found == pytest.approx(total / (float(counts.sum()) + 9), rel=1e-6)
 
-    assert penultimate(squeezenet1_1(weights=None), torch.rand(2, 3, 32, 32)).shape == (2, 512)
 
+def test_samples_of_one_image_are_not_compared_with_each_other():
+    images, real = points(20, seed=3), points(400)
+    origin = torch.arange(20).repeat_interleave(10)
+    ten = torch.full((1, 20), 10.0).double()
+    found = float(silhouette(real, images[origin], origin))
+    assert found == pytest.approx(float(silhouette(real, images, None, torch.ones(1, 400).double(), ten)))
+    assert float(silhouette(real, images[origin])) > found + 0.003  # copies keep apart what is alike
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        nn.Sequential(nn.Linear(12, 4), nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
-        nn.Sequential(nn.Unflatten(0, (1, 5)), nn.Linear(12, 4), nn.Flatten(0, 1)),
-        nn.Flatten(),
-        torch.flatten,
-    ],
-    ids=["wide convolution", "rows are no images", "no layer", "function"],
-)
-def test_other_models_need_features_of_their_own(model, rgb):
-    with pytest.raises(UsageError, match=r"pass a function images -> \[n, f\]"):
-        penultimate(model, rgb)
 
+def test_a_set_of_one_point_has_its_silhouette_as_in_scikit_learn():
+    a, b = points(6), points(1, 1.0, 2)
+    expected = silhouette_score(torch.cat([a, b]).numpy(), [0] * 6 + [1])
+    assert float(silhouette(a, b)) == pytest.approx(expected)
+    same = torch.zeros(3, 2).double()
+    assert float(silhouette(same, same)) == 0
 
-def hooks(model: nn.Module) -> int:
-    return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules())
 
+def test_the_plane_is_the_same_on_every_call_and_keeps_clusters_apart():
+    x = torch.cat([torch.randn(20, 6, generator=seeded(1)), torch.randn(20, 6, generator=seeded(2)) + 30])
+    state, threads = np.random.get_state()[1].copy(), torch.get_num_threads()  # noqa: NPY002
+    plane = umap_plane(x, seed=3)
+    assert torch.equal(plane, umap_plane(x, seed=3))
+    assert not torch.equal(plane, umap_plane(x, seed=4))
+    assert plane.shape == (40, 2)
+    assert float(silhouette(plane[:20], plane[20:])) > 0.5
+    assert np.array_equal(state, np.random.get_state()[1])  # noqa: NPY002
+    assert torch.get_num_threads() == threads
 
-def test_the_model_is_left_as_found_even_after_an_error(convnet, rgb):
-    convnet.train()
-    convnet[0].eval()
-    before, state = [m.training for m in convnet.modules()], {k: v.clone() for k, v in convnet.state_dict().items()}
-    penultimate(convnet, rgb)
-    with pytest.raises(RuntimeError):
-        penultimate(convnet, rgb[:, :2])
-    assert hooks(convnet) == 0
-    assert [m.training for m in convnet.modules()] == before
-    assert all(torch.equal(v, state[k]) for k, v in convnet.state_dict().items())
 
+def test_a_plane_needs_rows():
+    with pytest.raises(UsageError, match="at least 10 rows, found 9"):
+        umap_plane(torch.rand(9, 3))
 
-# ------------------------------------------------------------------------------------------------------------ inception
 
+# -------------------------------------------------------------------------------------------------- diversity, locality
 
-@pytest.fixture(scope="module")
-def network() -> nn.Module:
-    """A random inception_v3, as torchvision builds it for its weights."""
-    from torchvision.models import inception_v3
 
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return inception_v3(weights=None, aux_logits=True, transform_input=True, init_weights=False).eval()
+def test_label_entropy_of_k_equal_shares_is_the_logarithm_of_k():
+    predicted = torch.stack([torch.arange(12) % k for k in (1, 2, 3, 6)]) + 5
+    assert label_entropy(predicted).tolist() == pytest.approx([math.log(k) for k in (1, 2, 3, 6)], abs=1e-12)
+    assert float(label_entropy(torch.tensor([[0, 0, 0, 9]]))) == pytest.approx(entropy([0.75, 0.25]))
 
 
-@pytest.fixture(scope="module")
-def weights(network, tmp_path_factory):
-    file = tmp_path_factory.mktemp("weights") / "inception.pth"
-    torch.save(network.state_dict(), file)
-    return file
+def test_probability_entropy_is_that_of_a_histogram_in_bits():
+    uniform = (torch.arange(20).double() + 0.5)[None] / 20
+    assert float(probability_entropy(uniform)) == pytest.approx(math.log2(20))
+    assert float(probability_entropy(torch.full((1, 7), 0.3))) == 0
+    assert float(probability_entropy(torch.tensor([[0.0, 1.0, 1.0, 0.96]]))) == pytest.approx(entropy([1, 3], base=2))
+    values = torch.rand(3, 50, generator=seeded(1))
+    expected = [entropy(np.histogram(v.numpy(), 20, (0, 1))[0], base=2) for v in values]
+    assert probability_entropy(values).tolist() == pytest.approx(expected)
 
 
-def test_inception_gives_the_pooled_features_of_torchvisions_network(network, weights):
-    from torchvision.transforms.v2 import functional as V
+@pytest.mark.parametrize("bad", [-0.1, 1.1, math.nan])
+def test_numbers_that_are_no_probability_are_refused(bad):
+    with pytest.raises(UsageError, match=r"must lie in \[0, 1\]"):
+        probability_entropy(torch.tensor([[0.5, bad]]))
 
-    images = pictures(2, 40, 3)
-    x = V.resize(images, [299, 299], interpolation=V.InterpolationMode.BILINEAR, antialias=True)
-    x = V.normalize(x, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    pooled: list[Tensor] = []
-    handle = network.avgpool.register_forward_hook(lambda *a: pooled.append(a[2].flatten(1)))
-    with torch.no_grad():
-        network(x)
-    handle.remove()
-    features = inception(weights)(images)
-    assert features.shape == (2, 2048)
-    assert torch.allclose(features, pooled[0], rtol=1e-4, atol=1e-5 * float(pooled[0].abs().max()))
 
+def test_pixel_distance_is_the_norm_of_the_flattened_difference(rgb):
+    other = torch.rand(rgb.shape, generator=seeded(5))
+    expected = [np.linalg.norm((a - b).numpy().ravel()) for a, b in zip(rgb, other, strict=True)]
+    assert pixel_distance(rgb, other).tolist() == pytest.approx(expected, rel=1e-6)
 
-def test_inception_repeats_grey(weights):
-    grey = pictures(2, 75)
-    features = inception(weights)
-    assert torch.allclose(features(grey), features(grey.repeat(1, 3, 1, 1)), rtol=1e-4, atol=1e-7)
 
+@pytest.mark.parametrize("side", [12, 7, 6])
+def test_ssim_equals_scikit_images(rgb, side):
+    a, b = rgb[..., :side, :], (rgb * 0.6 + 0.4 * torch.rand(rgb.shape, generator=seeded(5)))[..., :side, :]
+    window = min(7, side - 1 + side % 2)
+    options = {"data_range": 1.0, "channel_axis": 0, "win_size": window}
+    expected = [
+        structural_similarity(x.double().numpy(), y.double().numpy(), **options) for x, y in zip(a, b, strict=True)
+    ]
+    assert image_ssim(a, b).tolist() == pytest.approx(expected, rel=1e-6)
+    assert image_ssim(a, a).tolist() == pytest.approx([1.0] * 5)
 
-def test_inception_shrinks_without_aliases():
-    board = (torch.arange(897)[:, None] + torch.arange(897)).remainder(2).float()[None, None]
-    small = Enlarged()(board)
-    assert small.shape == (1, 3, 299, 299)
-    assert float((small - 0.5).abs().mean()) < 0.1  # every third pixel alone would be a board again
 
+# ---------------------------------------------------------------------------------------------------------------- masks
 
-def test_inception_draws_no_random_number(weights):
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
-    inception(weights)
-    assert torch.equal(torch.get_rng_state(), before)
 
+def test_superpixels_are_hidden_with_the_turn_off_rate_and_nested(rgb):
+    segments, rng = Grid(3)(rgb), SampleRng(1, (4, 2, 9, 0, 7))
+    some, more, every = (hidden_segments(segments, hides, rng, 400) for hides in (0.5, 0.75, 1.0))
+    assert [float(h.float().mean()) for h in (some, more)] == pytest.approx([0.5, 0.75], abs=0.02)
+    assert bool(every.all())
+    assert bool((more | ~some).all())
+    assert torch.equal(hidden_segments(segments[[2]], 0.5, rng.take([2]), 400)[0], some[2])
+    assert not torch.equal(some[0], some[1])
 
-def test_inception_takes_a_state_without_the_auxiliary_classifier(weights, tmp_path):
-    state = torch.load(weights, weights_only=True)
-    torch.save({k: v for k, v in state.items() if "AuxLogits" not in k}, tmp_path / "plain.pth")
-    assert inception(tmp_path / "plain.pth")(pictures(1, 75)).shape == (1, 2048)
 
+def test_the_rate_is_the_fillers_own():
+    class Painter(Colour):
+        hides = 1.0
 
-def test_inception_refuses_images_of_other_channels(weights):
-    with pytest.raises(UsageError, match="1 or 3 channels, found 2"):
-        inception(weights)(torch.rand(2, 2, 32, 32))
+    class Wrong(Colour):
+        hides = 0
 
-
-def damage(kind: str, file, good) -> None:
-    if kind == "cut":
-        file.write_bytes(good.read_bytes()[:5000])
-    elif kind == "text":
-        file.write_text("not weights")
-    elif kind == "another network":
-        torch.save(nn.Linear(2, 2).state_dict(), file)
-    elif kind == "list":
-        torch.save([torch.zeros(2)], file)
-    elif kind == "code":
-        torch.save(nn.Linear(2, 2), file)
-
-
-@pytest.mark.parametrize("kind", ["missing", "cut", "text", "another network", "list", "code"])
-def test_a_file_without_inceptions_weights_is_named_in_one_line(kind, weights, tmp_path):
-    file = tmp_path / "weights.pth"
-    damage(kind, file, weights)
-    with pytest.raises(
-        UsageError, match=r"weights\.pth.*save the state_dict\(\) of torchvision's inception_v3"
-    ) as error:
-        inception(file)
-    assert "\n" not in str(error.value)
-
-
-# -------------------------------------------------------------------------------------------------------------- windows
-
-
-def changed(images: Tensor, refilled: Tensor) -> Tensor:
-    return (images != refilled).any(1)
-
-
-def test_a_window_is_refilled_where_its_corner_says_and_nothing_else_changes():
-    images, rng = pictures(6, 12, 3), SampleRng(3, (9, 4, 7, 1, 0, 2))
-    refilled = windows_refilled(images, BLACK, 5, rng)
-    for row, (top, left) in enumerate(window_corners(images, 5, rng)[:, 0].tolist()):
-        expected = images[row].clone()
-        expected[:, top : top + 5, left : left + 5] = 0
-        assert torch.equal(refilled[row], expected)
-
-
-def test_all_windows_of_an_image_are_refilled():
-    images, rng = pictures(4, 20), SampleRng(3, (9, 4, 7, 1))
-    refilled = windows_refilled(images, BLACK, 4, rng, windows=3)
-    expected = images.clone()
-    for row, corners in enumerate(window_corners(images, 4, rng, 3).tolist()):
-        for top, left in corners:
-            expected[row, :, top : top + 4, left : left + 4] = 0
-    assert torch.equal(refilled, expected)
-
-
-def test_every_filler_gets_the_same_windows():
-    images, rng = pictures(5), SampleRng(3, (9, 4, 7, 1, 0))
-    black, noise = (windows_refilled(images, f, 4, rng, windows=2) for f in (BLACK, UniformNoise()))
-    assert torch.equal(changed(images, black), changed(images, noise))
-
-
-def test_the_first_window_is_the_first_of_many():
-    images, rng = pictures(5), SampleRng(3, (9, 4, 7, 1, 0))
-    assert torch.equal(window_corners(images, 4, rng, 1)[:, 0], window_corners(images, 4, rng, 7)[:, 0])
-
-
-def test_windows_of_an_image_and_of_other_images_lie_elsewhere():
-    corners = window_corners(torch.zeros(3, 1, 99, 99), 2, SampleRng(0, (5, 6, 7)), 4)
-    assert len(corners.flatten(0, 1).unique(dim=0)) == 12
-
-
-def test_windows_reach_every_place_of_a_wide_image_equally_often():
-    images = torch.zeros(1, 1, 4, 6).expand(3000, -1, -1, -1)
-    corners = window_corners(images, 3, SampleRng(0, (*range(3000),)))[:, 0]
-    places = torch.bincount(corners[:, 0] * 4 + corners[:, 1])
-    assert len(places) == 8
-    assert places.tolist() == pytest.approx([375] * 8, abs=4 * math.sqrt(375))
-
-
-@pytest.mark.parametrize("windows", [1, 3])
-def test_refilled_windows_do_not_depend_on_the_batch(windows):
-    images, rng = pictures(5), SampleRng(3, (9, 4, 7, 1, 0))
-    whole = windows_refilled(images, UniformNoise(), 4, rng, windows)
-    parts = windows_refilled(images, UniformNoise(), 4, rng, windows, max_batch=2)
-    alone = [windows_refilled(images[[i]], UniformNoise(), 4, rng.take([i]), windows) for i in range(5)]
-    assert torch.equal(whole, parts)
-    assert torch.equal(whole, torch.cat(alone))
-
-
-def test_a_filler_that_learned_leaves_no_gradient_behind():
-    class Learned(Coded):
-        def __call__(self, images, keep, rng, draws=1, segments=None):
-            return super().__call__(images * nn.Parameter(torch.ones(1)), keep, rng, draws)
-
-    assert not windows_refilled(pictures(3), Learned(), 4).requires_grad
-
-
-@pytest.mark.parametrize(("patch", "windows"), [(0, 1), (13, 1), (3, 0)])
-def test_windows_that_do_not_fit_are_refused(patch, windows):
-    with pytest.raises(UsageError, match=r"windows must be at least 1 of 1\.\.12 pixels"):
-        windows_refilled(torch.rand(2, 1, 12, 14), BLACK, patch, windows=windows)
-
-
-# ------------------------------------------------------------------------------------------------- distances of pairs
-
-
-def pair(
-    n: int, f: int, seed: int, scale: float = 1.0, shift: float = 0.0, noise: float = 0.1
-) -> tuple[Tensor, Tensor]:
-    """Features of n images, and of their perturbed versions."""
-    generator = seeded(seed)
-    a = torch.randn(n, f, generator=generator, dtype=torch.float64)
-    return a, scale * a + noise * torch.randn(n, f, generator=generator, dtype=torch.float64) + shift
-
-
-def true_distance(f: int, scale: float, shift: float, noise: float) -> float:
-    return f * (shift**2 + (math.sqrt(scale**2 + noise**2) - 1) ** 2)
-
-
-def test_the_distance_is_reflected_at_the_plain_one():
-    a, b = pair(60, 5, 1, scale=0.7)
-    found, plain = distances(a, {"it": b}, 200)["it"], frechet_distance(a, b)
-    resampled = [2 * plain - d for d in found.draws.tolist()]
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    assert found.value == pytest.approx(2 * plain - np.mean(resampled))
-    assert (found.low, found.high) == (pytest.approx(2 * plain - high), pytest.approx(2 * plain - low))
-    assert (found.samples, found.reason) == (60, "")
-
-
-def test_resamples_draw_images_with_their_pairs():
-    a, b = pair(30, 4, 1)
-    found, plain = distances(a, {"it": b}, 5)["it"], frechet_distance(a, b)
-    counts = next(resamples(torch.zeros(30, dtype=torch.long), 5)).long()
-    for draw, count in zip(found.draws.tolist(), counts, strict=True):
-        index = torch.arange(30).repeat_interleave(count)
-        assert 2 * plain - draw == pytest.approx(frechet_distance(a[index], b[index]), rel=1e-9)
-
-
-def test_the_interval_holds_the_true_distance_where_percentiles_miss_it():
-    setting = {"scale": 0.9, "shift": 0.05, "noise": 0.2}
-    truth, held, percentiles = true_distance(12, **setting), 0, 0
-    for seed in range(40):
-        a, b = pair(80, 12, seed, **setting)
-        found, plain = distances(a, {"it": b}, 60)["it"], frechet_distance(a, b)
-        held += found.low <= truth <= found.high
-        low, high = np.quantile(2 * plain - found.draws, [0.025, 0.975])
-        percentiles += low <= truth <= high
-    assert held >= 34
-    assert percentiles <= 4
-
-
-def test_the_bias_is_taken_away():
-    setting = {"scale": 0.9, "shift": 0.05, "noise": 0.2}
-    pairs = [pair(80, 12, seed, **setting) for seed in range(40)]
-    truth = true_distance(12, **setting)
-    corrected = np.mean([distances(a, {"it": b}, 30)["it"].value for a, b in pairs])
-    plain = np.mean([frechet_distance(a, b) for a, b in pairs])
-    assert plain > 1.3 * truth
-    assert corrected == pytest.approx(truth, rel=0.1)
-
-
-def test_an_exact_filler_is_at_zero():
-    a, _ = pair(40, 5, 1)
-    found = distances(a, {"it": a}, 50)["it"]
-    assert [found.value, found.low, found.high] == pytest.approx([0, 0, 0], abs=1e-10)
-
-
-@pytest.fixture
-def alike() -> dict[str, dict[str, Estimate]]:
-    """Two sets of features of the same law as the real ones, whose distances without bias are below 0."""
-    real, a, b = torch.randn(3, 60, 4, generator=seeded(23), dtype=torch.float64)
-    return {name: {"distance": e} for name, e in distances(real, {"a": a, "b": b}, 100).items()}
-
-
-def test_a_distance_is_cut_off_at_zero(alike):
-    a = alike["a"]["distance"]
-    assert float(a.draws.mean()) < 0
-    assert (a.value, a.low) == (0, 0)
-
-
-def test_a_difference_is_that_of_distances_that_are_not_cut_off(alike):
-    draws = alike["a"]["distance"].draws - alike["b"]["distance"].draws
-    assert abs(float(draws.mean())) > 0.01
-    assert differences(alike, "b")["a"].value == pytest.approx(float(draws.mean()), abs=1e-12)
-
-
-@pytest.mark.parametrize(("n", "reason"), [(29, "29 images for 10 features: too large"), (30, "")])
-def test_too_few_images_for_the_features_are_said(n, reason):
-    a, b = pair(n, 10, 1)
-    assert distances(a, {"it": b}, 10)["it"].reason == reason
+    assert (hides_of(Colour(0.0)), hides_of(Painter(0.0))) == (0.5, 1.0)
+    with pytest.raises(UsageError, match=r"Wrong.hides must lie in \(0, 1\]"):
+        hides_of(Wrong(0.0))
 
 
 # ---------------------------------------------------------------------------------------------------------------- table
 
 
-class Coded:
-    """A filler that knows its bits: the brightness of the window's first pixel, say."""
+class Whole:
+    """Another image of noise for every draw, and what it was asked."""
 
-    def __init__(self, value: float = 0.5) -> None:
-        self.value = value
+    hides = 1.0
+
+    def __init__(self) -> None:
+        self.kept, self.most = 0, 0
 
     def __call__(self, images, keep, rng, draws=1, segments=None):
-        return Colour(self.value)(images, keep, rng, draws)
-
-    def window_bits(self, images: Tensor, top: Tensor, left: Tensor) -> Tensor:
-        return images[torch.arange(len(images)), 0, top, left]
-
-
-RNG = SampleRng(3, tuple(range(100, 140)))
+        self.kept += int(keep.sum())
+        self.most = max(self.most, len(images))
+        return UniformNoise()(images, keep, rng, draws)
 
 
-@pytest.fixture(scope="module")
-def table():
-    fillers = {"grey": GREY, "black": BLACK, "noise": UniformNoise(), "coded": Coded()}
-    return plausibility_table(pixels, pictures(40), fillers, 6, RNG, windows=2, max_batch=7, n_resamples=200)
+class Untouched:
+    """Gives every image back."""
+
+    def __call__(self, images, keep, rng, draws=1, segments=None):
+        return images[:, None, None].expand(-1, keep.shape[1], draws, -1, -1, -1)
 
 
-def test_the_table_holds_the_distance_of_the_refilled_images(table):
-    images = pictures(40)
-    for name, filler in {"grey": GREY, "black": BLACK, "noise": UniformNoise()}.items():
-        filled = pixels(windows_refilled(images, filler, 6, RNG, windows=2)).double()
-        expected = distances(pixels(images).double(), {name: filled}, 200)[name]
-        found = table[name]["distance"]
-        assert [found.value, found.low, found.high] == pytest.approx(
-            [expected.value, expected.low, expected.high], rel=1e-5, abs=1e-9
-        )
+@pytest.fixture
+def flat_umap(monkeypatch):
+    """The first two features in the place of UMAP's plane: fast, and known."""
+    monkeypatch.setattr(quality_module, "umap_plane", lambda x, seed: x[:, :2].clone())
 
 
-def test_black_windows_are_less_plausible_than_grey_ones(table):
-    grey, black = (table[n]["distance"] for n in ("grey", "black"))
-    assert grey.value < grey.high < black.low < black.value
+@pytest.fixture
+def setting(convnet):
+    """Images, targets, a fitted score, and other images."""
+    images, real, training = (torch.rand(n, 3, 12, 12, generator=seeded(n)) for n in (6, 20, 60))
+    score = Mahalanobis.fit(penultimate(convnet, training), torch.arange(60) % 4)
+    return convnet, images, torch.tensor([0, 3, 1, 2, 3, 0]), score, real
 
 
-def test_the_real_row_comes_first_and_shows_what_chance_alone_gives(table):
-    assert next(iter(table)) == "real"
-    features = pixels(pictures(40)).double()
-    u = torch.stack([RNG.uniform("halves", row, (100,)) for row in range(40)])
-    splits = [u[:, s].argsort() for s in range(100)]
-    found = [frechet_distance(features[s[:20]], features[s[20:]]) for s in splits]
-    real = table["real"]["distance"]
-    low, high = np.quantile(found, [0.025, 0.975])
-    assert [real.value, real.low, real.high] == pytest.approx([np.mean(found), low, high], rel=1e-6)
-    assert table["real"]["bits"].reason == "nothing is filled"
+def tabled(setting, fillers, **options):
+    model, images, targets, score, real = setting
+    given = {"draws": 9, "rng": SampleRng(3, (5, 1, 9, 2, 8, 4)), "segmenter": Grid(3), "n_resamples": 50}
+    return sampler_table(model, images, targets, fillers, score, real, **{**given, **options})
 
 
-def test_the_table_does_not_depend_on_the_order_of_the_images():
-    images, order = pictures(12), torch.randperm(12, generator=seeded(3)).tolist()
-    rng = SampleRng(3, tuple(range(12)))
-    args = {"fillers": {"noise": UniformNoise()}, "patch": 6, "n_resamples": 2}
-    one = plausibility_table(pixels, images, rng=rng, **args)
-    other = plausibility_table(pixels, images[order], rng=rng.take(order), **args)
-    assert one["real"]["distance"].value == pytest.approx(other["real"]["distance"].value, rel=1e-6)
+def samples_of(images, filler, hides=0.5, draws=9):
+    """The samples as the definition reads, one by one: `[b, n, c, h, w]`."""
+    rng, segments = SampleRng(3, (5, 1, 9, 2, 8, 4)), Grid(3)(images)
+    out = []
+    for row in range(len(images)):
+        u = rng.uniform("sampler masks", row, (draws, 9))
+        for n in range(draws):
+            keep = (u[n] >= hides)[segments[row]]
+            one = filler(images[[row]], keep[None, None], rng.take([row], [n]), 1, segments[[row]])
+            out.append(one[0, 0, 0])
+    return torch.stack(out).view(len(images), draws, *images.shape[1:])
 
 
-def test_bits_are_those_of_the_first_window(table):
-    images = pictures(40)
-    top, left = window_corners(images, 6, RNG)[:, 0].T
-    bits, expected = table["coded"]["bits"], images[torch.arange(40), 0, top, left]
-    assert bits.value == pytest.approx(float(expected.mean()))
-    assert bits.low < bits.value < bits.high
-    assert bits.samples == 40
+@pytest.mark.usefixtures("flat_umap")
+def test_the_table_holds_the_measures_of_the_samples(setting):
+    model, images, targets, score, _ = setting
+    fillers = {"black": Colour(0.0), "noise2": UniformNoise(), "superpixel": SegmentMean()}
+    table = tabled(setting, fillers).estimates
+    for name, filler in fillers.items():
+        samples = samples_of(images, filler)
+        flat, repeated = samples.flatten(0, 1), images.repeat_interleave(9, 0)
+        with torch.no_grad():
+            probabilities = model(flat).softmax(1)
+        explained = probabilities[torch.arange(54), targets.repeat_interleave(9)]
+        expected = {
+            "mahalanobis": score(penultimate(model, flat)).mean(),
+            "label_entropy": label_entropy(probabilities.argmax(1).view(6, 9)).mean(),
+            "probability_entropy": probability_entropy(explained.view(6, 9)).mean(),
+            "l2": pixel_distance(flat, repeated).mean(),
+            "ssim": image_ssim(flat, repeated).mean(),
+        }
+        for measure, value in expected.items():
+            e = table[name][measure]
+            assert e.value == pytest.approx(float(value), rel=1e-5), (name, measure)
+            assert e.low <= e.value <= e.high
+            assert e.samples == 6
+        assert table[name]["seconds_per_1000"].low > 0
 
 
-def test_uniform_noise_needs_eight_bits(table):
-    bits = table["noise"]["bits"]
-    assert (bits.value, bits.low, bits.high) == (8, 8, 8)
+@pytest.mark.usefixtures("flat_umap")
+def test_the_silhouette_is_that_of_other_real_images_and_the_samples(setting):
+    model, images, _, _, real = setting
+    found = tabled(setting, {"black": Colour(0.0)})
+    seen = penultimate(model, samples_of(images, Colour(0.0)).flatten(0, 1))[:, :2].double()
+    assert torch.allclose(found.plane["black"], seen, atol=1e-5)
+    origin = torch.arange(6).repeat_interleave(9)
+    expected = silhouette(penultimate(model, real)[:, :2].double(), seen, origin)
+    assert found.estimates["black"]["silhouette"].value == pytest.approx(float(expected), abs=1e-5)
+    assert (len(found.plane["real"]), len(found.plane["noise"])) == (20, 20)
 
 
-def test_a_filler_without_density_has_no_bits_and_says_so(table):
-    assert math.isnan(table["grey"]["bits"].value)
-    assert table["grey"]["bits"].reason == "the filler has no density"
+@pytest.mark.usefixtures("flat_umap")
+def test_an_untouched_sample_is_local_cheap_and_without_diversity(setting):
+    row = tabled(setting, {"same": Untouched()}).estimates["same"]
+    assert [row[m].value for m in ("label_entropy", "probability_entropy", "l2")] == pytest.approx([0, 0, 0])
+    assert row["ssim"].value == pytest.approx(1)
 
 
-def test_windows_a_filler_excludes_are_not_left_out_of_the_mean():
-    class Excluding(Coded):
-        def window_bits(self, images, top, left):
-            bits = torch.ones(len(images))
-            bits[0] = math.inf
-            return bits
-
-    found = plausibility_table(pixels, pictures(8), {"it": Excluding()}, 4, max_batch=4, n_resamples=2)["it"]["bits"]
-    assert math.isnan(found.value)
-    assert found.reason == "infinite: 2 of 8 windows have probability 0"
+@pytest.mark.usefixtures("flat_umap")
+def test_a_full_input_sampler_is_shown_nothing_in_chunks_of_bounded_size(setting):
+    filler = Whole()
+    found = tabled(setting, {"whole": filler, "black": Colour(0.0)}, max_batch=5)
+    assert filler.kept == 0
+    assert 1 < filler.most <= 5
+    assert found.hides == {"whole": 1.0, "black": 0.5}
 
 
-def test_features_of_a_model_can_be_used(convnet):
-    images = pictures(8, 12, 3)
-    found = plausibility_table(partial(penultimate, convnet), images, {"blur": Blur()}, 4, n_resamples=5)
-    assert found["blur"]["distance"].reason == "8 images for 24 features: too large"
-    assert found["blur"]["distance"].value > 0
+@pytest.mark.usefixtures("flat_umap")
+def test_the_table_depends_neither_on_chunks_nor_on_other_fillers(setting, monkeypatch):
+    fillers = {"noise2": UniformNoise(), "blur": Blur(5, 8.0), "whole": Whole()}
+    one = tabled(setting, fillers)
+    monkeypatch.setattr(quality_module, "GROUP", 4)
+    other = tabled(setting, dict(reversed(fillers.items())), max_batch=4)
+    assert list(other.estimates) == ["real", "noise", "whole", "blur", "noise2"]
+    for name in one.estimates:
+        for measure, e in one.estimates[name].items():
+            if measure != "seconds_per_1000":
+                again = other.estimates[name][measure]
+                assert [again.value, again.low, again.high] == pytest.approx(
+                    [e.value, e.low, e.high], rel=1e-4, abs=1e-6, nan_ok=True
+                ), (name, measure)
 
 
-# ---------------------------------------------------------------------------------------------------------- differences
+@pytest.mark.usefixtures("flat_umap")
+def test_reference_rows_have_alignment_alone_and_a_reason(setting):
+    model, _, _, score, real = setting
+    table = tabled(setting, {"black": Colour(0.0)}).estimates
+    assert table["real"]["mahalanobis"].value == pytest.approx(float(score(penultimate(model, real)).mean()))
+    assert table["real"]["mahalanobis"].samples == 20
+    assert table["real"]["silhouette"].reason == "one random half to the other"
+    for name in ("real", "noise"):
+        for measure in ("label_entropy", "probability_entropy", "l2", "ssim", "seconds_per_1000"):
+            assert math.isnan(table[name][measure].value)
+            assert table[name][measure].reason == "no samples of an image"
 
 
-def test_differences_are_paired_and_their_interval_is_basic(table):
-    found = differences(table, "grey")
-    assert list(found) == ["black", "noise", "coded"]
-    draws = table["black"]["distance"].draws - table["grey"]["distance"].draws
-    low, high = np.quantile(draws, [0.025, 0.975])
-    black = found["black"]
-    assert [black.value, black.low, black.high] == pytest.approx([float(draws.mean()), low, high])
-    assert black.low > 0
-
-
-def test_the_same_filler_twice_has_no_difference(table):
-    same = differences(table, "grey")["coded"]  # both fill with grey
-    assert [same.value, same.low, same.high] == pytest.approx([0, 0, 0], abs=1e-12)
-
-
-@pytest.mark.parametrize("reference", ["real", "none"])
-def test_a_reference_that_is_no_filler_is_refused(table, reference):
-    with pytest.raises(UsageError, match="choose one of grey, black, noise, coded"):
-        differences(table, reference)
-
-
-def test_rows_are_the_columns_of_a_csv_file(table):
-    text = io.StringIO()
-    csv.writer(text).writerows([COLUMNS, *rows(table, "black")])
-    real, grey, black, noise, _ = csv.DictReader(io.StringIO(text.getvalue()))
-    assert [real["filler"], grey["filler"], noise["bits"]] == ["real", "grey", "8.0"]
-    found = table["grey"]["distance"]
-    assert [float(grey[c]) for c in ("distance", "distance_low", "distance_high")] == [
-        found.value,
-        found.low,
-        found.high,
-    ]
-    apart = differences(table, "black")["grey"]
-    assert [float(grey[c]) for c in COLUMNS[5:8]] == [apart.value, apart.low, apart.high]
-    assert (grey["reference"], black["reference"], real["difference"]) == ("black", "", "")
-    assert (grey["bits"], grey["images"], real["note"]) == (
-        "the filler has no density",
-        "40",
-        "distance: two random halves",
+@pytest.mark.usefixtures("flat_umap")
+def test_differences_are_paired_by_image(setting):
+    found = tabled(setting, {"black": Colour(0.0), "grey": Colour(0.5), "again": Colour(0.0)}, reference="grey")
+    d = found.to_reference("black", "l2")
+    black, grey = (found.estimates[n]["l2"] for n in ("black", "grey"))
+    assert d.value == pytest.approx(black.value - grey.value)
+    assert (d.low, d.high) == tuple(pytest.approx(v) for v in np.quantile(black.draws - grey.draws, [0.025, 0.975]))
+    assert found.to_reference("grey", "l2") is None
+    assert found.to_reference("real", "mahalanobis") is None
+    same = tabled(setting, {"black": Colour(0.0), "again": Colour(0.0)})
+    assert [same.to_reference("again", m).high for m in ("mahalanobis", "silhouette", "ssim")] == [0, 0, 0]
+    assert found.to_real("black", "l2") is None
+    real = found.to_real("black", "mahalanobis")
+    assert real.value == pytest.approx(
+        difference(found.estimates["black"]["mahalanobis"], found.estimates["real"]["mahalanobis"]).value
     )
 
 
-def test_rows_compare_with_the_first_filler_unless_told_otherwise(table):
-    assert [row[COLUMNS.index("reference")] for row in rows(table)] == ["", "", "grey", "grey", "grey"]
+@pytest.mark.usefixtures("flat_umap")
+def test_rows_are_a_csv_file_without_a_bare_number(setting):
+    found, text = tabled(setting, {"black": Colour(0.0), "grey": Colour(0.5)}), io.StringIO()
+    csv.writer(text).writerows([COLUMNS, *found.rows()])
+    rows = list(csv.DictReader(io.StringIO(text.getvalue())))
+    assert [(r["sampler"], r["measure"]) for r in rows] == [
+        (s, m) for s in ("real", "noise", "black", "grey") for m in MEASURES
+    ]
+    for row in rows:
+        assert (row["value"] == "") == (row["low"] == "") == (row["high"] == ""), row
+        assert row["value"] or row["note"], row
+        assert bool(row["difference"]) == (row["sampler"] == "grey") == bool(row["reference"])
+        assert bool(row["minus_real"]) == (row["sampler"] != "real" and row["measure"] in ("mahalanobis", "silhouette"))
+    grey = next(r for r in rows if (r["sampler"], r["measure"]) == ("grey", "seconds_per_1000"))
+    assert (grey["draws"], grey["hides"], grey["measured_on"]) == (
+        "9",
+        "0.5",
+        f"cpu, {torch.get_num_threads()} threads",
+    )
 
 
-# -------------------------------------------------------------------------------------------------------------- refused
+def test_all_rows_lie_in_one_plane(setting):
+    found = tabled(setting, {"black": Colour(0.0), "whole": Whole()})
+    model, images, _, _, real = setting
+    noise = SampleRng(3, tuple(range(20)))
+    sets = [
+        penultimate(model, real),
+        penultimate(model, torch.stack([noise.uniform("sampler noise", row, (3, 12, 12)) for row in range(20)])),
+        *(penultimate(model, samples_of(images, *f).flatten(0, 1)) for f in ((Colour(0.0),), (UniformNoise(), 1.0))),
+    ]
+    assert [len(x) for x in found.plane.values()] == [len(x) for x in sets]
+    assert torch.equal(torch.cat(list(found.plane.values())), umap_plane(torch.cat(sets), 3))
 
 
-def test_real_is_not_a_fillers_name():
-    with pytest.raises(UsageError, match="named 'real'"):
-        plausibility_table(pixels, pictures(8), {"real": BLACK}, 4)
+def test_resamples_draw_images_with_all_their_samples():
+    plane = {"real": points(8), "noise": points(8, 4.0, 2), "it": points(15, 1.0, 3)}
+    found = silhouettes(plane, 5, torch.arange(8), 6)["it"]
+    counts = torch.cat(list(resamples(torch.tensor([0] * 8 + [1] * 8 + [2] * 5), 6)))
+    origin = torch.arange(5).repeat_interleave(3)
+    for draw, count in zip(found.draws.tolist(), counts, strict=True):
+        weights = count[:8], count[16:].repeat_interleave(3)
+        assert draw == pytest.approx(float(silhouette(plane["real"], plane["it"], origin, *(w[None] for w in weights))))
+    assert found.samples == 5
 
 
-def test_halves_need_four_images():
-    with pytest.raises(UsageError, match="at least 4 images, found 3"):
-        plausibility_table(pixels, pictures(3), {"black": BLACK}, 4)
+@pytest.mark.usefixtures("flat_umap")
+def test_features_of_ones_own_take_the_place_of_the_penultimate_ones(setting):
+    _, images, targets, _, real = setting
+
+    def features(x):
+        return x.mean((2, 3))
+
+    score = Mahalanobis.fit(features(real), torch.arange(20) % 2)
+    weight = torch.randn(3, 4, generator=seeded(2))
+    own = ((lambda x: features(x) @ weight), images, targets, score, real)
+    found = tabled(own, {"black": Colour(0.0)}, features=features)
+    expected = score(features(samples_of(images, Colour(0.0)).flatten(0, 1))).mean()
+    assert found.estimates["black"]["mahalanobis"].value == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.usefixtures("flat_umap")
+def test_samples_of_the_plane_are_the_first_of_every_image(setting):
+    few, all_ = (tabled(setting, {"black": Colour(0.0)}, plotted=n) for n in (13, 500))
+    assert few.plane["black"].shape == (12, 2)
+    assert torch.equal(few.plane["black"].view(6, 2, 2), all_.plane["black"].view(6, 9, 2)[:, :2])
 
 
 @pytest.mark.parametrize(
-    ("features", "message"),
+    ("fillers", "options", "message"),
     [
-        (lambda x: x, r"must be \[8, f\]"),
-        (lambda x: pixels(x)[:4], r"found shape \(4, 8\)"),
-        (lambda x: pixels(x) / 0, "NaN"),
+        ({}, {}, "no sampler is chosen"),
+        ({"real": Colour(0.0)}, {}, "named 'real'"),
+        ({"noise": Colour(0.0)}, {}, "named 'noise'"),
+        ({"black": Colour(0.0)}, {"draws": 0}, "draws must be at least 1"),
+        ({"black": Colour(0.0)}, {"reference": "grey"}, "choose the reference from black"),
     ],
-    ids=["images", "rows", "infinite"],
+    ids=["none", "real", "noise", "draws", "reference"],
 )
-def test_features_that_are_no_row_an_image_are_refused(features, message):
+def test_requests_without_sense_are_refused(setting, fillers, options, message):
     with pytest.raises(UsageError, match=message):
-        plausibility_table(features, pictures(8), {"black": BLACK}, 4, n_resamples=2)
+        tabled(setting, fillers, **options)
+
+
+def test_a_few_images_are_refused(setting):
+    model, images, targets, score, real = setting
+    with pytest.raises(UsageError, match="at least 4 images, found 3"):
+        sampler_table(model, images[:3], targets[:3], {"black": Colour(0.0)}, score, real)
+    with pytest.raises(UsageError, match="at least 4 other real images, found 2"):
+        sampler_table(model, images, targets, {"black": Colour(0.0)}, score, real[:2])
+    with pytest.raises(UsageError, match=r"the model has classes 0\.\.3"):
+        sampler_table(model, images, targets + 3, {"black": Colour(0.0)}, score, real)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from lit_xai import segments as module
+from lit_xai.cache import Cache
 from lit_xai.core import UsageError
-from lit_xai.segments import Grid, LabelCache, Quickshift, Slic, segment_counts, segment_sums, to_pixels
+from lit_xai.segments import Grid, Quickshift, Slic, segment_counts, segment_sums, to_pixels
 from skimage import segmentation
 from torch import Tensor
 
@@ -20,7 +21,7 @@ every_segmenter = pytest.mark.parametrize("segmenter", EVERY, ids=lambda s: type
 @pytest.fixture(autouse=True)
 def cache(monkeypatch):
     """An empty cache for every test."""
-    monkeypatch.setattr(module, "CACHE", LabelCache(1 << 20))
+    monkeypatch.setattr(module, "CACHE", Cache(1 << 20))
     return module
 
 
@@ -114,7 +115,7 @@ def test_the_cells_of_a_grid_differ_by_at_most_one_pixel_a_side(height, width, c
 def test_labels_do_not_depend_on_the_batch(segmenter, cache, monkeypatch):
     images = blobs(3)
     whole = segmenter(images)
-    monkeypatch.setattr(cache, "CACHE", LabelCache(1 << 20))
+    monkeypatch.setattr(cache, "CACHE", Cache(1 << 20))
     assert torch.equal(torch.cat([segmenter(images[[i]]) for i in (2, 0, 1)])[[1, 2, 0]], whole)
 
 
@@ -165,19 +166,19 @@ def test_changing_the_returned_labels_does_not_change_the_cache():
 
 
 def test_the_cache_drops_the_least_recently_used_at_its_limit():
-    cache = LabelCache(limit=3 * 40)
+    cache = Cache(limit=3 * 40)
     labels = np.zeros(10, dtype=np.int32)  # 40 bytes
     for key in (b"a", b"b", b"c"):
-        cache.put(key, labels)
+        cache.put(key, labels, labels.nbytes)
     assert cache.get(b"a") is not None
-    cache.put(b"d", labels)
+    cache.put(b"d", labels, labels.nbytes)
     assert set(cache.known) == {b"a", b"c", b"d"}
     assert cache.size == 120
 
 
 def test_labels_larger_than_the_cache_are_not_kept():
-    cache = LabelCache(limit=10)
-    cache.put(b"a", np.zeros(10, dtype=np.int32))
+    cache = Cache(limit=10)
+    cache.put(b"a", np.zeros(10, dtype=np.int32), 40)
     assert cache.get(b"a") is None
     assert cache.size == 0
 

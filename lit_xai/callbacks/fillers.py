@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,13 +21,13 @@ from lit_xai.core import Filler, SampleRng, UsageError, fit_fillers, stable_hash
 from lit_xai.dashboard import Dashboard
 from lit_xai.data.folds import FoldData
 from lit_xai.files import write_csv
-from lit_xai.fillers.fitted import Sampler
+from lit_xai.fillers.fitted import Sampler, WindowSampler
+from lit_xai.metrics.plausibility import COLUMNS as PLAUSIBLE
+from lit_xai.metrics.plausibility import inception, penultimate, plausibility_table, window_corners
+from lit_xai.metrics.plausibility import rows as plausible_rows
 from lit_xai.metrics.removal import COLUMNS as REMOVED
 from lit_xai.metrics.removal import removal_table
 from lit_xai.metrics.removal import rows as rows_of
-from lit_xai.metrics.sampler import COLUMNS as PLAUSIBLE
-from lit_xai.metrics.sampler import inception, penultimate, plausibility_table, window_corners
-from lit_xai.metrics.sampler import rows as plausible_rows
 from lit_xai.metrics.statistics import Estimate, mean_estimate
 from lit_xai.store import FoldStore
 
@@ -40,18 +41,31 @@ def held_out_order(data: FoldData, seed: int) -> Tensor:
 
 
 class SamplerReport(pl.Callback):
-    """What a sampler knows of the fold it never saw: bits per dimension as `quality.csv`, draws as `samples.png`.
+    """What a sampler knows of the fold it never saw, as `quality.csv`, and draws as `samples.png`.
+
+    Of a sampler of windows: bits per dimension of one random window an image. Of a sampler of images: what its `quality`
+    says (reconstruction error, bits per dimension, error in a hole), and seconds per 1,000 draws.
 
     Args:
         store: where they go.
         seed: of the windows and of the draws.
-        number: held-out images that are measured, one random window each.
+        number: held-out images that are measured by windows.
+        whole: held-out images that are measured as a whole.
         shown: of them, those in the picture.
         draws: of each of those.
     """
 
-    def __init__(self, store: FoldStore, seed: int = 0, number: int = 1000, shown: int = 8, draws: int = 8) -> None:
-        self.store, self.seed, self.number, self.shown, self.draws = store, seed, number, shown, draws
+    def __init__(
+        self,
+        store: FoldStore,
+        seed: int = 0,
+        number: int = 1000,
+        whole: int = 64,
+        shown: int = 8,
+        draws: int = 8,
+    ) -> None:
+        self.store, self.seed, self.number, self.whole = store, seed, number, whole
+        self.shown, self.draws = shown, draws
 
     @property
     def files(self) -> tuple[Path, Path]:
@@ -69,45 +83,58 @@ class SamplerReport(pl.Callback):
             data: FoldData = trainer.datamodule  # type: ignore[attr-defined]
             sampler: Sampler = pl_module.sampler()  # type: ignore[operator]
             table, picture = self.files
-            bits = self.measure(sampler, data, pl_module.device)
-            self.draw(sampler, data, pl_module.device, picture)
-            columns = ["windows", "bits_per_dim", "bits_per_dim_low", "bits_per_dim_high"]
-            number = min(self.number, len(data.held_out))
-            write_csv(table, columns, [[number, bits.value, bits.low, bits.high]])
+            quality = self.measure(sampler, data, pl_module.device)
+            seconds = self.draw(sampler, data, pl_module.device, picture)
+            if not isinstance(sampler, WindowSampler):
+                quality["seconds_per_1000_draws"] = Estimate(1000 * seconds)
+            columns = [f"{name}{bound}" for name in quality for bound in ("", "_low", "_high")]
+            number = max(e.samples for e in quality.values())
+            values = [x for e in quality.values() for x in (e.value, e.low, e.high)]
+            write_csv(table, ["images", *columns], [[number, *values]])
             dashboard = Dashboard(trainer.loggers)
-            dashboard.scalars({"heldout/bits_per_dim": bits.value})
+            dashboard.scalars({f"heldout/{name}": e.value for name, e in quality.items()})
             dashboard.picture("samples", picture)
-            rank_zero_only(print)(
-                f"{bits.value:.3f} [{bits.low:.3f}, {bits.high:.3f}] bits per dimension on {number} held-out windows: {picture}"
-            )
+            text = ", ".join(f"{name} {cell(e.value, [e.low, e.high])}" for name, e in quality.items())
+            rank_zero_only(print)(f"{text} on {number} held-out images: {picture}")
         trainer.strategy.barrier("sampler")
 
-    def windows(self, data: FoldData, number: int, patch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The first held-out samples of a fixed order, and the corner of a random window of each that belongs to it."""
+    def images(self, data: FoldData, number: int, device: torch.device) -> tuple[Tensor, SampleRng]:
+        """The first held-out images of a fixed order, and their noise."""
+        samples = held_out_order(data, self.seed)[:number].tolist()
+        return data.source.train.images(samples).to(device), SampleRng(self.seed, tuple(samples))
+
+    def measure(self, sampler: Sampler, data: FoldData, device: torch.device) -> dict[str, Estimate]:
+        """Each measure's mean over held-out images."""
+        found: dict[str, list[Tensor]] = {}
+        number = min(self.number if isinstance(sampler, WindowSampler) else self.whole, len(data.held_out))
         samples = held_out_order(data, self.seed)[:number]
-        shape = torch.empty(len(samples), *data.source.shape)
-        corners = window_corners(shape, patch, SampleRng(self.seed, tuple(samples.tolist())))[:, 0]
-        return samples, corners[:, 0], corners[:, 1]
+        for part in samples.split(100):
+            images = data.source.train.images(part.tolist()).to(device)
+            rng = SampleRng(self.seed, tuple(part.tolist()))
+            if isinstance(sampler, WindowSampler):
+                top, left = window_corners(images, sampler.patch, rng)[:, 0].to(device).unbind(1)
+                values = {"bits_per_dim": sampler.window_bits(images, top, left)}
+            else:
+                values = sampler.quality(images)  # type: ignore[attr-defined]
+            for name, value in values.items():
+                found.setdefault(name, []).append(value.double().cpu())
+        return {name: mean_estimate(torch.cat(parts)) for name, parts in found.items()}
 
-    def measure(self, sampler: Sampler, data: FoldData, device: torch.device) -> Estimate:
-        """Bits per dimension."""
-        samples, top, left = self.windows(data, self.number, sampler.patch)
-        parts = [
-            sampler.window_bits(data.source.train.images(s.tolist()).to(device), t.to(device), w.to(device)).cpu()
-            for s, t, w in zip(samples.split(100), top.split(100), left.split(100), strict=True)
-        ]
-        return mean_estimate(torch.cat(parts).double())
-
-    def draw(self, sampler: Sampler, data: FoldData, device: torch.device, path: Path) -> None:
-        """Context, truth and draws of a few windows."""
-        samples, top, left = self.windows(data, self.shown, sampler.patch)
-        images = data.source.train.images(samples.tolist()).to(device)
+    def draw(self, sampler: Sampler, data: FoldData, device: torch.device, path: Path) -> float:
+        """Context, truth and draws of a few holes, or of whole images; returns the seconds a draw took."""
+        images, rng = self.images(data, self.shown, device)
+        side = min(images.shape[-2:])
+        paints = getattr(sampler, "paints", False)
+        hole = sampler.patch if isinstance(sampler, WindowSampler) else side // 2 if paints else side
         keep = torch.ones(len(images), 1, *images.shape[-2:], dtype=torch.bool, device=device)
-        for row, (t, w) in enumerate(zip(top.tolist(), left.tolist(), strict=True)):
-            keep[row, 0, t : t + sampler.patch, w : w + sampler.patch] = False
-        drawn = sampler.fill(images, keep, SampleRng(self.seed, tuple(samples.tolist())), self.draws)[:, 0]
+        for row, (top, left) in enumerate(window_corners(images, hole, rng)[:, 0].tolist()):
+            keep[row, 0, top : top + hole, left : left + hole] = False
+        began = time.perf_counter()
+        drawn = sampler.fill(images, keep, rng, self.draws)[:, 0].cpu()
+        seconds = (time.perf_counter() - began) / drawn[:, :, 0, 0, 0].numel()
         title = f"{self.store.root.parent.name}, fold {data.fold} held out: context, truth, draws"
-        draw.samples(images.cpu(), keep[:, 0].cpu(), drawn.cpu(), path, title)
+        draw.samples(images.cpu(), keep[:, 0].cpu(), drawn, path, title)
+        return seconds
 
 
 class FillerReport(pl.Callback):

@@ -49,7 +49,9 @@ class MeaningfulPerturbation:
         jitter: largest shift of the perturbed image at a step, pixels at 224 px (scales, at least 1 unless 0).
         upsampling: `bilinear` (the paper) or `nearest` (its authors' code).
         filler: what shows where the mask is 0. One that does not depend on the mask blends in by the mask's value; any
-            other fills where m <= 1/2 at every step, and the gradient passes straight through that decision.
+            other fills where m <= 1/2 at every step, and the gradient passes straight through that decision. A
+            differentiable one (`painted`, see `Filler`) gets it through the painting, too, and says what would stand where
+            a pixel is still kept; with any other, kept pixels have no gradient but the penalties'.
         output: `probability` or `logit`.
         repeat: number of the run: another number starts from another mask.
         max_batch: most images per model call.
@@ -142,9 +144,12 @@ class MeaningfulPerturbation:
         if refill.whole is not None:
             return in_format_of(keep * images + (1 - keep) * refill.whole, images)
         kept = (keep > 0.5).detach()
-        with torch.no_grad():
-            filled = refill(kept[:, 0], list(range(len(images))), [step] * len(images))
         hard = kept.to(images.dtype) - keep.detach() + keep  # the value of the decision, the gradient of the mask
+        if hasattr(self.filler, "painted"):
+            filled = self.filler.painted(images, hard)
+        else:
+            with torch.no_grad():
+                filled = refill(kept[:, 0], list(range(len(images))), [step] * len(images))
         return in_format_of(hard * images + (1 - hard) * filled, images)
 
     def shifts(self, rng: SampleRng, batch: int, most: int) -> Tensor:

@@ -1,16 +1,23 @@
 """What stands where a pixel is hidden: callables `filler(images, keep, rng, draws, segments) -> [b, n, d, c, h, w]`."""
 
 from lit_xai.core import Blur, Colour, Mean
+from lit_xai.fillers.diffusion import DDIM, DDIMInpainting
+from lit_xai.fillers.flow import Flow
 from lit_xai.fillers.gaussian import ConditionalGaussian
+from lit_xai.fillers.inpaint import Inpainter
 from lit_xai.fillers.patch import PatchSampler
 from lit_xai.fillers.simple import Biharmonic, GaussianNoise, PatchMean, SegmentMean, Shuffle, UniformNoise
 
 __all__ = [
+    "DDIM",
     "Biharmonic",
     "Blur",
     "Colour",
     "ConditionalGaussian",
+    "DDIMInpainting",
+    "Flow",
     "GaussianNoise",
+    "Inpainter",
     "Mean",
     "PatchMean",
     "PatchSampler",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 from abc import ABC, abstractmethod
@@ -11,8 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_xai.core import Images, Keep, Model, SampleRng, Segments, TrainedOn, UsageError
 from lit_xai.files import read_checkpoint
@@ -20,15 +22,11 @@ from lit_xai.files import read_checkpoint
 
 @runtime_checkable
 class Sampler(Protocol):
-    """p(K x K tile | surroundings), fitted.
+    """What was fitted to images and draws hidden pixels.
 
     Attributes:
-        patch: K, pixels.
         about: what it was fitted on (`FoldData.about`); empty = not known.
     """
-
-    @property
-    def patch(self) -> int: ...
 
     @property
     def about(self) -> str: ...
@@ -38,6 +36,18 @@ class Sampler(Protocol):
     ) -> Float[Tensor, "b n d c h w"]:
         """Hidden pixels drawn given the visible ones, as `Filler` says."""
         ...
+
+
+@runtime_checkable
+class WindowSampler(Sampler, Protocol):
+    """p(K x K tile | surroundings), fitted.
+
+    Attributes:
+        patch: K, pixels.
+    """
+
+    @property
+    def patch(self) -> int: ...
 
     def window_bits(self, images: Images, top: Int[Tensor, "b"], left: Int[Tensor, "b"]) -> Float[Tensor, "b"]:
         """Bits per pixel and channel of the K x K window at (top, left) of every image, given its surroundings."""
@@ -67,6 +77,28 @@ def saved(file: Path, module: str, model: str) -> Saved:
         raise UsageError(f"{file} holds no {model} ({target}): train one by python -m lit_xai.train model={model}")
     assert isinstance(config, Mapping)
     return Saved(content["state_dict"], node, shape, str(config.get("about", "")))
+
+
+class Placed:
+    """A network, and copies of it on other devices and in other types, made when they are first needed.
+
+    Args:
+        network: in evaluation mode.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network, self.copies = network, {}  # type: ignore[var-annotated]
+
+    def like(self, images: Tensor) -> nn.Module:
+        """The network on the device and in the type of these images."""
+        weight = next(self.network.parameters(), None)
+        key = (str(images.device), images.dtype)
+        if weight is None or key == (str(weight.device), weight.dtype):
+            return self.network
+        if key not in self.copies:
+            with torch.inference_mode(False):
+                self.copies[key] = copy.deepcopy(self.network).to(images.device, images.dtype)
+        return self.copies[key]
 
 
 @functools.lru_cache(maxsize=8)
@@ -151,6 +183,31 @@ class FittedFiller(ABC):
         """What the file holds; errors as `opened`."""
         return self.opened[0]
 
+    def content(self) -> dict[str, Any]:
+        """The digest of the file."""
+        return {"digest": self.opened[1]}
+
+    def resolve(self, model: Model, images: Images) -> dict[str, Any]:
+        """What it was fitted on, and its content."""
+        return {**self.content(), "fitted_on": self.sampler.about}
+
+    def __call__(
+        self, images: Images, keep: Keep, rng: SampleRng, draws: int = 1, segments: Segments | None = None
+    ) -> Float[Tensor, "b n d c h w"]:
+        return self.sampler.fill(images, keep, rng, draws, segments)
+
+
+@dataclass(frozen=True)
+class WindowFiller(FittedFiller):
+    """A filler that was fitted to windows with a hidden K x K patch in the middle."""
+
+    @property
+    def sampler(self) -> WindowSampler:
+        """What the file holds; errors as `opened`."""
+        sampler = self.opened[0]
+        assert isinstance(sampler, WindowSampler)
+        return sampler
+
     @property
     def patch(self) -> int:
         """Side K of the windows it was fitted to, pixels."""
@@ -158,17 +215,8 @@ class FittedFiller(ABC):
 
     def content(self) -> dict[str, Any]:
         """K, and the digest of the file."""
-        return {"patch": self.patch, "digest": self.opened[1]}
-
-    def resolve(self, model: Model, images: Images) -> dict[str, Any]:
-        """K, what it was fitted on, and the digest of the file."""
-        return {**self.content(), "fitted_on": self.sampler.about}
+        return {"patch": self.patch, **super().content()}
 
     def window_bits(self, images: Images, top: Int[Tensor, "b"], left: Int[Tensor, "b"]) -> Float[Tensor, "b"]:
         """Bits per pixel and channel of the K x K window at (top, left) of every image, given its surroundings."""
         return self.sampler.window_bits(images, top, left)
-
-    def __call__(
-        self, images: Images, keep: Keep, rng: SampleRng, draws: int = 1, segments: Segments | None = None
-    ) -> Float[Tensor, "b n d c h w"]:
-        return self.sampler.fill(images, keep, rng, draws, segments)

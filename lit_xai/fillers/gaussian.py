@@ -31,7 +31,7 @@ from torch import Tensor
 
 from lit_xai.core import Images, Keep, SampleRng, Segments, UsageError, stable_hash
 from lit_xai.files import write_atomically
-from lit_xai.fillers.fitted import FittedFiller, saved
+from lit_xai.fillers.fitted import WindowFiller, saved
 from lit_xai.fillers.tiles import LEVELS, ImageSet, Step, check_fits, cut, pictures, plan, windows
 
 FORMAT = 1
@@ -439,7 +439,7 @@ class GaussianModule(pl.LightningModule):
 
 
 @dataclass(frozen=True)
-class ConditionalGaussian(FittedFiller):
+class ConditionalGaussian(WindowFiller):
     """The filler of a fitted Gaussian (see `GaussianPatches.fill`).
 
     Args:

@@ -13,7 +13,6 @@ levels are alike.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lit_xai.core import Images, Keep, SampleRng, Segments, UsageError, autocast, stable_hash
-from lit_xai.fillers.fitted import FittedFiller, Sampler, saved
+from lit_xai.fillers.fitted import Placed, Sampler, WindowFiller, saved
 from lit_xai.fillers.tiles import LEVELS, Step, check_fits, cut, plan
 from lit_xai.training import Trainable
 
@@ -175,7 +174,7 @@ class Patches:
         about: what it was trained on.
         precision: `float32`, or `bf16` for autocast.
         max_batch: most windows per network pass.
-        copies: of the network, by device and type.
+        placed: the network, on any device.
     """
 
     network: PatchNetwork
@@ -185,7 +184,10 @@ class Patches:
     about: str = ""
     precision: str = "float32"
     max_batch: int = 256
-    copies: dict[Any, nn.Module] = field(default_factory=dict, repr=False)
+    placed: Placed = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "placed", Placed(self.network))
 
     @property
     def channels(self) -> int:
@@ -207,22 +209,11 @@ class Patches:
 
     def logits(self, windows: Float[Tensor, "m c1 s s"]) -> Iterator[Float[Tensor, "some c levels k k"]]:
         """The network's output, chunk by chunk."""
-        network = self.placed(windows)
+        network = self.placed.like(windows)
         for chunk in windows.split(self.max_batch):
             with torch.inference_mode(), autocast(chunk, self.precision):
                 out = network(chunk)
             yield out.to(windows.dtype)
-
-    def placed(self, like: Tensor) -> nn.Module:
-        """The network with the type and on the device of a tensor; copies are kept."""
-        weight = self.network.head.weight
-        key = (str(like.device), like.dtype)
-        if key == (str(weight.device), weight.dtype):
-            return self.network
-        if key not in self.copies:
-            with torch.inference_mode(False):
-                self.copies[key] = copy.deepcopy(self.network).to(like.device, like.dtype)
-        return self.copies[key]
 
     # -------------------------------------------------------------------------------------------------------- filling
 
@@ -478,7 +469,7 @@ class PatchModule(Trainable):
 
 
 @dataclass(frozen=True)
-class PatchSampler(FittedFiller):
+class PatchSampler(WindowFiller):
     """The filler of a trained PatchSampler (see `Patches.fill`).
 
     Args:

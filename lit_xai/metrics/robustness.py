@@ -83,8 +83,21 @@ def similarities(a: Maps, b: Maps) -> dict[str, Scores]:
     return compare(prepare(a), prepare(b))
 
 
+def stability(maps: Float[Tensor, "m b h w"]) -> Scores:
+    """Mean l2 distance of the m maps of every image to their mean map, one coordinate a superpixel; lower is more stable.
+
+    Ademi, Noppel & Wressnegger (POMELO), section 3.6, in the units of the maps. Superpixels are told from the maps: pixels
+    that agree in all m of them are one (of maps without superpixels, every pixel is).
+    """
+    out = []
+    for of_image in maps.double().flatten(2).unbind(1):
+        values = of_image.unique(dim=1)  # [m, superpixels]
+        out.append((values - values.mean(0)).norm(dim=1).mean())
+    return torch.stack(out)
+
+
 def robustness(maps: Float[Tensor, "m b h w"]) -> dict[str, Scores]:
-    """The mean similarity over all m(m-1)/2 pairs of the m maps of every image; see `similarities`.
+    """The mean similarity over all m(m-1)/2 pairs of the m maps of every image, and their `stability`; see `similarities`.
 
     Pairs with a constant map are left out; NaN for an image without any pair left.
 
@@ -94,7 +107,8 @@ def robustness(maps: Float[Tensor, "m b h w"]) -> dict[str, Scores]:
     if len(maps) < 2:
         raise UsageError(f"robustness compares at least two maps of an image, found {len(maps)}")
     pairs = [compare(a, b) for a, b in combinations([prepare(m) for m in maps], 2)]
-    return {name: torch.stack([pair[name] for pair in pairs]).nanmean(0) for name in pairs[0]}
+    found = {name: torch.stack([pair[name] for pair in pairs]).nanmean(0) for name in pairs[0]}
+    return {**found, "stability": stability(maps)}
 
 
 def robustness_table(families: Mapping[str, Float[Tensor, "_ _ _ _"]], seed: int = 0) -> dict[str, dict[str, Estimate]]:

@@ -1,0 +1,205 @@
+"""What fillers are worth as samplers of perturbed images: a table and two pictures of one fold."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from jaxtyping import Int
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch import Tensor, nn
+
+from lit_xai import draw_samplers
+from lit_xai.callbacks.checks import held_out_probes
+from lit_xai.callbacks.fillers import held_out_order, show_rows
+from lit_xai.core import Filler, SampleRng, UsageError, fit_fillers
+from lit_xai.dashboard import Dashboard
+from lit_xai.data.folds import FoldData
+from lit_xai.files import write_atomically, write_csv
+from lit_xai.metrics.plausibility import features_and_logits
+from lit_xai.metrics.sampler import MEASURES, Mahalanobis
+from lit_xai.metrics.sampler_quality import COLUMNS, SamplerQuality, sampler_table
+from lit_xai.metrics.statistics import Estimate, excludes_zero
+from lit_xai.store import FoldStore
+
+TRAINING = 10_000  # most images that the Mahalanobis score is fitted to
+OTHERS = 500  # most real images beside the explained ones
+READ = 256  # images read at once
+MARK, APART = "*", "°"
+ARROWS = {"up": "↑", "down": "↓", "zero": "→0"}
+TEX_ARROWS = {"up": r"$\uparrow$", "down": r"$\downarrow$", "zero": r"$\to 0$"}
+
+
+class SamplerTable(pl.Callback):
+    """Alignment, diversity, locality and cost of every filler's samples of the held-out probes.
+
+    As `samplers.csv`, `samplers.tex`, `samplers-umap.png` and `samplers-tradeoff.png` beside the fold's store.
+
+    Args:
+        store: where they go.
+        fillers: by name; the first is the one that others are compared with.
+        seed: of all noise.
+        number: most held-out probes.
+        draws: samples of each.
+        target: the explained class: `label` or `prediction`.
+        progress: show a bar.
+    """
+
+    def __init__(
+        self,
+        store: FoldStore,
+        fillers: Mapping[str, Filler],
+        seed: int = 0,
+        number: int = 32,
+        draws: int = 100,
+        target: str = "label",
+        progress: bool = True,
+    ) -> None:
+        for name, value in (("sampler_images", number), ("sampler_draws", draws)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UsageError(f"{name} must be a whole number of at least 1, found {value}")
+        self.store, self.fillers, self.seed = store, dict(fillers), seed
+        self.number, self.draws, self.target, self.progress = number, draws, target, progress
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The table, the same for LaTeX, and the pictures."""
+        names = ("samplers.csv", "samplers.tex", "samplers-umap.png", "samplers-tradeoff.png")
+        return {name: self.store.root / name for name in names}
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Rank 0 measures."""
+        if trainer.global_rank == 0:
+            data: FoldData = trainer.datamodule  # type: ignore[attr-defined]
+            model = pl_module.predictor().to(pl_module.device)  # type: ignore[operator]
+            quality = self.measure(model, data, pl_module.device)
+            self.leave(quality, data, Dashboard(trainer.loggers))
+        trainer.strategy.barrier("samplers")
+
+    def chosen(self, data: FoldData) -> tuple[Int[Tensor, "b"], Int[Tensor, "r"], Int[Tensor, "t"]]:
+        """Probes, other held-out samples, and training samples.
+
+        Where nothing was held out (a pretrained model), half of the others stand for the training samples.
+        """
+        probes, order = held_out_probes(data, self.number), held_out_order(data, self.seed)
+        others = order[~torch.isin(order, probes)]
+        if data.k > 1:
+            training = data.split.training(data.fold)
+            g = torch.Generator().manual_seed(self.seed)
+            return probes, others[:OTHERS], training[torch.randperm(len(training), generator=g)[:TRAINING]]
+        real = others[: min(OTHERS, len(others) // 2)]
+        return probes, real, others[len(real) :][:TRAINING]
+
+    def fit(self, model: nn.Module, data: FoldData, samples: Int[Tensor, "t"], device: torch.device) -> Mahalanobis:
+        """The Mahalanobis score of these training samples; their classes are predicted where they have no labels."""
+        features, labels = [], []
+        for some in samples.split(READ):
+            found, logits = features_and_logits(model, data.source.train.images(some.tolist()).to(device))
+            features.append(found.cpu())
+            labels.append(data.split.label(some) if data.source.labelled else logits.argmax(1).cpu())
+        if not features:
+            raise UsageError(
+                "no images are left to fit the Mahalanobis score to: give more data or lower sampler_images="
+            )
+        return Mahalanobis.fit(torch.cat(features), torch.cat(labels))
+
+    def measure(self, model: nn.Module, data: FoldData, device: torch.device) -> SamplerQuality:
+        """The table."""
+        probes, others, training = self.chosen(data)
+        images, real = (data.source.train.images(s.tolist()).to(device) for s in (probes, others))
+        score = self.fit(model, data, training, device)
+        if self.target == "label" and data.source.labelled:
+            targets = data.split.label(probes).to(device)
+        else:
+            targets = features_and_logits(model, images)[1].argmax(1).clone()
+        fitted = {name: fit_fillers(f, data.trained_on) for name, f in self.fillers.items()}
+        rng = SampleRng(self.seed, tuple(probes.tolist()))
+        return sampler_table(model, images, targets, fitted, score, real, self.draws, rng, progress=self.progress)
+
+    def leave(self, quality: SamplerQuality, data: FoldData, dashboard: Dashboard) -> None:
+        """The table and the pictures as files, on the dashboard and on the terminal."""
+        table, tex, plane, trade = self.files.values()
+        rows, shown = quality.rows(), cells(quality)
+        where = f"{self.store.root.parent.name}, fold {data.fold} held out"
+        about = head(quality, where)
+        silhouettes = {name: row["silhouette"] for name, row in quality.estimates.items()}
+        draw_samplers.alignment(quality.plane, silhouettes, plane, f"{where}: UMAP of penultimate features")
+        points = {n: (quality.estimates[n]["l2"], quality.estimates[n]["label_entropy"]) for n in quality.hides}
+        draw_samplers.tradeoff(points, trade, f"{where}: {quality.draws} samples of every image")
+        write_atomically(tex, latex(shown, about))
+        write_csv(table, list(COLUMNS), rows)
+        dashboard.scalars(
+            {
+                f"samplers/{m}/{n}": e.value
+                for n, row in quality.estimates.items()
+                for m, e in row.items()
+                if not math.isnan(e.value)
+            }
+        )
+        dashboard.table("samplers", list(COLUMNS), rows)
+        dashboard.picture("samplers/umap", plane)
+        dashboard.picture("samplers/tradeoff", trade)
+        arrows = [f"{m.replace('_', ' ')} {ARROWS[measure.better]}" for m, measure in MEASURES.items()]
+        show_rows("\n".join(about), ["sampler", *arrows], shown)
+        rank_zero_only(print)(f"samplers: {table}, {tex.name}, {plane.name}, {trade.name}", flush=True)
+
+
+# ----------------------------------------------------------------------------------------------------------- formatting
+
+
+def head(quality: SamplerQuality, where: str) -> list[str]:
+    """What the table rests on."""
+    images = next(quality.estimates[n]["l2"].samples for n in quality.hides)
+    rates = ", ".join(f"{n} {h:g}" for n, h in quality.hides.items())
+    return [
+        f"{where}: {quality.draws} samples of each of {images} held-out probes, share of superpixels hidden: {rates}",
+        f"value [95 % interval]; {MARK} = the paired difference to {quality.reference} excludes 0; "
+        f"{APART} = the difference to other real images does; seconds: {quality.measured_on}",
+    ]
+
+
+def cell(e: Estimate, marks: str = "") -> str:
+    """`value [low, high]`, the larger the fewer digits, with marks; `-` where undefined."""
+    if math.isnan(e.value):
+        return "-"
+    size = max(abs(v) for v in (e.value, e.low, e.high))
+    digits = next((d for least, d in ((100, 0), (10, 1), (1, 2)) if size >= least), 3)
+    value, low, high = (f"{v:.{digits}f}" for v in (e.value, e.low, e.high))
+    bounds = ", ".join(re.sub(r"^(-?)0\.", r"\1.", v) for v in (low, high))
+    return f"{value} [{bounds}]{marks}"
+
+
+def cells(quality: SamplerQuality) -> list[list[str]]:
+    """One row a sampler: its name, and every measure with its interval and marks; `-` where undefined."""
+    out = []
+    for name, row in quality.estimates.items():
+        line = [name]
+        for measure, e in row.items():
+            marks = "".join(
+                mark
+                for mark, apart in (
+                    (MARK, quality.to_reference(name, measure)),
+                    (APART, quality.to_real(name, measure)),
+                )
+                if apart is not None and excludes_zero(apart)
+            )
+            line.append(cell(e, marks))
+        out.append(line)
+    return out
+
+
+def latex(rows: list[list[str]], about: list[str]) -> str:
+    """A booktabs table of `cells`, with what it rests on as comments."""
+
+    def escape(text: str) -> str:
+        return text.replace("_", r"\_").replace("%", r"\%").replace(APART, r"$^\circ$")
+
+    titles = [f"{escape(m)} {TEX_ARROWS[measure.better]}" for m, measure in MEASURES.items()]
+    lines = [*(f"% {line}" for line in about), r"\begin{tabular}{l" + "r" * len(titles) + "}", r"\toprule"]
+    lines += [" & ".join(["sampler", *titles]) + r" \\", r"\midrule"]
+    lines += [" & ".join(map(escape, row)) + r" \\" for row in rows]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])

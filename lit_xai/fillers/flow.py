@@ -1,0 +1,379 @@
+"""Glow, a normalising flow: encode an image, mix its code with a draw from the prior, decode.
+
+Kingma & Dhariwal, "Glow: Generative Flow with Invertible 1x1 Convolutions", built from the library normflows; used as a
+sampler of perturbed images by Ademi, Noppel & Wressnegger (POMELO, section 2.4). An image x in [0, 1] stands for the bins
+of its 256 levels: y = (255 x + u) / 256 - 1/2 with u in [0, 1]. The flow f gives z = f(y) the prior's density, so
+
+    log p(y) = log p(z) + log |det df/dy|,        bits per dimension = 8 - log2 p(y) / dimensions,
+
+u uniform (dequantisation): on average over u an upper bound of what the 8-bit image costs. To encode an image, u = 1/2, the
+middle of every bin; whatever lies between two levels has its place there too, so that decoding undoes encoding.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from lit_xai.core import Images, UsageError, per_call, stable_hash
+from lit_xai.fillers.fitted import Placed, Sampler, saved
+from lit_xai.fillers.generative import GenerativeFiller, ImageSampler, normal
+from lit_xai.training import Trainable
+
+LEVELS = 256
+BOUND = 2.0  # a coupling's log scale stays within +- so much
+LEAST = 1e-6  # deviation of a channel, where activation normalisation starts
+INIT_IMAGES = 256  # that it starts from
+MIDDLE = 0.5  # of a bin
+
+
+def to_bins(images: Images, u: Float[Tensor, "..."] | float = MIDDLE) -> Float[Tensor, "b c h w"]:
+    """The values y in [-1/2, 1/2] of images in [0, 1]."""
+    return (images * (LEVELS - 1) + u) / LEVELS - 0.5
+
+
+def from_bins(y: Float[Tensor, "m c h w"]) -> Float[Tensor, "m c h w"]:
+    """The image whose bins' middles these are."""
+    return ((y + 0.5) * LEVELS - MIDDLE) / (LEVELS - 1)
+
+
+# ------------------------------------------------------------------------------------------------------------- network
+
+
+@contextmanager
+def exact(x: Tensor) -> Iterator[None]:
+    """Neither autocast nor TF32: the inverse would not be one."""
+    cudnn = torch.backends.cudnn
+    kept = {"enabled": cudnn.enabled, "benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
+    with torch.autocast(x.device.type, enabled=False), cudnn.flags(**kept, allow_tf32=False):
+        yield
+
+
+class Coupling(nn.Module):
+    """normflows' network of a coupling, its log scales bounded by BOUND tanh(. / BOUND) in either direction.
+
+    Glow's own map, sigmoid(. + 2), divides by numbers as small as one likes where latents were mixed.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        from normflows.nets import ConvNet2d
+
+        super().__init__()
+        self.net = ConvNet2d((channels // 2, width, width, channels), (3, 1, 3), init_zeros=True)
+
+    def forward(self, x: Float[Tensor, "m half h w"]) -> Float[Tensor, "m all h w"]:
+        """Shift and log scale of every channel, alternating."""
+        out = self.net(x)
+        scale = BOUND * torch.tanh(out[:, 1::2] / BOUND)
+        return torch.stack((out[:, 0::2], scale), 2).flatten(1, 2)
+
+
+class Glow(nn.Module):
+    """Squeeze; steps of activation normalisation, 1 x 1 convolution (LU) and affine coupling; split; and again.
+
+    Args:
+        channels, side: of the images.
+        levels: how often they are squeezed; half of the channels leave after every level but the last.
+        steps: a level.
+        width: filters of the couplings' networks.
+    """
+
+    def __init__(self, channels: int, side: int, levels: int, steps: int, width: int) -> None:
+        from normflows import MultiscaleFlow
+        from normflows.distributions import GlowBase
+        from normflows.flows import Merge, Squeeze
+
+        super().__init__()
+        flows, priors = [], []
+        for level in range(levels):  # from the last to the first
+            inside = channels * 2 ** (levels + 1 - level)
+            flows.append([f for _ in range(steps) for f in glow_step(inside, width)] + [Squeeze()])
+            small = side // 2 ** (levels - level)
+            priors.append(GlowBase((inside // 2 if level else inside, small, small)))
+        self.flow = MultiscaleFlow(priors, flows, [Merge() for _ in range(levels - 1)], class_cond=False)
+
+    def encode(self, y: Float[Tensor, "m c h w"]) -> Float[Tensor, "m d"]:
+        """The latents of all levels in a row, the deepest first."""
+        with exact(y):
+            z, _ = self.flow.inverse_and_log_det(y.contiguous())
+        return torch.cat([part.flatten(1) for part in z], 1)
+
+    def decode(self, z: Float[Tensor, "m d"]) -> Float[Tensor, "m c h w"]:
+        """The inverse of `encode`."""
+        shapes = [tuple(q.shape) for q in self.flow.q0]
+        parts = z.split([math.prod(s) for s in shapes], 1)
+        with exact(z):
+            return self.flow.forward_and_log_det([p.reshape(-1, *s) for p, s in zip(parts, shapes, strict=True)])[0]
+
+    def log_prob(self, y: Float[Tensor, "m c h w"]) -> Float[Tensor, "m"]:
+        """Nats."""
+        with exact(y):
+            z, log_det = self.flow.inverse_and_log_det(y.contiguous())
+            return log_det + sum(q.log_prob(part) for q, part in zip(self.flow.q0, z, strict=True))
+
+    def prior(self) -> tuple[Float[Tensor, "d"], Float[Tensor, "d"]]:
+        """Mean and standard deviation of the latents, in the order of `encode`; each channel of a level has its own."""
+        of = []
+        for q in self.flow.q0:
+            mean = q.loc * torch.exp(q.loc_logs * q.logscale_factor)
+            scale = torch.exp(q.log_scale * torch.exp(q.log_scale_logs * q.logscale_factor))
+            of.append([v.expand(1, *q.shape).flatten() for v in (mean, scale)])
+        mean, scale = (torch.cat(v) for v in zip(*of, strict=True))
+        return mean, scale
+
+    @torch.no_grad()
+    def start(self, y: Float[Tensor, "m c h w"]) -> None:
+        """Activation normalisation so set that each one's outputs on these have mean 0 and variance 1."""
+        from normflows.flows import AffineConstFlow
+
+        y = y.contiguous()
+        for level in reversed(range(len(self.flow.flows))):
+            for flow in reversed(self.flow.flows[level]):
+                if isinstance(flow, AffineConstFlow):
+                    flow.t.copy_(y.mean((0, 2, 3), keepdim=True))
+                    flow.s.copy_(y.std((0, 2, 3), keepdim=True, correction=0).clamp_min(LEAST).log())
+                y, _ = flow.inverse(y)
+            if level:
+                (y, _), _ = self.flow.merges[level - 1].inverse(y)
+
+
+def glow_step(channels: int, width: int) -> list[nn.Module]:
+    """One step, in the order of decoding.
+
+    (normflows' ActNorm takes whichever batch comes first; here `Glow.start` does its work, once, and the layer is plain.)
+    """
+    from normflows.flows import AffineConstFlow, AffineCouplingBlock, Invertible1x1Conv
+
+    coupling = AffineCouplingBlock(Coupling(channels, width), scale=True, scale_map="exp")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.lu is deprecated")
+        convolution = Invertible1x1Conv(channels, use_lu=True)
+    return [coupling, convolution, AffineConstFlow((channels, 1, 1))]
+
+
+# ------------------------------------------------------------------------------------------------------------- sampler
+
+
+@dataclass(frozen=True)
+class GlowSampler(ImageSampler):
+    """A trained flow and how to draw from it: z' = (1 - l) z + l z*, z* from the prior, every l normal.
+
+    Attributes:
+        network: the flow.
+        mu, sigma: mean and standard deviation of l. 0 and 0 give the image back, 1 and 0 samples of the flow itself.
+    """
+
+    network: Glow
+    mu: float = 0.5
+    sigma: float = 0.3
+    placed: Placed = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "placed", Placed(self.network))
+        numbers = all(isinstance(v, int | float) and math.isfinite(v) for v in (self.mu, self.sigma))
+        if not numbers or self.sigma < 0:
+            raise UsageError(
+                f"mu must be a number (0 = the image, 1 = a draw from the prior) and sigma at least 0, found "
+                f"mu={self.mu}, sigma={self.sigma}"
+            )
+        if self.max_batch < 1:
+            raise UsageError(f"max_batch must be at least 1, found {self.max_batch}")
+
+    def encode(self, images: Images) -> Float[Tensor, "b d"]:
+        """The latents of the images themselves, without noise."""
+        network: Any = self.placed.like(images)
+        parts = to_bins(images).split(per_call(images, self.max_batch))
+        with torch.no_grad():
+            return torch.cat([network.encode(part) for part in parts])
+
+    def decode(self, code: Float[Tensor, "m d"]) -> Float[Tensor, "m c h w"]:
+        """The images of latents, to values in [0, 1] (not cut off there)."""
+        network: Any = self.placed.like(code)
+        with torch.no_grad():
+            return torch.cat([from_bins(network.decode(part)) for part in code.split(self.max_batch)])
+
+    def draw(
+        self,
+        images: Float[Tensor, "m c h w"],
+        code: Any,
+        rows: list[int],
+        keep: Bool[Tensor, "m h w"],
+        noise: list[torch.Generator],
+    ) -> Float[Tensor, "m c h w"]:
+        """A whole new image a row; what is visible does not matter to it."""
+        z, network = code[rows], self.placed.like(images)
+        assert isinstance(network, Glow)
+        mean, scale = network.prior()
+        drawn = mean + scale * normal(noise, z)
+        share = self.mu + self.sigma * normal(noise, z)
+        return self.decode((1 - share) * z + share * drawn)
+
+    def log_prob(self, images: Images, u: Float[Tensor, "..."] | float = MIDDLE) -> Float[Tensor, "b"]:
+        """Nats: log p(y) of every image at the point u of its bins."""
+        network: Any = self.placed.like(images)
+        parts = to_bins(images, u).split(per_call(images, self.max_batch))
+        with torch.no_grad():
+            return torch.cat([network.log_prob(part) for part in parts])
+
+    def quality(self, images: Images) -> dict[str, Float[Tensor, "b"]]:
+        """Bits per dimension, and the largest absolute error of a pixel that is encoded and decoded.
+
+        The point of the bins is drawn once and is the same for every image and call.
+        """
+        g = torch.Generator().manual_seed(stable_hash("flow", "bins"))
+        u = torch.rand(images.shape[1:], generator=g).to(images)
+        back = self.decode(self.encode(images))
+        return {
+            "bits_per_dim": bits(self.log_prob(rounded(images), u), images),
+            "reconstruction_error": (back - images).abs().amax((1, 2, 3)),
+        }
+
+
+def rounded(images: Images) -> Images:
+    """At the nearest of the 256 levels."""
+    return (images * (LEVELS - 1)).round() / (LEVELS - 1)
+
+
+def bits(log_prob: Float[Tensor, "b"], images: Images) -> Float[Tensor, "b"]:
+    """Bits per pixel and channel of the 8-bit image, from log p(y)."""
+    return math.log2(LEVELS) - log_prob / (math.log(2) * images[0].numel())
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+
+class FlowModule(Trainable):
+    """Trains Glow on images of the training folds; the loss is bits per dimension, uniformly dequantised.
+
+    Args:
+        channels, side, classes, colour: given by the data.
+        levels: how often images are squeezed to half their side.
+        steps: of the flow a level.
+        width: filters of the couplings' networks.
+        lr, weight_decay, schedule, optimizer: see `Trainable`.
+
+    Raises:
+        UsageError: a side that cannot be halved so often; a number out of range.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        side: int,
+        classes: int = 0,
+        colour: Any = None,
+        levels: int = 3,
+        steps: int = 8,
+        width: int = 64,
+        lr: float = 2e-3,
+        weight_decay: float = 0.0,
+        schedule: str = "onecycle",
+        optimizer: str = "adamw",
+    ) -> None:
+        super().__init__(lr, weight_decay, schedule, optimizer)
+        for name, value in (("levels", levels), ("steps", steps), ("width", width)):
+            if value < 1:
+                raise UsageError(f"model.{name} must be at least 1, found {value}")
+        if side % 2**levels:
+            most = (side & -side).bit_length() - 1
+            advice = f"set model.levels={most} or less" if most else "set data.size= to an even number"
+            raise UsageError(f"images of {side} px cannot be squeezed {levels} times: {advice}")
+        self.channels, self.side = channels, side
+        self.network = Glow(channels, side, levels, steps, width)
+        self.val_bits, self.test_bits = MeanMetric(), nn.ModuleList([MeanMetric() for _ in range(2)])
+
+    def sampler(self, about: str = "") -> GlowSampler:
+        """The flow as a sampler."""
+        return GlowSampler(self.channels, self.side, about, 64, self.network)
+
+    def prepare(self, data: Any) -> None:
+        """Start activation normalisation from images of the training folds of a `FoldData`; once, before the training.
+
+        They belong to the seed, so every process does the same.
+        """
+        samples = data.split.training(data.fold) if data.k > 1 else data.split.samples
+        g = torch.Generator().manual_seed(stable_hash(data.seed, "flow start"))
+        samples = samples[torch.randperm(len(samples), generator=g)[:INIT_IMAGES]]
+        images = data.source.train.images(samples.tolist()).to(self.device)
+        self.network.start(self.dequantised(images, g))
+
+    @staticmethod
+    def dequantised(images: Images, generator: torch.Generator | None = None) -> Images:
+        """Values y at a random point of every bin."""
+        return to_bins(rounded(images), torch.rand(images.shape, generator=generator).to(images))
+
+    def loss(self, images: Images, generator: torch.Generator | None = None) -> Tensor:
+        """Mean bits per dimension."""
+        return bits(self.network.log_prob(self.dequantised(images, generator)), images).mean()
+
+    def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """The training loss of a batch."""
+        return self.loss(batch[0])
+
+    def held_out_bits(self, images: Images, index: int) -> Tensor:
+        """Bits per dimension; the points of the bins are the same in every epoch."""
+        g = torch.Generator().manual_seed(stable_hash(self.seed, "flow", index, self.global_rank))
+        return self.loss(images, g)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        """Bits per dimension on V_i: watched, never used to select."""
+        self.val_bits(self.held_out_bits(batch[0], index), len(batch[0]))
+        self.log("val/bits_per_dim", self.val_bits, prog_bar=True, on_epoch=True, on_step=False)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], index: int, dataloader_idx: int = 0) -> None:
+        """Bits per dimension on V_i and on the fixed test split."""
+        metric: Any = self.test_bits[dataloader_idx]
+        metric(self.held_out_bits(batch[0], index), len(batch[0]))
+        name = ("heldout/bits_per_dim", "test/bits_per_dim")[dataloader_idx]
+        self.log(name, metric, on_epoch=True, on_step=False, add_dataloader_idx=False)
+
+
+# --------------------------------------------------------------------------------------------------------------- filler
+
+
+@dataclass(frozen=True)
+class Flow(GenerativeFiller):
+    """Whole new images near the given one, drawn by a normalising flow (see `GlowSampler`).
+
+    Args:
+        checkpoint, trained_on: see `FittedFiller`.
+        mu, sigma: see `GlowSampler`.
+        max_batch: most images per network call.
+    """
+
+    mu: float = 0.5
+    sigma: float = 0.3
+    max_batch: int = 64
+
+    model = "flow"
+
+    @staticmethod
+    def read(file: Path) -> GlowSampler:
+        """The sampler of a `model.ckpt` of `python -m lit_xai.train model=flow`."""
+        state, node, shape, about = saved(file, FlowModule.__name__, Flow.model)
+        try:
+            channels, side = shape["channels"], shape["side"]
+            with torch.random.fork_rng(devices=[]):  # its first weights are random, and replaced
+                network = Glow(channels, side, node["levels"], node["steps"], node["width"])
+            prefix = "network."
+            network.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        except (KeyError, RuntimeError, TypeError) as e:
+            raise UsageError(
+                f"{file} is no whole flow ({type(e).__name__}): train it again by python -m lit_xai.train model=flow"
+            ) from None
+        return GlowSampler(channels, side, about, 64, network.eval().requires_grad_(False))
+
+    def adapted(self, sampler: Sampler) -> GlowSampler:
+        """The sampler with this filler's options."""
+        assert isinstance(sampler, GlowSampler)
+        return replace(sampler, mu=self.mu, sigma=self.sigma, max_batch=self.max_batch)

@@ -1,0 +1,185 @@
+"""What generators of whole images share: an image is encoded once, and all its masks and draws start from there."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lit_xai.cache import Cache, digest, nbytes
+from lit_xai.core import Images, Keep, SampleRng, Segments, UsageError, describe
+from lit_xai.fillers.fitted import FittedFiller
+
+RANGE = 1e-3  # images may leave [0, 1] by so much
+ENCODED = Cache(256 << 20)  # bytes of encoded images that are kept within a run
+DRAWN = Cache(2 << 30)  # and of whole new images
+
+
+@dataclass(frozen=True)
+class ImageSampler(ABC):
+    """Draws images, or what is hidden in one, given an image.
+
+    Attributes:
+        channels, side: of the images it was trained on.
+        about: what it was trained on; empty = not known.
+        max_batch: most images per network call.
+    """
+
+    channels: int
+    side: int
+    about: str
+    max_batch: int
+
+    deterministic = False
+    paints = False  # what is hidden, given what is visible; False: whole new images
+
+    @abstractmethod
+    def encode(self, images: Images) -> Any:
+        """What all draws from an image share."""
+
+    @abstractmethod
+    def draw(
+        self,
+        images: Float[Tensor, "m c h w"],
+        code: Any,
+        rows: list[int],
+        keep: Bool[Tensor, "m h w"],
+        noise: list[torch.Generator],
+    ) -> Float[Tensor, "m c h w"]:
+        """One draw for every row: `images[t]` seen through `keep[t]`, its code at `rows[t]`, noise from `noise[t]`."""
+
+    @abstractmethod
+    def quality(self, images: Images) -> dict[str, Float[Tensor, "b"]]:
+        """What held-out images tell about it, one number an image each."""
+
+    def check(self, images: Images) -> None:
+        """Refuse images unlike those it was trained on.
+
+        Raises:
+            UsageError: other channels, another size, values outside [0, 1].
+        """
+        kind, trained = type(self).__name__, f"{self.channels} x {self.side} x {self.side}"
+        if images.shape[1:] != (self.channels, self.side, self.side):
+            found = " x ".join(map(str, images.shape[1:]))
+            raise UsageError(
+                f"this {kind} was trained on images of {trained} (channels, height, width), found {found}: "
+                f"train one on the classifier's data"
+            )
+        low, high = (float(v) for v in images.aminmax()) if images.numel() else (0.0, 1.0)
+        if low < -RANGE or high > 1 + RANGE:
+            raise UsageError(
+                f"this {kind} takes values in [0, 1], found {low:.3g} to {high:.3g}: give images before any "
+                f"normalisation (it belongs inside the model)"
+            )
+
+    def prepared(self, images: Images) -> Prepared:
+        """These images, encoded."""
+        self.check(images)
+        with torch.no_grad():
+            return Prepared(self, images, self.encode(images))
+
+    def fill(
+        self, images: Images, keep: Keep, rng: SampleRng, draws: int = 1, segments: Segments | None = None
+    ) -> Float[Tensor, "b n d c h w"]:
+        """Hidden pixels drawn, as `Filler` says; draw d of mask n has noise of its own.
+
+        Raises:
+            UsageError: images unlike those it was trained on; draws < 1.
+        """
+        return self.prepared(images)(list(range(len(images))), keep, rng, draws)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Encoded images, for any number of masks and draws.
+
+    Attributes:
+        sampler, images, code: see `ImageSampler`.
+        key: of sampler and images, where whole new images may be kept for whoever asks for the same ones again (another
+            explainer, or the same with other superpixels): they do not depend on the mask.
+    """
+
+    sampler: ImageSampler
+    images: Images
+    code: Any
+    key: Hashable | None = None
+
+    def __call__(
+        self, rows: list[int], keep: Bool[Tensor, "r n h w"], rng: SampleRng, draws: int = 1
+    ) -> Float[Tensor, "r n d c h w"]:
+        """Row t is image `rows[t]` under its masks `keep[t]`; its noise is that of row t of `rng`."""
+        if draws < 1:
+            raise UsageError(f"draws must be at least 1, found {draws}")
+        masks, each = keep.shape[1], 1 if self.sampler.deterministic else draws
+        jobs = list(product(range(len(rows)), range(masks), range(each)))
+        noise = [rng.generator("filler", r, n * draws + d) for r, n, d in jobs]
+        of = [rows[r] for r, _, _ in jobs]
+        visible = keep[[r for r, _, _ in jobs], [n for _, n, _ in jobs]]
+        drawn = self.drawn(of, visible, noise)
+        out = torch.where(visible[:, None], self.images[of], drawn)
+        out = out.view(len(rows), masks, each, *self.images.shape[1:])
+        return out.expand(-1, -1, draws, -1, -1, -1) if each < draws else out
+
+    def drawn(
+        self, rows: list[int], keep: Bool[Tensor, "m h w"], noise: list[torch.Generator]
+    ) -> Float[Tensor, "m c h w"]:
+        """One draw a row, in [0, 1], in network calls of at most `max_batch` rows."""
+        out = self.images.new_empty(len(rows), *self.images.shape[1:])
+        keys = [(self.key, row, g.initial_seed()) for row, g in zip(rows, noise, strict=True)]
+        reuse = self.key is not None and not self.sampler.paints
+        missing = []
+        for t, key in enumerate(keys):
+            known = DRAWN.get(key) if reuse else None
+            if known is None:
+                missing.append(t)
+            else:
+                out[t] = known
+        with torch.no_grad():
+            for start in range(0, len(missing), self.sampler.max_batch):
+                now = missing[start : start + self.sampler.max_batch]
+                of = [rows[t] for t in now]
+                new = self.sampler.draw(self.images[of], self.code, of, keep[now], [noise[t] for t in now]).clamp(0, 1)
+                out[now] = new
+                for t, row in zip(now, new, strict=True) if reuse else ():
+                    DRAWN.put(keys[t], row.clone(), nbytes(row))
+        return out
+
+
+@dataclass(frozen=True)
+class GenerativeFiller(FittedFiller):
+    """A filler that knows whole images."""
+
+    hides = 1.0  # share of the superpixels that are hidden where its samples are judged; 1 = they are whole new images
+
+    def prepared(self, images: Images) -> Prepared:
+        """These images, encoded once for all masks and draws; errors as `ImageSampler.prepared`."""
+        key = (repr(describe(self)), self.opened[1], digest(images))
+        found = ENCODED.get(key)
+        if found is None:
+            sampler: ImageSampler = self.sampler  # type: ignore[assignment]
+            found = replace(sampler.prepared(images), key=key)
+            ENCODED.put(key, found, nbytes(found.code) + nbytes(images))
+        return found
+
+    def __call__(
+        self, images: Images, keep: Keep, rng: SampleRng, draws: int = 1, segments: Segments | None = None
+    ) -> Float[Tensor, "b n d c h w"]:
+        return self.prepared(images)(list(range(len(images))), keep, rng, draws)
+
+
+def forget() -> None:
+    """Keep no encoded and no drawn images: whoever takes the time of drawing wants it done."""
+    ENCODED.clear()
+    DRAWN.clear()
+
+
+def normal(noise: list[torch.Generator], like: Float[Tensor, "m ..."]) -> Float[Tensor, "m ..."]:
+    """Standard normal numbers, row t from `noise[t]`: the same on every device and in every type."""
+    out = torch.stack([torch.randn(like.shape[1:], generator=g) for g in noise])
+    return out.to(like)

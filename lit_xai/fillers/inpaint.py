@@ -1,0 +1,354 @@
+"""A feed-forward in-painter: one network call fills holes of any shape.
+
+Gated convolutions for free-form masks and a spectrally normalised discriminator of patches, as in Yu et al., "Free-Form
+Image Inpainting with Gated Convolution"; one stage, small. It stands where Agarwal & Nguyen, "Explaining Image Classifiers
+by Removing Input Features Using Generative Models", used DeepFill-v1, which knew rectangles alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+from torchmetrics import MeanMetric
+
+from lit_xai.core import Images, UsageError, autocast, stable_hash
+from lit_xai.fillers.fitted import Placed, Sampler, saved
+from lit_xai.fillers.generative import GenerativeFiller, ImageSampler
+from lit_xai.training import Trainable
+
+GRIDS = (2, 3, 4, 6, 8, 16)  # cells a side of the noise that training holes are cut from; one cell a pixel, too
+SQUARES = 0.25  # share of training holes that are rectangles
+SMALLEST, LARGEST = 0.03, 0.97  # share of an image that other training holes cover
+
+Visible = Float[Tensor, "b 1 h w"]  # 1 = the pixel stays
+
+
+# ------------------------------------------------------------------------------------------------------------- network
+
+
+class Gated(nn.Module):
+    """A convolution whose every output value is weighed by a gate in (0, 1) of its own."""
+
+    def __init__(self, inside: int, outside: int, kernel: int = 3, stride: int = 1, dilation: int = 1) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(
+            inside, 2 * outside, kernel, stride, padding=dilation * (kernel // 2), dilation=dilation
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features of half of the filters, gated by the other half."""
+        features, gate = self.convolution(x).chunk(2, dim=1)
+        return F.elu(features) * torch.sigmoid(gate)
+
+
+class InpaintNetwork(nn.Module):
+    """Visible pixels and the mask to a whole image: down twice, dilated, and up again beside what was there before.
+
+    Args:
+        channels: of the images.
+        width: filters at full size; twice and four times as many below.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.fine = Gated(channels + 1, width, kernel=5)
+        self.middle = nn.Sequential(Gated(width, 2 * width, stride=2), Gated(2 * width, 2 * width))
+        self.coarse = nn.Sequential(
+            Gated(2 * width, 4 * width, stride=2),
+            *(Gated(4 * width, 4 * width, dilation=d) for d in (1, 2, 4, 1)),
+        )
+        self.up = Gated(6 * width, 2 * width)
+        self.out = nn.Sequential(Gated(3 * width, width), nn.Conv2d(width, channels, 3, padding=1))
+
+    def forward(self, images: Images, visible: Visible) -> Float[Tensor, "b c h w"]:
+        """The painting at every pixel, in (0, 1). Hidden pixels of the images are not read."""
+        fine = self.fine(torch.cat([(2 * images - 1) * visible, visible], dim=1))
+        middle = self.middle(fine)
+        x = F.interpolate(self.coarse(middle), size=middle.shape[-2:])
+        x = F.interpolate(self.up(torch.cat([x, middle], dim=1)), size=fine.shape[-2:])
+        return torch.sigmoid(self.out(torch.cat([x, fine], dim=1)))
+
+
+def discriminator(channels: int, width: int) -> nn.Module:
+    """Whether every patch of a filled image looks real; it sees the mask, too."""
+    sizes = [channels + 1, width, 2 * width, 4 * width]
+    layers: list[nn.Module] = []
+    for inside, outside in pairwise(sizes):
+        layers += [spectral_norm(nn.Conv2d(inside, outside, 5, stride=2, padding=2)), nn.LeakyReLU(0.2)]
+    return nn.Sequential(*layers, spectral_norm(nn.Conv2d(sizes[-1], 1, 3, padding=1)))
+
+
+# --------------------------------------------------------------------------------------------------------------- holes
+
+
+def free_form(number: int, height: int, width: int, generator: torch.Generator | None = None) -> Bool[Tensor, "m h w"]:
+    """Masks for training, True = visible: rectangles, blobs, blocks and single pixels, from few hidden pixels to nearly all.
+
+    All but the rectangles are random noise on a coarse grid, enlarged (smoothly or not) and cut at a random share.
+    """
+    out = torch.ones(number, height, width, dtype=torch.bool)
+    u = torch.rand(number, 4, generator=generator).tolist()
+    for row, (kind, share, grid, smooth) in enumerate(u):
+        if kind < SQUARES:
+            tall, wide = (max(1, round((0.1 + 0.7 * v) * n)) for v, n in ((share, height), (grid, width)))
+            top, left = (int(torch.randint(n, (), generator=generator)) for n in (height - tall + 1, width - wide + 1))
+            out[row, top : top + tall, left : left + wide] = False
+            continue
+        cells = (*GRIDS, max(height, width))[int(grid * (len(GRIDS) + 1))]
+        noise = torch.rand(1, 1, min(cells, height), min(cells, width), generator=generator)
+        mode = {"mode": "bilinear", "align_corners": False} if smooth < 0.5 else {"mode": "nearest"}
+        level = F.interpolate(noise, size=(height, width), **mode)[0, 0]  # type: ignore[arg-type]
+        hidden = level < level.flatten().quantile(SMALLEST + (LARGEST - SMALLEST) * share)
+        out[row] = ~hidden if bool(hidden.any()) else level > level.min()
+    return out
+
+
+def holes_of(images: Images, generator: torch.Generator | None = None) -> Bool[Tensor, "b h w"]:
+    """A free-form mask for each of these images."""
+    height, width = images.shape[-2:]
+    return free_form(len(images), height, width, generator).to(images.device)
+
+
+# ------------------------------------------------------------------------------------------------------------- sampler
+
+
+@dataclass(frozen=True)
+class Painter(ImageSampler):
+    """A trained network; the same visible pixels always get the same painting.
+
+    Attributes:
+        network: see `InpaintNetwork`.
+        precision: `float32`, or `bf16` for autocast.
+    """
+
+    network: nn.Module
+    precision: str = "float32"
+    placed: Placed = field(init=False, repr=False)
+
+    deterministic = True
+    paints = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "placed", Placed(self.network))
+
+    def encode(self, images: Images) -> None:
+        """Nothing: every mask is another input."""
+
+    def draw(
+        self,
+        images: Float[Tensor, "m c h w"],
+        code: Any,
+        rows: list[int],
+        keep: Bool[Tensor, "m h w"],
+        noise: list[torch.Generator],
+    ) -> Float[Tensor, "m c h w"]:
+        """One painting a row."""
+        with torch.inference_mode():
+            return self.painted(images, keep[:, None].to(images))
+
+    def painted(self, images: Images, visible: Visible) -> Images:
+        """The painting at every pixel, differentiable by the mask, which may be soft."""
+        with autocast(images, self.precision):
+            return self.placed.like(images)(images, visible).to(images.dtype)
+
+    def quality(self, images: Images) -> dict[str, Float[Tensor, "b"]]:
+        """Mean absolute error in a free-form hole of every image, and of the hole's other fillings: grey, and blurred."""
+        from lit_xai.core import Blur
+
+        keep = holes_of(images, torch.Generator().manual_seed(0))
+        hidden = (~keep)[:, None].to(images)
+        fillings = {
+            "hole_l1": self.draw(images, None, [], keep, []),
+            "hole_l1_grey": torch.full_like(images, 0.5),
+            "hole_l1_blur": Blur(kernel=61, sigma=10.0).background(images),
+        }
+        size = hidden.sum((1, 2, 3)) * images.shape[1]
+        return {n: ((f - images).abs() * hidden).sum((1, 2, 3)) / size for n, f in fillings.items()}
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+
+class InpaintModule(Trainable):
+    """Trains the in-painter on free-form holes in images of the training folds.
+
+    Loss: mean absolute error (in the hole, and a little outside) and, times `adversarial`, what the discriminator thinks of
+    the filled image (hinge). The two have an optimizer each, stepped by hand after one backward pass: the in-painter's part of
+    the loss sees the discriminator's weights as constants.
+
+    Args:
+        channels, side, classes, colour: given by the data.
+        width: filters at full size.
+        critic: filters of the discriminator's first layer.
+        adversarial: weight of the discriminator's verdict; 0 trains without one.
+        outside: weight of the visible pixels' error.
+        clip: largest norm of either gradient.
+        lr, weight_decay, schedule, optimizer: see `Trainable`.
+
+    Raises:
+        UsageError: images that cannot be halved twice; a number out of range.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        side: int,
+        classes: int = 0,
+        colour: Any = None,
+        width: int = 24,
+        critic: int = 16,
+        adversarial: float = 0.01,
+        outside: float = 0.1,
+        clip: float = 1.0,
+        lr: float = 2e-3,
+        weight_decay: float = 0.0,
+        schedule: str = "onecycle",
+        optimizer: str = "adamw",
+    ) -> None:
+        super().__init__(lr, weight_decay, schedule, optimizer)
+        if side < 8:
+            raise UsageError(f"the in-painter needs images of at least 8 px, found {side}")
+        if min(width, critic) < 1 or min(adversarial, outside) < 0 or not clip > 0:
+            raise UsageError(
+                f"model.width, critic and clip must be positive, adversarial and outside at least 0, found {width}, "
+                f"{critic}, {clip}, {adversarial}, {outside}"
+            )
+        self.automatic_optimization = False
+        self.channels, self.side = channels, side
+        self.adversarial, self.outside, self.clip = adversarial, outside, clip
+        self.network = InpaintNetwork(channels, width)
+        self.critic = discriminator(channels, critic) if adversarial else None
+        self.val_l1, self.test_l1 = MeanMetric(), nn.ModuleList([MeanMetric() for _ in range(2)])
+
+    def sampler(self, about: str = "") -> Painter:
+        """The network as a sampler."""
+        return Painter(self.channels, self.side, about, 64, self.network)
+
+    def configure_optimizers(self) -> Any:
+        """One of the in-painter and one of the discriminator."""
+        return [self.optimizer_of(part.parameters()) for part in self.parts]
+
+    @property
+    def parts(self) -> list[nn.Module]:
+        """The in-painter and the discriminator, if there is one."""
+        return [self.network] if self.critic is None else [self.network, self.critic]
+
+    def filled(self, images: Images) -> tuple[Images, Tensor, Visible]:
+        """Images with free-form holes filled, the error of the painting, and the masks."""
+        keep = holes_of(images)[:, None].to(images)
+        painting = self.network(images, keep)
+        error = (painting - images).abs()
+        hidden = 1 - keep
+        inside = (error * hidden).sum() / (hidden.sum() * images.shape[1])
+        outside = (error * keep).sum() / (keep.sum() * images.shape[1]).clamp_min(1)
+        return keep * images + hidden * painting, inside + self.outside * outside, keep
+
+    def verdict(self, images: Images, keep: Visible, constant: bool = False) -> Tensor:
+        """The discriminator's opinion of every patch, above 0 = real; without a gradient of its weights if `constant`."""
+        assert self.critic is not None
+        weights = {n: p.detach() if constant else p for n, p in self.critic.named_parameters()}
+        return torch.func.functional_call(self.critic, weights, (torch.cat([2 * images - 1, keep], dim=1),))
+
+    def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """The in-painter's and the discriminator's loss of a batch."""
+        filled, error, keep = self.filled(batch[0])
+        if self.critic is None:
+            return error
+        real, false = self.verdict(batch[0], keep), self.verdict(filled.detach(), keep)
+        fooled = self.verdict(filled, keep, constant=True).mean()
+        return error - self.adversarial * fooled + F.relu(1 - real).mean() + F.relu(1 + false).mean()
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:  # type: ignore[override]
+        """One step of both."""
+        loss = self.batch_loss(batch)
+        self.check_finite(loss)
+        found: Any = self.optimizers()
+        optimizers = found if isinstance(found, list) else [found]
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.manual_backward(loss)
+        for part, optimizer in zip(self.parts, optimizers, strict=True):
+            nn.utils.clip_grad_norm_(part.parameters(), self.clip)
+            optimizer.step()
+        for scheduler in self.schedulers():
+            scheduler.step()
+        self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=False)
+
+    def schedulers(self) -> list[Any]:
+        """Of the learning rates; none for a constant one."""
+        found: Any = self.lr_schedulers()
+        return [] if found is None else found if isinstance(found, list) else [found]
+
+    def held_out_l1(self, images: Images, index: int) -> Tensor:
+        """Mean absolute error in one hole of every image; the holes are the same in every epoch."""
+        g = torch.Generator().manual_seed(stable_hash(self.seed, "inpaint", index, self.global_rank))
+        hidden = 1 - holes_of(images, g)[:, None].to(images)
+        error = (self.network(images, 1 - hidden) - images).abs() * hidden
+        return error.sum() / (hidden.sum() * images.shape[1])
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        """The error on V_i: watched, never used to select."""
+        self.val_l1(self.held_out_l1(batch[0], index), len(batch[0]))
+        self.log("val/l1", self.val_l1, prog_bar=True, on_epoch=True, on_step=False)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], index: int, dataloader_idx: int = 0) -> None:
+        """The error on V_i and on the fixed test split."""
+        l1: Any = self.test_l1[dataloader_idx]
+        l1(self.held_out_l1(batch[0], index), len(batch[0]))
+        self.log(("heldout/l1", "test/l1")[dataloader_idx], l1, on_epoch=True, on_step=False, add_dataloader_idx=False)
+
+
+# -------------------------------------------------------------------------------------------------------------- filler
+
+
+@dataclass(frozen=True)
+class Inpainter(GenerativeFiller):
+    """Hidden pixels painted by one call of a trained network.
+
+    Args:
+        checkpoint, trained_on: see `FittedFiller`.
+        precision: `float32`, or `bf16` for autocast.
+        max_batch: most images per network call.
+    """
+
+    precision: str = "float32"
+    max_batch: int = 64
+
+    model = "inpainter"
+    hides = 0.5
+    deterministic = True
+
+    @staticmethod
+    def read(file: Path) -> Painter:
+        """The in-painter of a `model.ckpt` of `python -m lit_xai.train model=inpainter`."""
+        state, node, shape, about = saved(file, InpaintModule.__name__, Inpainter.model)
+        try:
+            network = InpaintNetwork(shape["channels"], node["width"])
+            network.load_state_dict(
+                {k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")}
+            )
+            channels, side = shape["channels"], shape["side"]
+        except (KeyError, RuntimeError, TypeError) as e:
+            raise UsageError(
+                f"{file} is no whole in-painter ({type(e).__name__}): train it again by python -m lit_xai.train"
+            ) from None
+        return Painter(channels, side, about, 64, network.eval().requires_grad_(False))
+
+    def adapted(self, sampler: Sampler) -> Painter:
+        """The in-painter with this filler's options."""
+        assert isinstance(sampler, Painter)
+        return replace(sampler, precision=self.precision, max_batch=self.max_batch)
+
+    @property
+    def painted(self) -> Callable[[Images, Visible], Images]:
+        """See `Painter.painted`."""
+        return self.sampler.painted  # type: ignore[attr-defined]
