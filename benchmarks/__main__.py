@@ -26,6 +26,7 @@ BENCHMARKS = {
         True,
         "PMI and information gain with PatchSampler, against the bare passes of classifier and sampler",
     ),
+    "generative": (True, "DDIM and flow samplers, alone and inside POMELO, against the bare passes of their networks"),
     "memory": (True, "peak memory of perturbation explainers for 1,000 and 50,000 model inputs"),
     "evaluate": (True, "memory and time of the final numbers over large stores"),
     "coverage": (False, "simulated coverage of the intervals of MeGe and ReCo (minutes; only when named)"),

@@ -78,8 +78,8 @@ class Trainable(pl.LightningModule, ABC):
         """
         if bool(torch.isfinite(loss)):
             return
-        kept = next((c for c in self.trainer.checkpoint_callbacks if getattr(c, "last_model_path", "")), None)
-        path = getattr(kept, "best_model_path", "") or getattr(kept, "last_model_path", "")
+        saved = [str(getattr(c, "best_model_path", "")) for c in self.trainer.checkpoint_callbacks]
+        path = next((p for p in saved if p), str(self.trainer.ckpt_path or ""))
         last = f"the last good checkpoint is {path}" if path else "no epoch was complete"
         raise UsageError(
             f"the loss became {float(loss)} in epoch {self.current_epoch}, step {self.global_step}: lower "

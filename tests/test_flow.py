@@ -150,13 +150,14 @@ def test_bits_of_a_known_flow(mean, log_scale):
     for q in as_identity(m.network).flow.q0:
         q.loc.data.fill_(mean)
         q.log_scale.data.fill_(log_scale)
-    images = torch.randint(256, (5, 3, 4, 4), generator=seeded(1)) / 255
+    levels = torch.randint(256, (5, 3, 4, 4), generator=seeded(1))
+    images = (levels + 0.8 * torch.rand(levels.shape, generator=seeded(3)) - 0.4) / 255  # rounded to their levels
     u = torch.rand(images.shape, generator=seeded(2))
     total = 0.0
-    for level, point in zip((images * 255).round().flatten().tolist(), u.flatten().tolist(), strict=True):
+    for level, point in zip(levels.flatten().tolist(), u.flatten().tolist(), strict=True):
         z = ((level + point) / 256 - 0.5 - mean) / math.exp(log_scale)
         total += 8 + (0.5 * z**2 + 0.5 * math.log(2 * math.pi) + log_scale) / math.log(2)
-    assert float(m.loss(images, seeded(2))) == pytest.approx(total / images.numel(), abs=1e-5)
+    assert m.loss(images, seeded(2)).item() == pytest.approx(total / images.numel(), abs=1e-5)
 
 
 def test_bits_are_those_of_the_nearest_levels_and_the_same_every_time():
@@ -171,11 +172,15 @@ def test_bits_are_those_of_the_nearest_levels_and_the_same_every_time():
 
 
 def test_bits_are_a_mean_over_the_points_of_the_bins():
-    s, images = sampler(shake=0.1), toy(4)
-    m = FlowModule(1, 8, **SMALL)
-    m.network = s.network
-    mean = sum(float(m.loss(images, seeded(i))) for i in range(30)) / 30
-    assert float(s.quality(images)["bits_per_dim"].mean()) == pytest.approx(mean, abs=0.01)
+    m, images = module(3, 16), torch.full((2, 3, 16, 16), 100 / 255)
+    for q in as_identity(m.network).flow.q0:  # the prior is narrower than a bin, around its middle
+        q.loc.data.fill_((100 + 0.5) / 256 - 0.5)
+        q.log_scale.data.fill_(-6.0)
+    square = (1 / 256) ** 2 / 12 * math.exp(12)
+    expected = 8 + (0.5 * square + 0.5 * math.log(2 * math.pi) - 6) / math.log(2)
+    found = m.sampler().quality(images)["bits_per_dim"]
+    assert found.tolist() == pytest.approx([expected] * 2, abs=0.02)
+    assert float(found[0]) > 0.1 + 8 + (0.5 * math.log(2 * math.pi) - 6) / math.log(2)  # at the middle
 
 
 # --------------------------------------------------------------------------------------------------------------- draws
@@ -450,9 +455,9 @@ def test_a_trained_flow_is_read_back_as_it_was(tmp_path):
             {"_target_": "lit_xai.models.Classifier"},
             "holds no flow .lit_xai.models.Classifier.: train one by .* model=flow",
         ),
-        ({"width": 7}, "is no whole flow .RuntimeError.: train it again by python -m lit_xai.train model=flow"),
-        ({"steps": 3}, "is no whole flow .RuntimeError."),
-        ({"levels": "many"}, "is no whole flow .Type.*Error."),
+        ({"width": 7}, "holds no whole flow .RuntimeError.: train it again by python -m lit_xai.train model=flow"),
+        ({"steps": 3}, "holds no whole flow .RuntimeError."),
+        ({"levels": "many"}, "holds no whole flow .Type.*Error."),
     ],
     ids=str,
 )

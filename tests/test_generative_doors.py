@@ -128,7 +128,7 @@ def test_the_last_good_checkpoint_is_named(copy):
 # ------------------------------------------------------------------------------------------------------------- explaining
 
 GENERATIVE = ["experiment=generative_removal", "summary=true", "score=[truth/mask_iou]"]
-GENERATIVE += ["explainer.lime.samples=60", "explainer.lime_g.samples=60", "explainer.sp_g.stride=40"]
+GENERATIVE += ["explainer.lime_grey.samples=90", "explainer.lime_g.samples=90", "explainer.sp_g.stride=40"]
 GENERATIVE += [
     "explainer.sliding_patch.stride=40",
     "explainer.mp_g.steps=3",
@@ -143,10 +143,10 @@ POMELO += ["score.deletion_inpainting.filler.steps=2"]
 def test_the_in_painting_forms_are_explained_and_compared_in_one_command(copy):
     out = run("explain", copy, "fold=0", *GENERATIVE, small=CLASSIFIER).stdout
     summary = json.loads((copy / "shapes-resnet18" / "summary.json").read_text())
-    assert {"sp_g", "lime_g", "mp_g", "sliding_patch", "lime", "meaningful_perturbation"} < set(summary["rows"])
-    pair = summary["pairs"]["lime_g - lime"]["mask_iou"]
+    assert {"sp_g", "lime_g", "mp_g", "sliding_patch", "lime_grey", "meaningful_perturbation"} < set(summary["rows"])
+    pair = summary["pairs"]["lime_g - lime_grey"]["mask_iou"]
     rows = summary["rows"]
-    assert pair["value"] == pytest.approx(rows["lime_g"]["mask_iou"]["value"] - rows["lime"]["mask_iou"]["value"])
+    assert pair["value"] == pytest.approx(rows["lime_g"]["mask_iou"]["value"] - rows["lime_grey"]["mask_iou"]["value"])
     assert pair["low"] <= pair["value"] <= pair["high"]
     assert "mp_g - meaningful_perturbation" in out
     assert "pixels_changed" in out

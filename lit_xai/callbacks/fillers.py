@@ -92,7 +92,7 @@ class SamplerReport(pl.Callback):
             values = [x for e in quality.values() for x in (e.value, e.low, e.high)]
             write_csv(table, ["images", *columns], [[number, *values]])
             dashboard = Dashboard(trainer.loggers)
-            dashboard.scalars({f"heldout/{name}": e.value for name, e in quality.items()})
+            dashboard.scalars({f"quality/{name}": e.value for name, e in quality.items()})
             dashboard.picture("samples", picture)
             text = ", ".join(f"{name} {cell(e.value, [e.low, e.high])}" for name, e in quality.items())
             rank_zero_only(print)(f"{text} on {number} held-out images: {picture}")

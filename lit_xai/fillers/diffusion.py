@@ -27,7 +27,7 @@ from torch.optim.swa_utils import AveragedModel
 from torchmetrics import MeanMetric
 
 from lit_xai.core import Images, UsageError, autocast, per_call, stable_hash
-from lit_xai.fillers.fitted import FittedFiller, Placed, Sampler, saved
+from lit_xai.fillers.fitted import FittedFiller, Placed, Sampler, Saved, below, rebuilt
 from lit_xai.fillers.generative import GenerativeFiller, ImageSampler, normal
 from lit_xai.training import Trainable, check_choice
 
@@ -498,18 +498,15 @@ class Denoising(GenerativeFiller):
         """The sampler of a `model.ckpt` of `python -m lit_xai.train model=ddim`, or of diffusers' weights."""
         if file.suffix == ".safetensors":
             return from_diffusers(file)
-        state, node, shape, about = saved(file, DDIMModule.__name__, Denoising.model)
-        try:
-            channels, side = shape["channels"], shape["side"]
+
+        def build(found: Saved) -> Diffusion:
+            node, channels, side = found.model, found.shape["channels"], found.shape["side"]
             network = UNet.of(channels, side, node["width"], node["layers"], node["attention"], 0.0)
-            prefix = "average.module."
-            network.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-            schedule = state["signal"]
-        except (KeyError, RuntimeError, TypeError) as e:
-            raise UsageError(
-                f"{file} is no whole diffusion model ({type(e).__name__}): train it again by python -m lit_xai.train"
-            ) from None
-        return Diffusion(channels, side, about, 64, network.eval().requires_grad_(False), schedule)
+            network.load_state_dict(below(found.state, "average.module."))
+            network.eval().requires_grad_(False)
+            return Diffusion(channels, side, found.about, 64, network, found.state["signal"])
+
+        return rebuilt(file, DDIMModule.__name__, Denoising.model, build)
 
     def options(self) -> dict[str, Any]:
         """Of the sampler, by name."""

@@ -79,6 +79,27 @@ def saved(file: Path, module: str, model: str) -> Saved:
     return Saved(content["state_dict"], node, shape, str(config.get("about", "")))
 
 
+def rebuilt(file: Path, module: str, model: str, build: Callable[[Saved], Sampler]) -> Any:
+    """What `build` makes of a checkpoint (see `saved`); the global generator is left alone.
+
+    Raises:
+        UsageError: as `saved`; parts of it are missing or do not fit each other.
+    """
+    found = saved(file, module, model)
+    try:
+        with torch.random.fork_rng(devices=[]):  # a network's first weights are random, and replaced
+            return build(found)
+    except (KeyError, RuntimeError, TypeError) as e:
+        raise UsageError(
+            f"{file} holds no whole {model} ({type(e).__name__}): train it again by python -m lit_xai.train model={model}"
+        ) from None
+
+
+def below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The part of a state dict whose names begin like this, without that."""
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
 class Placed:
     """A network, and copies of it on other devices and in other types, made when they are first needed.
 

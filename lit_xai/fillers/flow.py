@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lit_xai.core import Images, UsageError, per_call, stable_hash
-from lit_xai.fillers.fitted import Placed, Sampler, saved
+from lit_xai.fillers.fitted import Placed, Sampler, Saved, below, rebuilt
 from lit_xai.fillers.generative import GenerativeFiller, ImageSampler, normal
 from lit_xai.training import Trainable
 
@@ -105,7 +105,7 @@ class Glow(nn.Module):
     def encode(self, y: Float[Tensor, "m c h w"]) -> Float[Tensor, "m d"]:
         """The latents of all levels in a row, the deepest first."""
         with exact(y):
-            z, _ = self.flow.inverse_and_log_det(y.contiguous())
+            z, _ = self.flow.inverse_and_log_det(y)
         return torch.cat([part.flatten(1) for part in z], 1)
 
     def decode(self, z: Float[Tensor, "m d"]) -> Float[Tensor, "m c h w"]:
@@ -118,7 +118,7 @@ class Glow(nn.Module):
     def log_prob(self, y: Float[Tensor, "m c h w"]) -> Float[Tensor, "m"]:
         """Nats."""
         with exact(y):
-            z, log_det = self.flow.inverse_and_log_det(y.contiguous())
+            z, log_det = self.flow.inverse_and_log_det(y)
             return log_det + sum(q.log_prob(part) for q, part in zip(self.flow.q0, z, strict=True))
 
     def prior(self) -> tuple[Float[Tensor, "d"], Float[Tensor, "d"]]:
@@ -136,7 +136,6 @@ class Glow(nn.Module):
         """Activation normalisation so set that each one's outputs on these have mean 0 and variance 1."""
         from normflows.flows import AffineConstFlow
 
-        y = y.contiguous()
         for level in reversed(range(len(self.flow.flows))):
             for flow in reversed(self.flow.flows[level]):
                 if isinstance(flow, AffineConstFlow):
@@ -360,18 +359,14 @@ class Flow(GenerativeFiller):
     @staticmethod
     def read(file: Path) -> GlowSampler:
         """The sampler of a `model.ckpt` of `python -m lit_xai.train model=flow`."""
-        state, node, shape, about = saved(file, FlowModule.__name__, Flow.model)
-        try:
-            channels, side = shape["channels"], shape["side"]
-            with torch.random.fork_rng(devices=[]):  # its first weights are random, and replaced
-                network = Glow(channels, side, node["levels"], node["steps"], node["width"])
-            prefix = "network."
-            network.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-        except (KeyError, RuntimeError, TypeError) as e:
-            raise UsageError(
-                f"{file} is no whole flow ({type(e).__name__}): train it again by python -m lit_xai.train model=flow"
-            ) from None
-        return GlowSampler(channels, side, about, 64, network.eval().requires_grad_(False))
+
+        def build(found: Saved) -> GlowSampler:
+            node, channels, side = found.model, found.shape["channels"], found.shape["side"]
+            network = Glow(channels, side, node["levels"], node["steps"], node["width"])
+            network.load_state_dict(below(found.state, "network."))
+            return GlowSampler(channels, side, found.about, 64, network.eval().requires_grad_(False))
+
+        return rebuilt(file, FlowModule.__name__, Flow.model, build)
 
     def adapted(self, sampler: Sampler) -> GlowSampler:
         """The sampler with this filler's options."""

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from lit_xai.core import Images, Keep, SampleRng, Segments, UsageError, stable_hash
 from lit_xai.files import write_atomically
-from lit_xai.fillers.fitted import WindowFiller, saved
+from lit_xai.fillers.fitted import Saved, WindowFiller, rebuilt
 from lit_xai.fillers.tiles import LEVELS, ImageSet, Step, check_fits, cut, pictures, plan, windows
 
 FORMAT = 1
@@ -453,11 +453,9 @@ class ConditionalGaussian(WindowFiller):
         """The Gaussian of a `model.ckpt`, or of a file of `GaussianPatches.save`."""
         if file.suffix == ".safetensors":
             return GaussianPatches.load(file)
-        state, node, _, about = saved(file, GaussianModule.__name__, ConditionalGaussian.model)
-        try:
-            margin = (state["mean"].shape[-1] - node["patch"]) // 2
-            return GaussianPatches(state["mean"], state["covariance"], node["patch"], margin, about)
-        except (KeyError, TypeError) as e:
-            raise UsageError(
-                f"{file} is no whole Gaussian ({type(e).__name__}): fit it again by python -m lit_xai.train"
-            ) from None
+
+        def build(found: Saved) -> GaussianPatches:
+            mean, covariance, patch = found.state["mean"], found.state["covariance"], found.model["patch"]
+            return GaussianPatches(mean, covariance, patch, (mean.shape[-1] - patch) // 2, found.about)
+
+        return rebuilt(file, GaussianModule.__name__, ConditionalGaussian.model, build)

@@ -21,7 +21,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torchmetrics import MeanMetric
 
 from lit_xai.core import Images, UsageError, autocast, stable_hash
-from lit_xai.fillers.fitted import Placed, Sampler, saved
+from lit_xai.fillers.fitted import Placed, Sampler, Saved, below, rebuilt
 from lit_xai.fillers.generative import GenerativeFiller, ImageSampler
 from lit_xai.training import Trainable
 
@@ -204,7 +204,7 @@ class InpaintModule(Trainable):
         side: int,
         classes: int = 0,
         colour: Any = None,
-        width: int = 24,
+        width: int = 16,
         critic: int = 16,
         adversarial: float = 0.01,
         outside: float = 0.1,
@@ -330,18 +330,14 @@ class Inpainter(GenerativeFiller):
     @staticmethod
     def read(file: Path) -> Painter:
         """The in-painter of a `model.ckpt` of `python -m lit_xai.train model=inpainter`."""
-        state, node, shape, about = saved(file, InpaintModule.__name__, Inpainter.model)
-        try:
-            network = InpaintNetwork(shape["channels"], node["width"])
-            network.load_state_dict(
-                {k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")}
-            )
-            channels, side = shape["channels"], shape["side"]
-        except (KeyError, RuntimeError, TypeError) as e:
-            raise UsageError(
-                f"{file} is no whole in-painter ({type(e).__name__}): train it again by python -m lit_xai.train"
-            ) from None
-        return Painter(channels, side, about, 64, network.eval().requires_grad_(False))
+
+        def build(found: Saved) -> Painter:
+            channels, side = found.shape["channels"], found.shape["side"]
+            network = InpaintNetwork(channels, found.model["width"])
+            network.load_state_dict(below(found.state, "network."))
+            return Painter(channels, side, found.about, 64, network.eval().requires_grad_(False))
+
+        return rebuilt(file, InpaintModule.__name__, Inpainter.model, build)
 
     def adapted(self, sampler: Sampler) -> Painter:
         """The in-painter with this filler's options."""

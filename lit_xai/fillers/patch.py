@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lit_xai.core import Images, Keep, SampleRng, Segments, UsageError, autocast, stable_hash
-from lit_xai.fillers.fitted import Placed, Sampler, WindowFiller, saved
+from lit_xai.fillers.fitted import Placed, Sampler, Saved, WindowFiller, below, rebuilt
 from lit_xai.fillers.tiles import LEVELS, Step, check_fits, cut, plan
 from lit_xai.training import Trainable
 
@@ -486,18 +486,15 @@ class PatchSampler(WindowFiller):
     @staticmethod
     def read(file: Path) -> Patches:
         """The sampler of a `model.ckpt` of `python -m lit_xai.train model=patch_sampler`."""
-        state, node, shape, about = saved(file, PatchModule.__name__, PatchSampler.model)
-        try:
-            network = PatchNetwork(shape["channels"], node["patch"], node["width"], node["depth"], node["linear"])
-            network.load_state_dict(
-                {k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")}
-            )
-            mean, std = state["mean"], state["std"]
-        except (KeyError, RuntimeError, TypeError) as e:
-            raise UsageError(
-                f"{file} is no whole PatchSampler ({type(e).__name__}): train it again by python -m lit_xai.train"
-            ) from None
-        return Patches(network.eval().requires_grad_(False), mean, std, node["patch"], about)
+
+        def build(found: Saved) -> Patches:
+            node, state = found.model, found.state
+            network = PatchNetwork(found.shape["channels"], node["patch"], node["width"], node["depth"], node["linear"])
+            network.load_state_dict(below(state, "network."))
+            network.eval().requires_grad_(False)
+            return Patches(network, state["mean"], state["std"], node["patch"], found.about)
+
+        return rebuilt(file, PatchModule.__name__, PatchSampler.model, build)
 
     def adapted(self, sampler: Sampler) -> Patches:
         """The sampler with this filler's precision and batch."""

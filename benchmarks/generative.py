@@ -1,0 +1,300 @@
+"""Samplers of whole images, alone and inside POMELO: wall time over the bare passes of their networks."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from lit_xai import segments
+from lit_xai.core import Images, Keep, SampleRng, Segments
+from lit_xai.explainers import Lime
+from lit_xai.explainers.lime import PixelCosineKernel, SegmentDistance, Toggle
+from lit_xai.fillers.diffusion import DDIMModule, Diffusion
+from lit_xai.fillers.flow import FlowModule, GlowSampler
+from lit_xai.fillers.generative import ImageSampler, Prepared, normal
+from lit_xai.models import resnet18
+from torch import Tensor, nn
+
+from benchmarks.harness import Cell, Report, Target, alternate, ratio, seconds, spread
+from benchmarks.setting import bare_forward
+
+IMAGES, CHUNK, SIDE, CLASSES = 2, 64, 32, 10
+STEPS, DRAWS = (50, 10), 16  # draws of an image
+POMELO_STEPS, POMELO_SAMPLES = 10, {"DDIM": 64, "flow": 256}
+ROUNDS, MORE = 3, 2  # short pieces of work take so many rounds more
+OVERHEAD = 1.10
+# on a GPU: the sizes of configs/model/ddim_64.yaml and flow_64.yaml, draws of one image, and what POMELO's authors took
+DDIM_64 = {"width": [128, 128, 256, 256], "layers": 2, "attention": 2, "noise": "linear"}
+FLOW_64 = {"levels": 4, "steps": 48, "width": 512}
+GPU_SIDE, GPU_CHUNK, GPU_DRAWS, GPU_STEPS = 64, 256, 1024, 50
+PAPER = {"flow": 5.0, "DDIM": 35.0}  # seconds per 1,000 samples, RTX 3090 Ti
+FASTER = 3.0
+
+Work = Callable[[], object]
+
+
+# ------------------------------------------------------------------------------------------------------------- samplers
+
+
+def diffusion(steps: int) -> Diffusion:
+    """A small DDIM with seeded, untrained weights."""
+    torch.manual_seed(0)
+    return replace(DDIMModule(channels=1, side=SIDE, width=[16, 32, 32]).sampler(), steps=steps, max_batch=CHUNK)
+
+
+def flow() -> GlowSampler:
+    """A Glow of the default size with seeded, untrained weights."""
+    torch.manual_seed(0)
+    return replace(FlowModule(channels=1, side=SIDE).eval().requires_grad_(False).sampler(), max_batch=CHUNK)
+
+
+class Filling:
+    """A sampler as a filler that keeps no draws."""
+
+    def __init__(self, sampler: ImageSampler) -> None:
+        self.sampler = sampler
+
+    def prepared(self, images: Images) -> Prepared:
+        return self.sampler.prepared(images)
+
+    def __call__(
+        self, images: Images, keep: Keep, rng: SampleRng, draws: int = 1, segments: Segments | None = None
+    ) -> Tensor:
+        return self.sampler.fill(images, keep, rng, draws, segments)
+
+
+def smooth(number: int, channels: int, side: int) -> Images:
+    """Smooth random images."""
+    torch.manual_seed(0)
+    return nn.functional.interpolate(torch.rand(number, channels, 8, 8), size=side, mode="bilinear")
+
+
+# ---------------------------------------------------------------------------------------------------------- bare passes
+
+
+def repeated(call: Work, number: int) -> Work:
+    """`number` calls, and nothing else."""
+
+    def run() -> None:
+        with torch.inference_mode():
+            for _ in range(number):
+                call()
+
+    return run
+
+
+def chunks(total: int) -> Iterator[int]:
+    """The sizes of the network calls for so many rows."""
+    for start in range(0, total, CHUNK):
+        yield min(CHUNK, total - start)
+
+
+@dataclass(frozen=True)
+class Floor:
+    """A sampler's bare passes.
+
+    Attributes:
+        encode, draw: the passes for all images, and for all draws.
+        each: passes an image, and a draw.
+    """
+
+    encode: Work
+    draw: Work
+    each: tuple[int, int]
+
+
+def all_of(works: list[Work]) -> Work:
+    """One after the other."""
+
+    def run() -> None:
+        for work in works:
+            work()
+
+    return run
+
+
+def diffusion_floor(sampler: Diffusion, images: Images, draws: int) -> Floor:
+    """(1 + refine) n passes of all images together, and n passes of every chunk of draws."""
+
+    def passes(rows: int, number: int) -> Work:
+        x, t = torch.randn(rows, *images.shape[1:]), torch.full((rows,), 500)
+        return repeated(lambda: sampler.network(x, t), number)
+
+    each = (1 + sampler.refine) * sampler.steps, sampler.steps
+    decode = [passes(rows, each[1]) for rows in chunks(len(images) * draws)]
+    return Floor(passes(len(images), each[0]), all_of(decode), each)
+
+
+def flow_floor(sampler: GlowSampler, images: Images, draws: int) -> Floor:
+    """One pass forth of all images together, and one pass back of every chunk of draws, by the library's own calls."""
+    network, y = sampler.network.flow, images - 0.5
+
+    def decode(rows: int) -> Work:
+        parts = [torch.randn(rows, *q.shape) for q in network.q0]
+        return repeated(lambda: network.forward_and_log_det(list(parts)), 1)
+
+    encode = repeated(lambda: network.inverse_and_log_det(y), 1)
+    return Floor(encode, all_of([decode(rows) for rows in chunks(len(images) * draws)]), (1, 1))
+
+
+# ------------------------------------------------------------------------------------------------------------ contests
+
+
+def sampling(report: Report, rounds: int, steps: int) -> None:
+    """Encode some images and draw from each; the floor's passes go in calls of the same sizes."""
+    sampler, images = diffusion(steps), smooth(IMAGES, 1, SIDE)
+    prepared, floor = sampler.prepared(images), diffusion_floor(sampler, images, DRAWS)
+    hidden, rows = torch.zeros(IMAGES, 1, SIDE, SIDE, dtype=torch.bool), list(range(IMAGES))
+    works: dict[str, Work] = {
+        "bare encode": floor.encode,
+        "encode": lambda: sampler.prepared(images),
+        "bare draw": floor.draw,
+        "draw": lambda: prepared(rows, hidden, SampleRng.default(IMAGES), DRAWS),
+    }
+    times = alternate(works, rounds)
+    for name, parts in {"bare": ("bare encode", "bare draw"), "ours": ("encode", "draw")}.items():
+        times[name] = [a + b for a, b in zip(*(times[part] for part in parts), strict=True)]
+    took = {n: statistics.median(t) for n, t in times.items()}
+    over, name = ratio(times, "ours", "bare"), f"DDIM n = {steps}"
+    line: list[Cell] = [
+        name,
+        IMAGES * DRAWS,
+        *floor.each,
+        took["bare"],
+        took["ours"],
+        over,
+        spread(times, "ours", "bare"),
+    ]
+    report.rows.append([*line, took["encode"] / IMAGES, took["draw"] / (IMAGES * DRAWS) * 1000])
+    report.targets.append(Target(f"{name} over bare passes", over, OVERHEAD))
+
+
+def pomelo(report: Report, rounds: int, kind: str) -> None:
+    """POMELO from superpixels to surrogate, over the bare passes of sampler and classifier."""
+    samples, images = POMELO_SAMPLES[kind], smooth(IMAGES, 1, SIDE)
+    sampler: ImageSampler
+    if kind == "DDIM":
+        sampler = denoiser = diffusion(POMELO_STEPS)
+        floor = diffusion_floor(denoiser, images, samples)
+    else:
+        sampler = glow = flow()
+        floor = flow_floor(glow, images, samples)
+    torch.manual_seed(0)
+    model = resnet18(1, CLASSES, SIDE, 16).eval()
+    classify = [bare_forward(model, torch.rand(rows, 1, SIDE, SIDE), 1) for rows in chunks(IMAGES * samples)]
+    lime = Lime(
+        segments=segments.Slic(35, compactness=10.0, sigma=0.0),
+        perturbation=Toggle(Filling(sampler), keep=0.0, whole_first=False),
+        representation=SegmentDistance(),
+        kernel=PixelCosineKernel(),
+        samples=samples,
+        max_batch=CHUNK,
+    )
+
+    def ours() -> object:
+        segments.CACHE.clear()  # superpixels are made anew
+        return lime(model, images, torch.arange(IMAGES))
+
+    times = alternate({"bare": all_of([floor.encode, floor.draw, *classify]), "ours": ours}, rounds)
+    took = {n: statistics.median(t) for n, t in times.items()}
+    over, name = ratio(times, "ours", "bare"), f"POMELO, {kind}" + (f" n = {POMELO_STEPS}" if kind == "DDIM" else "")
+    line: list[Cell] = [
+        name,
+        IMAGES * samples,
+        *floor.each,
+        took["bare"],
+        took["ours"],
+        over,
+        spread(times, "ours", "bare"),
+    ]
+    report.rows.append([*line, None, None])
+    report.targets.append(Target(f"{name} over bare passes of sampler and classifier", over, OVERHEAD))
+
+
+# ---------------------------------------------------------------------------------------------------------------- GPU
+
+
+def large_samplers() -> Iterator[tuple[str, str, ImageSampler]]:
+    """Kind, precision and sampler of RGB images of 64 px; a flow computes in float32 whatever is asked for."""
+    torch.manual_seed(0)
+    glow = FlowModule(channels=3, side=GPU_SIDE, **FLOW_64).eval().requires_grad_(False)  # type: ignore[arg-type]
+    yield "flow", "float32", replace(glow.sampler(), max_batch=GPU_CHUNK)
+    denoiser = DDIMModule(channels=3, side=GPU_SIDE, **DDIM_64).sampler()  # type: ignore[arg-type]
+    for precision in ("bf16", "float32"):
+        yield "DDIM", precision, replace(denoiser, steps=GPU_STEPS, precision=precision, max_batch=GPU_CHUNK)
+
+
+def on_gpu(report: Report) -> None:
+    """Seconds per 1,000 samples of one image beside the paper's; its encoding counts."""
+    image = smooth(1, 3, GPU_SIDE).cuda()
+    hidden = torch.zeros(1, 1, GPU_SIDE, GPU_SIDE, dtype=torch.bool, device=image.device)
+    for kind, precision, sampler in large_samplers():
+        prepared = sampler.prepared(image)
+        prepared([0], hidden, SampleRng.default(1), GPU_CHUNK)  # warm
+        encode = synchronised(lambda s=sampler: s.prepared(image))  # type: ignore[misc]
+        draws = synchronised(lambda p=prepared: p([0], hidden, SampleRng.default(1), GPU_DRAWS))  # type: ignore[misc]
+        draw = draws / GPU_DRAWS * 1000
+        name = f"{kind}{f' n = {GPU_STEPS}' if kind == 'DDIM' else ''}, {GPU_SIDE} px RGB, {precision}"
+        report.rows.append([name, GPU_DRAWS, None, None, None, None, None, None, encode, draw])
+        target = f"{name}: the paper's {PAPER[kind]:g} s per 1,000 samples over ours"
+        report.targets.append(Target(target, PAPER[kind] / (encode + draw), FASTER, at_least=True))
+    noise = [torch.Generator().manual_seed(i) for i in range(GPU_CHUNK)]
+    once = seconds(lambda: normal(noise, torch.empty(GPU_CHUNK, 3, GPU_SIDE, GPU_SIDE))) / GPU_CHUNK
+    report.notes.append(
+        f"{GPU_SIDE} px: {torch.cuda.get_device_name()}, calls of {GPU_CHUNK}; the paper has an RTX 3090 Ti. "
+        f"A flow computes in float32 alone. The CPU draws a DDIM's noise while the network works: "
+        f"{once * (GPU_STEPS - 1) * 1000:.2g} s of each 1,000 draws."
+    )
+
+
+def synchronised(work: Work) -> float:
+    """Wall time of one call on the GPU."""
+
+    def run() -> None:
+        work()
+        torch.cuda.synchronize()
+
+    torch.cuda.synchronize()
+    return seconds(run)
+
+
+# -------------------------------------------------------------------------------------------------------------- report
+
+
+def generative(rounds: int = ROUNDS) -> Report:
+    """DDIM alone at few and many steps, POMELO with a DDIM and with a flow; with a GPU also 64 px."""
+    report = Report(
+        f"samplers of images: {IMAGES} grey images, {SIDE} px, calls of {CHUNK}, {torch.get_num_threads()} threads",
+        [
+            "work",
+            "draws",
+            "passes/image",
+            "passes/draw",
+            "bare s",
+            "ours s",
+            "ours/bare",
+            "range",
+            "encode s/image",
+            "s per 1,000 draws",
+        ],
+    )
+    for steps in STEPS:
+        sampling(report, rounds + MORE * (steps < STEPS[0]), steps)
+    for kind in POMELO_SAMPLES:
+        pomelo(report, rounds + MORE * (kind == "flow"), kind)
+    report.notes = [
+        "passes: of the sampler's network, counted into the floor. Weights are untrained: a UNet of width 16, 32, 32 "
+        "and a Glow of 3 levels of 8 steps, width 64.",
+        "POMELO: superpixels, encoding, draws, classifier (ResNet-18 of width 16) and surrogate; no draw is kept.",
+        "What fewer steps cost in quality needs trained weights: reconstruction_rmse in quality.csv of python -m "
+        "lit_xai.train model=ddim (n = 50), and `quality` of that sampler with other steps.",
+    ]
+    if torch.cuda.is_available():
+        on_gpu(report)
+    else:
+        report.notes.append(
+            f"{GPU_SIDE} px RGB in calls of {GPU_CHUNK}, beside the paper's seconds, needs a GPU: not run."
+        )
+    return report
