@@ -288,8 +288,8 @@ def generative(rounds: int = ROUNDS) -> Report:
         "passes: of the sampler's network, counted into the floor. Weights are untrained: a UNet of width 16, 32, 32 "
         "and a Glow of 3 levels of 8 steps, width 64.",
         "POMELO: superpixels, encoding, draws, classifier (ResNet-18 of width 16) and surrogate; no draw is kept.",
-        "What fewer steps cost in quality needs trained weights: reconstruction_rmse in quality.csv of python -m "
-        "lit_xai.train model=ddim (n = 50), and `quality` of that sampler with other steps.",
+        "What fewer steps cost in quality needs trained weights: reconstruction_rmse (n = 50) and "
+        "reconstruction_rmse_10_steps in quality.csv of python -m lit_xai.train model=ddim.",
     ]
     if torch.cuda.is_available():
         on_gpu(report)

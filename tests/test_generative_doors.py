@@ -62,7 +62,7 @@ def copy(finished: Path, tmp_path: Path) -> Path:
     ("name", "measures"),
     [
         ("ddim", ["reconstruction_rmse"]),
-        ("inpainter", ["hole_l1", "hole_l1_grey", "hole_l1_blur"]),
+        ("inpainter", ["hole_l1", "hole_l1_grey", "hole_l1_smooth", "hole_l1_blur"]),
         ("flow", ["bits_per_dim", "reconstruction_error"]),
     ],
 )

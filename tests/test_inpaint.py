@@ -10,7 +10,7 @@ from lit_xai.core import Blur, SampleRng, UsageError
 from lit_xai.explainers import MeaningfulPerturbation
 from lit_xai.files import save_weights
 from lit_xai.fillers import Inpainter
-from lit_xai.fillers.inpaint import InpaintModule, Painter, free_form
+from lit_xai.fillers.inpaint import InpaintModule, Painter, free_form, smooth
 from torch import Tensor, nn
 
 from conftest import Linear, seeded
@@ -112,12 +112,30 @@ def test_another_mask_is_another_painting(checkpoint, window):
 
 
 def test_it_learns_what_stripes_hide(trained, fresh):
-    """Closer to the truth than grey, than itself untrained, and than a blur that has seen what is hidden."""
+    """Closer to the truth than grey, than a blur of what is visible, and than itself untrained."""
     x = stripes(200)[64:]
     quality = trained.sampler().quality(x)
     mean = {n: float(v.mean()) for n, v in quality.items()}
     assert mean["hole_l1"] < 0.6 * mean["hole_l1_grey"]
+    assert mean["hole_l1"] < 0.8 * mean["hole_l1_smooth"]
     assert mean["hole_l1"] < 0.6 * float(fresh.sampler().quality(x)["hole_l1"].mean())
+
+
+def test_a_smooth_filling_is_the_mean_of_visible_neighbours():
+    from scipy.ndimage import gaussian_filter
+
+    x = torch.rand(1, 1, 28, 28, generator=seeded(0), dtype=torch.float64)
+    visible = (torch.rand(1, 1, 28, 28, generator=seeded(1)) < 0.5).double()
+    sigma = 10.0 * 28 / 224
+    top, bottom = (gaussian_filter(t[0, 0].numpy(), sigma, mode="mirror", radius=4) for t in (x * visible, visible))
+    assert torch.allclose(smooth(x, visible)[0, 0], torch.from_numpy(top / bottom), atol=1e-9)
+
+
+def test_where_nothing_visible_is_near_it_is_the_mean_of_all():
+    x = torch.rand(1, 1, 28, 28, generator=seeded(0), dtype=torch.float64)
+    visible = torch.zeros(1, 1, 28, 28, dtype=torch.float64)
+    visible[..., :2] = 1
+    assert float(smooth(x, visible)[0, 0, 10, 25]) == pytest.approx(float(x[..., :2].mean()))
 
 
 def test_quality_is_the_error_in_the_hole(trained):

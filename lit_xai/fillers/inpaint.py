@@ -20,13 +20,18 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torchmetrics import MeanMetric
 
-from lit_xai.core import Images, UsageError, autocast, stable_hash
+from lit_xai.core import Blur, Images, UsageError, autocast, stable_hash
 from lit_xai.fillers.fitted import Placed, Sampler, Saved, below, rebuilt
 from lit_xai.fillers.generative import GenerativeFiller, ImageSampler
 from lit_xai.training import Trainable
 
 GRIDS = (2, 3, 4, 6, 8, 16)  # cells a side of the noise that training holes are cut from; one cell a pixel, too
 SQUARES = 0.25  # share of training holes that are rectangles
+STRONG, FAR = (
+    Blur(kernel=61, sigma=10.0),
+    1e-6,
+)  # what a hole is filled with for comparison; least weight of visible pixels
+TINY = 1e-6
 SMALLEST, LARGEST = 0.03, 0.97  # share of an image that other training holes cover
 
 Visible = Float[Tensor, "b 1 h w"]  # 1 = the pixel stays
@@ -50,8 +55,25 @@ class Gated(nn.Module):
         return F.elu(features) * torch.sigmoid(gate)
 
 
+def pulled(images: Images, visible: Visible) -> Images:
+    """Holes filled smoothly at every scale: means of visible pixels go up a pyramid, and back down where none is visible.
+
+    Gortler et al., "The Lumigraph", 1996 (push-pull). Grey where nothing at all is visible.
+    """
+    colour, weight = [images * visible], [visible]
+    while max(weight[-1].shape[-2:]) > 1:
+        for scales in (colour, weight):
+            scales.append(F.avg_pool2d(scales[-1], 2, ceil_mode=True))
+    out = torch.full_like(colour[-1], 0.5)
+    for c, w in zip(reversed(colour), reversed(weight), strict=True):
+        enough = w if w.shape == visible.shape else (4 * w).clamp_max(1)  # one visible pixel of four will do
+        out = F.interpolate(out, size=w.shape[-2:], mode="bilinear", align_corners=False)
+        out = enough * c / w.clamp_min(TINY) + (1 - enough) * out
+    return out
+
+
 class InpaintNetwork(nn.Module):
-    """Visible pixels and the mask to a whole image: down twice, dilated, and up again beside what was there before.
+    """What to add to the smooth filling (see `pulled`): down twice, dilated, and up again beside what was there before.
 
     Args:
         channels: of the images.
@@ -68,14 +90,17 @@ class InpaintNetwork(nn.Module):
         )
         self.up = Gated(6 * width, 2 * width)
         self.out = nn.Sequential(Gated(3 * width, width), nn.Conv2d(width, channels, 3, padding=1))
+        nn.init.zeros_(self.out[1].weight)
+        nn.init.zeros_(self.out[1].bias)
 
     def forward(self, images: Images, visible: Visible) -> Float[Tensor, "b c h w"]:
-        """The painting at every pixel, in (0, 1). Hidden pixels of the images are not read."""
-        fine = self.fine(torch.cat([(2 * images - 1) * visible, visible], dim=1))
+        """The painting at every pixel, in [0, 1]. Hidden pixels of the images are not read."""
+        smoothly = pulled(images, visible)
+        fine = self.fine(torch.cat([2 * smoothly - 1, visible], dim=1))
         middle = self.middle(fine)
         x = F.interpolate(self.coarse(middle), size=middle.shape[-2:])
         x = F.interpolate(self.up(torch.cat([x, middle], dim=1)), size=fine.shape[-2:])
-        return torch.sigmoid(self.out(torch.cat([x, fine], dim=1)))
+        return (smoothly + self.out(torch.cat([x, fine], dim=1))).clamp(0, 1)
 
 
 def discriminator(channels: int, width: int) -> nn.Module:
@@ -161,18 +186,28 @@ class Painter(ImageSampler):
             return self.placed.like(images)(images, visible).to(images.dtype)
 
     def quality(self, images: Images) -> dict[str, Float[Tensor, "b"]]:
-        """Mean absolute error in a free-form hole of every image, and of the hole's other fillings: grey, and blurred."""
-        from lit_xai.core import Blur
+        """Mean absolute error in a free-form hole of every image, and that of other fillings.
 
+        `grey`; `smooth`, a Gaussian blur of what is visible; `blur`, one of the whole image, which has seen what is hidden.
+        """
         keep = holes_of(images, torch.Generator().manual_seed(0))
         hidden = (~keep)[:, None].to(images)
         fillings = {
             "hole_l1": self.draw(images, None, [], keep, []),
             "hole_l1_grey": torch.full_like(images, 0.5),
-            "hole_l1_blur": Blur(kernel=61, sigma=10.0).background(images),
+            "hole_l1_smooth": smooth(images, 1 - hidden),
+            "hole_l1_blur": STRONG.background(images),
         }
         size = hidden.sum((1, 2, 3)) * images.shape[1]
         return {n: ((f - images).abs() * hidden).sum((1, 2, 3)) / size for n, f in fillings.items()}
+
+
+def smooth(images: Images, visible: Visible) -> Images:
+    """Every pixel the mean of the visible ones by their distance (the strong blur's bell), of all where none is near."""
+    weight = STRONG.background(visible)
+    near = STRONG.background(images * visible) / weight.clamp_min(FAR)
+    anywhere = (images * visible).sum((2, 3), keepdim=True) / visible.sum((2, 3), keepdim=True).clamp_min(1)
+    return torch.where(weight > FAR, near, anywhere)
 
 
 # ------------------------------------------------------------------------------------------------------------ training
