@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -43,7 +44,7 @@ def digest(tensor: Tensor) -> bytes:
     """16 bytes that belong to a tensor's content, shape, type and device."""
     content = tensor.detach().cpu().contiguous()
     about = repr((tuple(tensor.shape), tensor.dtype, str(tensor.device))).encode()
-    return hashlib.blake2b(content.numpy().tobytes() + about, digest_size=16).digest()
+    return hashlib.blake2b(content.view(torch.uint8).numpy().tobytes() + about, digest_size=16).digest()
 
 
 def nbytes(value: Any) -> int:

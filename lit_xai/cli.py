@@ -82,7 +82,8 @@ def with_lists(overrides: list[str]) -> list[str]:
 
     `samplers=` is short for the fillers of that name, which hydra then composes.
     """
-    overrides = [f"filler={o.removeprefix('samplers=')}" if o.startswith("samplers=") else o for o in overrides]
+    named = [o.startswith("samplers=") and o != "samplers=[]" for o in overrides]
+    overrides = [f"filler={o.removeprefix('samplers=')}" if n else o for o, n in zip(overrides, named, strict=True)]
     given = {o.split("=", 1)[0] for o in overrides if not o.startswith(("+", "~"))}
     chosen = [o.split("=", 1)[1] for o in overrides if o.startswith("experiment=")]
     file = config_dir() / "experiment" / f"{chosen[-1]}.yaml" if chosen else None

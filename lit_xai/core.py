@@ -489,12 +489,14 @@ class TrainedOn:
         fold: the fold that the predictor never saw; None = not known.
         samples: number of training images; 0 = not known.
         about: data set, content and fold in one line, the same for whatever is fitted to them; empty = not known.
+        shape: channels, height and width of the images; empty = not known.
     """
 
     colour: tuple[float, ...]
     fold: int | None = None
     samples: int = 0
     about: str = ""
+    shape: tuple[int, ...] = ()
 
 
 def fit_fillers(thing: Any, trained_on: TrainedOn) -> Any:

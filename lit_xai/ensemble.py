@@ -83,6 +83,7 @@ class Summary:
         distances: `{explainer: (S_equal, S_differ)}` for the histograms.
         robustness: `{family: {similarity: estimate}}` of explainers that are variants of one method.
         pairs: `{"a - b": {column: estimate}}`, paired differences of two explainers or families.
+        probes: which samples every explainer's and family's numbers rest on.
     """
 
     head: dict[str, Any]
@@ -92,18 +93,24 @@ class Summary:
     distances: dict[str, tuple[Tensor, Tensor]]
     robustness: dict[str, dict[str, Estimate]] = field(default_factory=dict)
     pairs: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    probes: dict[str, Tensor] = field(default_factory=dict)
 
     def pair(self, a: str, b: str) -> None:
         """Add the paired differences of two explainers, and of two families of variants.
 
         Raises:
-            UsageError: there is neither of that name.
+            UsageError: there is neither of that name; they were explained on different probes.
         """
         known = {row.explainer: row.estimates for row in self.rows}
         for name in (a, b):
             if name not in known and name not in self.robustness:
                 have = ", ".join([*known, *self.robustness])
                 raise UsageError(f"pairs= names {name}, which is no explainer or family here; there are: {have}")
+        if not torch.equal(self.probes[a], self.probes[b]):
+            raise UsageError(
+                f"pairs= compares {a} and {b}, which were explained on different probes "
+                f"({len(self.probes[a])} and {len(self.probes[b])}): explain both with the same data.probes_per_fold="
+            )
         found = {}
         for table in (known, self.robustness):
             for column, one in table.get(a, {}).items():
@@ -389,22 +396,23 @@ class Ensemble:
                     out[name.removeprefix("detail/")] = dict(zip(("mean", "min", "max"), numbers, strict=True))
         return out
 
-    def robustness(self, names: Sequence[str]) -> dict[str, dict[str, Estimate]]:
-        """Similarity of the maps of explainers named `<family>__<variant>`, by the first fold's predictor."""
+    def robustness(self, names: Sequence[str]) -> tuple[dict[str, dict[str, Estimate]], dict[str, Tensor]]:
+        """Similarity of the maps of explainers named `<family>__<variant>`, by the first fold's predictor; on which probes."""
         families: dict[str, list[str]] = {}
         for name in names:
             family, _, variant = name.partition("__")
             if variant:
                 families.setdefault(family, []).append(name)
-        out = {}
+        out: dict[str, dict[str, Estimate]] = {}
+        probes: dict[str, Tensor] = {}
         for family, members in families.items():
             readers = [self.readers(m)[self.folds[0]] for m in members]
             common = sorted(set.intersection(*(set(r.where) for r in readers)))
             if len(members) > 1 and common:
-                samples = torch.tensor(common)
-                maps = torch.stack([r.rows(samples) for r in readers])
+                probes[family] = torch.tensor(common)
+                maps = torch.stack([r.rows(probes[family]) for r in readers])
                 out.update(robustness_table({family: maps}, self.seed))
-        return out
+        return out, probes
 
     # ------------------------------------------------------------------------------------------------------ summary
 
@@ -490,7 +498,8 @@ class Ensemble:
         head["disagreements"] = None if found is None else {"found": found.found, "explained": len(found.samples)}
         head["null"] = NULL if null else "none: explain with explainer=[random] to have a null"
         head["distance"] = {"name": distance, "meaning": distance_of(distance).meaning}
-        summary = Summary(head, directions, rows, definitions, sets, self.robustness(names))
+        alike, on = self.robustness(names)
+        summary = Summary(head, directions, rows, definitions, sets, alike, probes={**probes, **on})
         for a, b in pairs:
             summary.pair(a, b)
         return summary

@@ -89,7 +89,9 @@ def summarise(run: Any) -> None:
 
         from lit_xai.evaluate import evaluate
 
-        options = {"definition": "default", "distance": "spearman", "only": sorted(run.explainers)}
+        names = set(run.explainers) | {n.partition("__")[0] for n in run.explainers}
+        pairs = [p for p in run.cfg.pairs if names.issuperset(p)]  # of an experiment, whose explainers may be others
+        options = {"definition": "default", "distance": "spearman", "only": sorted(run.explainers), "pairs": pairs}
         evaluate(OmegaConf.merge(run.cfg, options), run.store.root.parent)
 
 

@@ -358,7 +358,7 @@ class Run:
 
     @property
     def is_sampler(self) -> bool:
-        """Whether this model draws image windows (and explains nothing)."""
+        """Whether this model draws images or parts of them (and explains nothing)."""
         return hasattr(get_object(self.cfg.model._target_), "sampler")
 
 
@@ -386,6 +386,11 @@ def check_values(cfg: Any) -> None:
             raise UsageError(f"{key} must lie in [0, 1], found {cfg[key]}")
     if not isinstance(cfg.get("curves", False), bool):
         raise UsageError(f"curves must be true or false, found {cfg.curves}")
+    pairs = plain(cfg.get("pairs", []))
+    if not isinstance(pairs, list) or any(
+        not isinstance(p, list) or len(p) != 2 or not all(isinstance(n, str) for n in p) for p in pairs
+    ):
+        raise UsageError(f"pairs must be a list of pairs of names, as in pairs=[[lime,rise]], found {pairs}")
     for group in ("explainer", "score"):
         for name, node in (cfg.get(group) or {}).items():
             if "_target_" not in node:

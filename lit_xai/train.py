@@ -9,7 +9,8 @@ from lit_xai.cli import door
 
 ABOUT = """Train the predictor that never sees one fold, explain the probes of every fold with it, score the explanations,
 and say how stable they are over the folds that are there. All results go to checkpoints/<name>/fold=<i>/.
-model=patch_sampler or conditional_gaussian: train what draws hidden windows for fillers, without the same fold."""
+model=inpainter, ddim, flow, patch_sampler or conditional_gaussian: train what draws hidden pixels or whole new images for
+fillers, without the same fold."""
 
 
 @door("train", ABOUT)
@@ -44,6 +45,7 @@ def train(run: Any) -> None:
         say(f"{run.store.root} is complete: nothing to do")
         return
     module = run.module()
+    check_optimization(module, run.cfg.trainer)
     trained = run.checkpoint.exists()
     if trained:
         load_weights(module, run.checkpoint)
@@ -68,6 +70,8 @@ def train(run: Any) -> None:
             fit(trainer, module, run, resume)
         if hasattr(module, "add_weight_noise"):
             module.add_weight_noise(run.cfg.weight_noise, run.cfg.seed, run.cfg.fold)
+        if hasattr(module, "check_weights"):
+            module.check_weights()
         if trainer.is_global_zero:
             save_weights(module, run.checkpoint, {**plain(run.cfg), **origin(run.data)})
             run.resume_from.unlink(missing_ok=True)
@@ -79,6 +83,22 @@ def train(run: Any) -> None:
         say(f"done: {run.store.root} {accuracy}")
         say_stability(callbacks)
     rank_zero_only(finish)(logger)
+
+
+def check_optimization(module: Any, trainer: Any) -> None:
+    """Refuse what Lightning does for the optimizer where a module has several and steps them itself."""
+    from lit_xai.core import UsageError
+
+    if module.automatic_optimization:
+        return
+    instead = {"gradient_clip_val": "model.clip=", "accumulate_grad_batches": "a larger data.batch_size="}
+    for key, mend in instead.items():
+        if trainer.get(key) not in (None, 0, 1 if key.startswith("acc") else 0):
+            raise UsageError(f"this model steps its optimizers itself: instead of trainer.{key} use {mend}")
+    if str(trainer.get("precision")).startswith("16"):
+        raise UsageError(
+            "this model clips its gradients itself, which half precision scales: use trainer.precision=bf16-mixed"
+        )
 
 
 def origin(data: Any) -> dict[str, Any]:

@@ -46,6 +46,8 @@ class Trainable(pl.LightningModule, ABC):
             )
         self.lr, self.weight_decay, self.schedule, self.optimizer = lr, weight_decay, schedule, optimizer
 
+    clipping = "trainer.gradient_clip_val=1"  # how gradients are bounded
+
     @abstractmethod
     def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """The training loss of a batch of images in [0, 1] and labels."""
@@ -66,25 +68,36 @@ class Trainable(pl.LightningModule, ABC):
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         """Loss of one batch."""
         loss = self.batch_loss(batch)
-        self.check_finite(loss)
+        self.check_finite(loss.detach(), index)
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False)
         return loss
 
-    def check_finite(self, loss: Tensor) -> None:
-        """Stop a training whose loss is NaN or infinite.
+    def on_train_epoch_end(self) -> None:
+        """Weights that are no numbers are not kept for a resume (callbacks that save come after this)."""
+        self.check_weights()
+
+    def check_weights(self) -> None:
+        """Stop a training whose weights are NaN or infinite; errors as `check_finite`."""
+        for name, p in self.named_parameters():
+            if not bool(torch.isfinite(p).all()):
+                self.refuse(f"weights ({name}) became NaN or infinite in epoch {self.current_epoch}")
+
+    def check_finite(self, loss: Tensor, index: int) -> None:
+        """Stop a training whose loss is NaN or infinite; `index` counts the epoch's batches.
 
         Raises:
             UsageError: it is; the message names the step and what was saved last.
         """
-        if bool(torch.isfinite(loss)):
-            return
+        if not bool(torch.isfinite(loss)):
+            step = self.current_epoch * int(self.trainer.num_training_batches) + index
+            self.refuse(f"the loss became {float(loss)} in epoch {self.current_epoch}, step {step}")
+
+    def refuse(self, what: str) -> None:
+        """Stop, and say what was saved last."""
         saved = [str(getattr(c, "best_model_path", "")) for c in self.trainer.checkpoint_callbacks]
         path = next((p for p in saved if p), str(self.trainer.ckpt_path or ""))
         last = f"the last good checkpoint is {path}" if path else "no epoch was complete"
-        raise UsageError(
-            f"the loss became {float(loss)} in epoch {self.current_epoch}, step {self.global_step}: lower "
-            f"model.lr={self.lr} or set trainer.gradient_clip_val=1; {last}"
-        )
+        raise UsageError(f"{what}: lower model.lr={self.lr} or set {self.clipping}; {last}")
 
     def configure_optimizers(self) -> Any:
         """The optimizer of all parameters."""

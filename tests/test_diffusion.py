@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -318,9 +319,9 @@ def test_samples_are_reused_by_whoever_asks_for_them_again(trained):
     other = Refill(replace(first, eta=0.9), x, rng)(keep, [0, 1, 2], [7, 7, 7], 2)
     assert not torch.equal(other, rows)
     Refill(again, x, rng.repeated(1))(keep, [0, 1, 2], [7, 7, 7], 2)
-    assert count.asked == 0  # the code was kept with the network that made it
+    assert count.asked == 18  # 3 steps of 3 images x 2 draws: other noise; the code is the same
     Refill(again, x.flip(0), rng)(keep, [0, 1, 2], [7, 7, 7], 2)
-    assert count.asked > 0
+    assert count.asked > 36  # other images: their code, too
 
 
 def test_kept_samples_are_not_shared_memory(trained):
@@ -349,7 +350,6 @@ def counted(filler: DDIM) -> Counting:
     sampler = filler.sampler
     counter = Counting(sampler.network)
     object.__setattr__(sampler, "network", counter)
-    sampler.placed.network = counter
     return counter
 
 
@@ -517,3 +517,120 @@ def test_a_network_that_cannot_be_is_refused(options, message):
 def test_attention_is_on_the_deepest_levels():
     unet = UNet.of(1, 8, [8, 8], 1, 1, 0.0).unet
     assert [type(b).__name__ for b in unet.down_blocks] == ["DownBlock2D", "AttnDownBlock2D"]
+
+
+# ------------------------------------------------------------------------------------------------- what diffusers saved
+
+
+def altered(pipeline, folder, network=None, schedule=None, kind=None) -> str:
+    """A copy of a pipeline with other values in its configurations."""
+    shutil.copytree(pipeline, folder)
+    for file, changes in (("unet/config.json", network), ("scheduler/scheduler_config.json", schedule)):
+        path = folder / file
+        path.write_text(json.dumps({**json.loads(path.read_text()), **(changes or {})}))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"network": {"num_class_embeds": 10}}, "was trained with class labels"),
+        ({"network": {"time_embedding_type": "fourier"}}, "takes noise levels for steps"),
+        ({"network": {"_class_name": "UNet1DModel"}}, "is a UNet1DModel"),
+        ({"network": {"sample_size": None}}, "sample_size=None"),
+        ({"network": {"out_channels": 3}}, "has 1 channels in and 3 out"),
+        ({"schedule": {"_class_name": "ScoreSdeVeScheduler"}}, "whose steps are not DDIM's"),
+        ({"schedule": {"_class_name": "FlowMatchEulerDiscreteScheduler"}}, "whose steps are not DDIM's"),
+        ({"schedule": {"rescale_betas_zero_snr": True}}, "ends at a signal of 0"),
+    ],
+)
+def test_folders_that_cannot_draw_images_here_are_refused(pipeline, tmp_path, changes, message):
+    with pytest.raises(UsageError, match=message):
+        _ = DDIM(altered(pipeline, tmp_path / "folder", **changes)).sampler
+
+
+def test_a_ddpm_pipeline_with_its_own_betas_is_read(pipeline, tmp_path):
+    from diffusers import DDPMScheduler
+
+    changes = {"_class_name": "DDPMScheduler", "beta_schedule": "sigmoid", "variance_type": "fixed_large"}
+    folder = altered(pipeline, tmp_path / "folder", schedule=changes, network={"sample_size": [8, 8]})
+    sampler = DDIM(folder).sampler
+    assert sampler.side == 8
+    assert torch.equal(sampler.signal, DDPMScheduler(beta_schedule="sigmoid").alphas_cumprod.double())
+
+
+def test_of_a_network_with_variances_the_means_are_used(tmp_path):
+    from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+
+    unet = UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=2,
+        layers_per_block=1,
+        block_out_channels=(8,),
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+    )
+    DDIMPipeline(unet, DDIMScheduler()).save_pretrained(tmp_path)
+    x, t = torch.randn(2, 1, 8, 8, generator=seeded(0)), torch.tensor([5, 5])
+    network = DDIM(str(tmp_path)).sampler.network
+    assert torch.allclose(network(x, t), unet.eval()(x, t).sample[:, :1], atol=1e-6)
+
+
+def test_another_schedule_is_another_sampler(pipeline, tmp_path):
+    """The same weights in another folder, or with a rewritten schedule, share no kept samples."""
+    folder = tmp_path / "folder"
+    first, second = (
+        DDIM(str(pipeline), steps=3),
+        DDIM(altered(pipeline, folder, schedule={"prediction_type": "sample"}), steps=3),
+    )
+    x, nothing, rng = (
+        torch.rand(1, 1, 8, 8, generator=seeded(0)),
+        torch.zeros(1, 1, 8, 8, dtype=torch.bool),
+        SampleRng(0, (0,)),
+    )
+    assert first.content() != second.content()
+    assert not torch.equal(first(x, nothing, rng), second(x, nothing, rng))
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(path.read_text().replace('"sample"', '"epsilon"'))
+    again = DDIM(str(folder), steps=3)
+    assert again.sampler.predicts == "epsilon"
+    assert torch.equal(again(x, nothing, rng), first(x, nothing, rng))
+
+
+def test_what_is_kept_does_not_change_with_the_callers_images(trained):
+    filler, rng = DDIM(str(trained), steps=2), SampleRng(0, (0,))
+    x = torch.rand(1, 1, 8, 8, generator=seeded(0))
+    keep = half(8)[:1]
+    expected = filler(x.clone(), keep, rng).clone()
+    mine = x.clone()
+    shared.forget()
+    filler(mine, keep, rng)
+    mine.zero_()
+    assert torch.equal(filler(x, keep, rng), expected)
+
+
+def test_a_smaller_max_batch_is_kept_to(trained):
+    x, nothing, rng = (
+        torch.rand(1, 1, 8, 8, generator=seeded(0)),
+        torch.zeros(1, 1, 8, 8, dtype=torch.bool),
+        SampleRng(0, (0,)),
+    )
+    DDIM(str(trained), steps=2, max_batch=64)(x, nothing, rng)
+    small = DDIM(str(trained), steps=2, max_batch=4)
+    assert small.prepared(x).sampler.max_batch == 4
+
+
+def test_a_sampler_of_other_images_is_refused_as_soon_as_the_data_are_known(trained):
+    with pytest.raises(UsageError, match="trained on images of 1 x 8 x 8"):
+        DDIM(str(trained)).fitted(TrainedOn((0.5,), shape=(3, 8, 8))).content()
+
+
+def test_a_short_schedule_has_no_more_steps_than_it_has():
+    module = DDIMModule(channels=1, side=8, noise_steps=6, **TINY)
+    assert module.sampler().steps == 6
+    assert set(module.sampler().quality(torch.rand(1, 1, 8, 8))) == {
+        "reconstruction_rmse",
+        "reconstruction_rmse_10_steps",
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -87,10 +88,12 @@ class SamplerReport(pl.Callback):
             seconds = self.draw(sampler, data, pl_module.device, picture)
             if not isinstance(sampler, WindowSampler):
                 quality["seconds_per_1000_draws"] = Estimate(1000 * seconds)
-            columns = [f"{name}{bound}" for name in quality for bound in ("", "_low", "_high")]
             number = max(e.samples for e in quality.values())
-            values = [x for e in quality.values() for x in (e.value, e.low, e.high)]
-            write_csv(table, ["images", *columns], [[number, *values]])
+            row: dict[str, Any] = {"images": number}
+            for name, e in quality.items():
+                known = {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
+                row |= {k: v for k, v in known.items() if not math.isnan(v)}
+            write_csv(table, list(row), [list(row.values())])
             dashboard = Dashboard(trainer.loggers)
             dashboard.scalars({f"quality/{name}": e.value for name, e in quality.items()})
             dashboard.picture("samples", picture)
@@ -131,7 +134,8 @@ class SamplerReport(pl.Callback):
             keep[row, 0, top : top + hole, left : left + hole] = False
         began = time.perf_counter()
         drawn = sampler.fill(images, keep, rng, self.draws)[:, 0].cpu()
-        seconds = (time.perf_counter() - began) / drawn[:, :, 0, 0, 0].numel()
+        made = len(images) * (1 if getattr(sampler, "deterministic", False) else self.draws)
+        seconds = (time.perf_counter() - began) / made
         title = f"{self.store.root.parent.name}, fold {data.fold} held out: context, truth, draws"
         draw.samples(images.cpu(), keep[:, 0].cpu(), drawn, path, title)
         return seconds
@@ -242,5 +246,5 @@ def cell(value: Any, bounds: Sequence[Any]) -> str:
     """A number with its bounds; anything else as it is."""
     if not isinstance(value, float):
         return str(value)
-    known = all(isinstance(b, float) for b in bounds)
+    known = all(isinstance(b, float) and not math.isnan(b) for b in bounds)
     return f"{value:.3f} [{', '.join(f'{b:.3f}' for b in bounds)}]" if bounds and known else f"{value:.3f}"

@@ -351,7 +351,7 @@ class FoldData(pl.LightningDataModule):
     def trained_on(self) -> TrainedOn:
         """The same for fillers that are fitted to the training folds."""
         number = len(self.split.training(self.fold) if self.k > 1 else self.split.samples)
-        return TrainedOn(self.colour[0], self.fold, number, self.about)
+        return TrainedOn(self.colour[0], self.fold, number, self.about, self.source.shape)
 
     def identity(self) -> dict[str, Any]:
         """What two stores must share to be compared: the content, the split, the probes."""

@@ -12,7 +12,6 @@ eta = 0 is deterministic and is inverted step by step to encode; eta = 1 is ance
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -28,14 +27,14 @@ from torchmetrics import MeanMetric
 
 from lit_xai.core import Images, UsageError, autocast, per_call, stable_hash
 from lit_xai.fillers.fitted import FittedFiller, Placed, Sampler, Saved, below, rebuilt
-from lit_xai.fillers.generative import GenerativeFiller, ImageSampler, normal
+from lit_xai.fillers.generative import GenerativeFiller, ImageSampler, check_precision, normal
 from lit_xai.training import Trainable, check_choice
 
 NOISES = ("cosine", "linear")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
+STEPS = 50  # of the way to noise and back
 FEW = 10  # steps, for those in a hurry
 FAINTEST = 1e-3  # signal variance at the end of the cosine schedule
-SAFELY = "name a folder saved by diffusers with safe_serialization=True"
 GROUPS = 8  # of the network's group normalisation
 
 Noise = Callable[[Tensor, Tensor], Tensor]  # x_t [m c h w] and t [m] -> the network's output
@@ -134,18 +133,21 @@ class Diffusion(ImageSampler):
     network: nn.Module
     signal: Float[Tensor, "t"]
     predicts: str = "epsilon"
-    steps: int = 50
+    steps: int = STEPS
     eta: float = 0.4
     start: int = 0
     refine: int = 3
     precision: str = "float32"
-    placed: Placed = field(init=False, repr=False)
+    placed: Placed = field(default_factory=Placed, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "placed", Placed(self.network))
         check_choice(self.predicts, PREDICTIONS, "predicts")
-        if not 0 <= self.eta <= 1:
+        check_precision(self.precision)
+        if not isinstance(self.eta, int | float) or not 0 <= self.eta <= 1:
             raise UsageError(f"eta must lie in [0, 1] (0 = deterministic, 1 = DDPM), found {self.eta}")
+        for name in ("steps", "start", "refine", "max_batch"):
+            if not isinstance(getattr(self, name), int):
+                raise UsageError(f"{name} must be a whole number, found {getattr(self, name)!r}")
         if not 0 <= self.start < self.steps or self.refine < 0 or self.max_batch < 1:
             raise UsageError(
                 f"a diffusion sampler needs 0 <= start < steps, refine >= 0 and max_batch >= 1, found start={self.start}, "
@@ -160,7 +162,7 @@ class Diffusion(ImageSampler):
 
     def noise_of(self, x: Float[Tensor, "m c h w"], position: int) -> Float[Tensor, "m c h w"]:
         """The estimated noise in x at a position; the network is called for `max_batch` images at a time."""
-        network, taken = self.placed.like(x), self.taken
+        network, taken = self.placed.like(self.network, x), self.taken
         t = taken.time(position)
         parts = []
         for part in x.split(per_call(x, self.max_batch)):
@@ -224,7 +226,7 @@ class Diffusion(ImageSampler):
     def quality(self, images: Images) -> dict[str, Float[Tensor, "b"]]:
         """Root mean squared error of every image that is encoded and decoded with eta = 0, at the sampler's steps and at few."""
         out = {}
-        for name, sampler in (("", self), (f"_{FEW}_steps", replace(self, steps=FEW, start=0))):
+        for name, sampler in (("", self), (f"_{FEW}_steps", replace(self, steps=min(FEW, len(self.signal)), start=0))):
             with torch.no_grad():
                 back = sampler.decode(sampler.encode(images))
             out[f"reconstruction_rmse{name}"] = (back - images).square().mean((1, 2, 3)).sqrt()
@@ -249,7 +251,7 @@ class Painting(Diffusion):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.blur < 0 or self.start:
+        if not isinstance(self.blur, int | float) or not 0 <= self.blur < math.inf or self.start:
             raise UsageError(f"in-painting needs blur >= 0 and start=0, found blur={self.blur}, start={self.start}")
 
     def encode(self, images: Images) -> Float[Tensor, "p b c h w"]:
@@ -317,53 +319,8 @@ class UNet(nn.Module):
         )
         return UNet(unet)
 
-    def forward(self, x: Float[Tensor, "m c h w"], t: Tensor) -> Float[Tensor, "m c h w"]:
+    def forward(self, x: Float[Tensor, "m c h w"], t: Tensor) -> Float[Tensor, "m k h w"]:
         return self.unet(x, t).sample
-
-
-def diffusers_folder(path: Path) -> Path | None:
-    """The weights of a UNet2DModel in a folder that diffusers saved (a pipeline's, or the network's own)."""
-    for folder in (path / "unet", path):
-        if (folder / "config.json").is_file():
-            weights = folder / "diffusion_pytorch_model.safetensors"
-            if not weights.is_file():
-                raise UsageError(f"{weights} is missing: {SAFELY}")
-            return weights
-    return None
-
-
-def from_diffusers(weights: Path) -> Diffusion:
-    """The network and schedule of a diffusers folder; images are taken to be scaled to [-1, 1]. No code runs.
-
-    Raises:
-        UsageError: weights or schedule are missing, or are not those of a UNet2DModel.
-    """
-    from diffusers import DDIMScheduler, UNet2DModel
-
-    folder = weights.parent
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        if config.get("_class_name") != "UNet2DModel":
-            raise UsageError(f"{folder} holds a {config.get('_class_name')}, not a UNet2DModel: {SAFELY}")
-        network = UNet2DModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
-        places = [p for p in (folder.parent / "scheduler", folder) if (p / "scheduler_config.json").is_file()]
-        if not places:
-            raise UsageError(f"{folder.parent}/scheduler/scheduler_config.json is missing: {SAFELY}")
-        scheduler = DDIMScheduler.from_pretrained(places[0], local_files_only=True)
-    except UsageError:
-        raise
-    except Exception as e:
-        first = (str(e).splitlines() or [""])[0][:120]
-        raise UsageError(f"{folder} does not load ({type(e).__name__}: {first}): {SAFELY}") from None
-    return Diffusion(
-        channels=network.config.in_channels,
-        side=network.config.sample_size,
-        about="",
-        max_batch=64,
-        network=UNet(network).eval().requires_grad_(False),
-        signal=scheduler.alphas_cumprod.double(),
-        predicts=scheduler.config.prediction_type,
-    )
 
 
 # ------------------------------------------------------------------------------------------------------------ training
@@ -406,6 +363,8 @@ class DDIMModule(Trainable):
         optimizer: str = "adamw",
     ) -> None:
         super().__init__(lr, weight_decay, schedule, optimizer)
+        if isinstance(width, int):
+            raise UsageError(f"model.width must be a list, one number a level, found {width}: write [{width}]")
         if not width or any(w < GROUPS or w % GROUPS for w in width):
             raise UsageError(f"model.width must be multiples of {GROUPS}, one a level, found {list(width)}")
         if side % 2 ** (len(width) - 1):
@@ -424,7 +383,8 @@ class DDIMModule(Trainable):
     def sampler(self, about: str = "") -> Diffusion:
         """The averaged network as a sampler."""
         network = self.average.module.eval()
-        return Diffusion(self.channels, self.side, about, 64, network, self.get_buffer("signal").cpu())
+        schedule = self.get_buffer("signal").cpu()
+        return Diffusion(self.channels, self.side, about, 64, network, schedule, steps=min(STEPS, len(schedule)))
 
     def loss(self, network: nn.Module, images: Images, generator: torch.Generator | None = None) -> Tensor:
         """Mean squared error of the estimated noise, at a random step of every image."""
@@ -439,8 +399,9 @@ class DDIMModule(Trainable):
         return self.loss(self.network, batch[0])
 
     def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
-        """Move the average."""
-        self.average.update_parameters(self.network)
+        """Move the average after every step of the optimizer (gradients may be accumulated over batches)."""
+        if self.global_step > int(self.average.n_averaged):
+            self.average.update_parameters(self.network)
 
     def held_out_loss(self, images: Images, index: int) -> Tensor:
         """The averaged network's loss; noise and steps are the same in every epoch."""
@@ -484,7 +445,7 @@ class Denoising(GenerativeFiller):
         max_batch: most images per network call.
     """
 
-    steps: int = 50
+    steps: int = STEPS
     refine: int = 3
     precision: str = "float32"
     max_batch: int = 64
@@ -492,23 +453,28 @@ class Denoising(GenerativeFiller):
     model = "ddim"
 
     @property
-    def file(self) -> Path:
-        """The file that is read."""
-        found = diffusers_folder(Path(self.checkpoint)) if self.checkpoint else None
-        return found if found is not None else super().file
+    def files(self) -> list[Path]:
+        """The checkpoint; or weights, network and schedule of a diffusers folder."""
+        from lit_xai.fillers import diffusers_folder
+
+        found = diffusers_folder.files_of(Path(self.checkpoint)) if self.checkpoint else None
+        return found if found is not None else super().files
 
     @staticmethod
     def read(file: Path) -> Diffusion:
         """The sampler of a `model.ckpt` of `python -m lit_xai.train model=ddim`, or of diffusers' weights."""
         if file.suffix == ".safetensors":
-            return from_diffusers(file)
+            from lit_xai.fillers import diffusers_folder
+
+            return diffusers_folder.read(file)
 
         def build(found: Saved) -> Diffusion:
             node, channels, side = found.model, found.shape["channels"], found.shape["side"]
             network = UNet.of(channels, side, node["width"], node["layers"], node["attention"], 0.0)
             network.load_state_dict(below(found.state, "average.module."))
             network.eval().requires_grad_(False)
-            return Diffusion(channels, side, found.about, 64, network, found.state["signal"])
+            schedule = found.state["signal"]
+            return Diffusion(channels, side, found.about, 64, network, schedule, steps=min(STEPS, len(schedule)))
 
         return rebuilt(file, DDIMModule.__name__, Denoising.model, build)
 
@@ -555,5 +521,12 @@ class DDIMInpainting(Denoising):
         assert isinstance(sampler, Diffusion)
         s = sampler
         return Painting(
-            s.channels, s.side, s.about, network=s.network, signal=s.signal, predicts=s.predicts, **self.options()
+            s.channels,
+            s.side,
+            s.about,
+            network=s.network,
+            signal=s.signal,
+            predicts=s.predicts,
+            placed=s.placed,
+            **self.options(),
         )

@@ -101,31 +101,36 @@ def below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 class Placed:
-    """A network, and copies of it on other devices and in other types, made when they are first needed.
+    """Copies of a network on other devices and in other types, made when they are first needed.
 
-    Args:
-        network: in evaluation mode.
+    Samplers of one file that differ in their options share one (`dataclasses.replace` hands it on).
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        self.network, self.copies = network, {}  # type: ignore[var-annotated]
+    def __init__(self) -> None:
+        self.copies: dict[tuple[int, str, torch.dtype], nn.Module] = {}
 
-    def like(self, images: Tensor) -> nn.Module:
-        """The network on the device and in the type of these images."""
-        weight = next(self.network.parameters(), None)
-        key = (str(images.device), images.dtype)
-        if weight is None or key == (str(weight.device), weight.dtype):
-            return self.network
+    def like(self, network: nn.Module, images: Tensor) -> nn.Module:
+        """The network, in evaluation mode, on the device and in the type of these images."""
+        weight = next(network.parameters(), None)
+        if weight is None or (weight.device, weight.dtype) == (images.device, images.dtype):
+            return network
+        key = (id(network), str(images.device), images.dtype)
         if key not in self.copies:
             with torch.inference_mode(False):
-                self.copies[key] = copy.deepcopy(self.network).to(images.device, images.dtype)
+                self.copies[key] = copy.deepcopy(network).to(images.device, images.dtype)
         return self.copies[key]
 
 
+Stamp = tuple[int, int, int]  # time, size and inode of a file: a rewritten one has another
+
+
 @functools.lru_cache(maxsize=8)
-def opened(read: Callable[[Path], Sampler], file: Path, stamp: tuple[int, ...]) -> tuple[Sampler, str]:
-    """A file's sampler and digest; `stamp` (time, size, inode) tells a rewritten file from the one read before."""
-    return read(file), hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest()
+def opened(read: Callable[[Path], Sampler], files: tuple[Path, ...], stamps: tuple[Stamp, ...]) -> tuple[Sampler, str]:
+    """The sampler of the first of these files, and a digest of them all."""
+    content = hashlib.blake2b(digest_size=8)
+    for file in files:
+        content.update(file.read_bytes())
+    return read(files[0]), content.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -185,15 +190,26 @@ class FittedFiller(ABC):
         Raises:
             UsageError: the file is missing, damaged, of another kind, or was fitted to other images.
         """
-        file, stat = self.file, self.file.stat()
-        sampler, digest = opened(type(self).read, file, (stat.st_mtime_ns, stat.st_size, stat.st_ino))
+        files = tuple(self.files)
+        stats = [file.stat() for file in files]
+        stamps = tuple((stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in stats)
+        (file, *_), (sampler, digest) = files, opened(type(self).read, files, stamps)
         about = self.trained_on.about if self.trained_on else ""
         if about and sampler.about and about != sampler.about:
             raise UsageError(
                 f"{file} was fitted to {sampler.about}, and this predictor to {about}: name the sampler of the same data "
                 f"and fold (its folder finds the fold by itself), or train it by python -m lit_xai.train model={self.model}"
             )
-        return self.adapted(sampler), digest
+        sampler = self.adapted(sampler)
+        shape = self.trained_on.shape if self.trained_on else ()
+        if shape and hasattr(sampler, "check_shape"):
+            sampler.check_shape(shape)
+        return sampler, digest
+
+    @property
+    def files(self) -> list[Path]:
+        """All files that say what is drawn; the first is `file`."""
+        return [self.file]
 
     def adapted(self, sampler: Sampler) -> Sampler:
         """The file's sampler with this filler's own options."""

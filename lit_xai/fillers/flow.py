@@ -55,8 +55,13 @@ def exact(x: Tensor) -> Iterator[None]:
     """Neither autocast nor TF32: the inverse would not be one."""
     cudnn = torch.backends.cudnn
     kept = {"enabled": cudnn.enabled, "benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
-    with torch.autocast(x.device.type, enabled=False), cudnn.flags(**kept, allow_tf32=False):
-        yield
+    matmul = torch.backends.cuda.matmul
+    allowed, matmul.allow_tf32 = matmul.allow_tf32, False
+    try:
+        with torch.autocast(x.device.type, enabled=False), cudnn.flags(**kept, allow_tf32=False):
+            yield
+    finally:
+        matmul.allow_tf32 = allowed
 
 
 class Coupling(nn.Module):
@@ -175,10 +180,9 @@ class GlowSampler(ImageSampler):
     network: Glow
     mu: float = 0.5
     sigma: float = 0.3
-    placed: Placed = field(init=False, repr=False)
+    placed: Placed = field(default_factory=Placed, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "placed", Placed(self.network))
         numbers = all(isinstance(v, int | float) and math.isfinite(v) for v in (self.mu, self.sigma))
         if not numbers or self.sigma < 0:
             raise UsageError(
@@ -190,14 +194,14 @@ class GlowSampler(ImageSampler):
 
     def encode(self, images: Images) -> Float[Tensor, "b d"]:
         """The latents of the images themselves, without noise."""
-        network: Any = self.placed.like(images)
+        network: Any = self.placed.like(self.network, images)
         parts = to_bins(images).split(per_call(images, self.max_batch))
         with torch.no_grad():
             return torch.cat([network.encode(part) for part in parts])
 
     def decode(self, code: Float[Tensor, "m d"]) -> Float[Tensor, "m c h w"]:
         """The images of latents, to values in [0, 1] (not cut off there)."""
-        network: Any = self.placed.like(code)
+        network: Any = self.placed.like(self.network, code)
         with torch.no_grad():
             return torch.cat([from_bins(network.decode(part)) for part in code.split(self.max_batch)])
 
@@ -210,7 +214,7 @@ class GlowSampler(ImageSampler):
         noise: list[torch.Generator],
     ) -> Float[Tensor, "m c h w"]:
         """A whole new image a row; what is visible does not matter to it."""
-        z, network = code[rows], self.placed.like(images)
+        z, network = code[rows], self.placed.like(self.network, images)
         assert isinstance(network, Glow)
         mean, scale = network.prior()
         drawn = mean + scale * normal(noise, z)
@@ -219,7 +223,7 @@ class GlowSampler(ImageSampler):
 
     def log_prob(self, images: Images, u: Float[Tensor, "..."] | float = MIDDLE) -> Float[Tensor, "b"]:
         """Nats: log p(y) of every image at the point u of its bins."""
-        network: Any = self.placed.like(images)
+        network: Any = self.placed.like(self.network, images)
         parts = to_bins(images, u).split(per_call(images, self.max_batch))
         with torch.no_grad():
             return torch.cat([network.log_prob(part) for part in parts])

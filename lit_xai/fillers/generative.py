@@ -17,7 +17,7 @@ from lit_xai.core import Images, Keep, SampleRng, Segments, UsageError, describe
 from lit_xai.fillers.fitted import FittedFiller
 
 RANGE = 1e-3  # images may leave [0, 1] by so much
-ENCODED = Cache(256 << 20)  # bytes of encoded images that are kept within a run
+ENCODED = Cache(1 << 30)  # bytes of encoded images that are kept within a run
 DRAWN = Cache(2 << 30)  # and of whole new images
 
 
@@ -64,18 +64,21 @@ class ImageSampler(ABC):
         Raises:
             UsageError: other channels, another size, values outside [0, 1].
         """
-        kind, trained = type(self).__name__, f"{self.channels} x {self.side} x {self.side}"
-        if images.shape[1:] != (self.channels, self.side, self.side):
-            found = " x ".join(map(str, images.shape[1:]))
-            raise UsageError(
-                f"this {kind} was trained on images of {trained} (channels, height, width), found {found}: "
-                f"train one on the classifier's data"
-            )
+        self.check_shape(tuple(images.shape[1:]))
         low, high = (float(v) for v in images.aminmax()) if images.numel() else (0.0, 1.0)
-        if low < -RANGE or high > 1 + RANGE:
+        if not (low >= -RANGE and high <= 1 + RANGE):
             raise UsageError(
-                f"this {kind} takes values in [0, 1], found {low:.3g} to {high:.3g}: give images before any "
+                f"this {type(self).__name__} takes values in [0, 1], found {low:.3g} to {high:.3g}: give images before any "
                 f"normalisation (it belongs inside the model)"
+            )
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Refuse images of other channels or another size than it was trained on."""
+        if shape != (self.channels, self.side, self.side):
+            trained, found = f"{self.channels} x {self.side} x {self.side}", " x ".join(map(str, shape))
+            raise UsageError(
+                f"this {type(self).__name__} was trained on images of {trained} (channels, height, width), found {found}: "
+                f"train one on the classifier's data"
             )
 
     def prepared(self, images: Images) -> Prepared:
@@ -133,21 +136,21 @@ class Prepared:
         out = self.images.new_empty(len(rows), *self.images.shape[1:])
         keys = [(self.key, row, g.initial_seed()) for row, g in zip(rows, noise, strict=True)]
         reuse = self.key is not None and not self.sampler.paints
-        missing = []
-        for t, key in enumerate(keys):
-            known = DRAWN.get(key) if reuse else None
-            if known is None:
-                missing.append(t)
-            else:
-                out[t] = known
+        known = [DRAWN.get(key) for key in keys] if reuse else [None]
+        if all(
+            row is not None for row in known
+        ):  # else all of them: what a row shares a call with decides its rounding
+            return torch.stack(known)
+        out = self.images.new_empty(len(rows), *self.images.shape[1:])
         with torch.no_grad():
-            for start in range(0, len(missing), self.sampler.max_batch):
-                now = missing[start : start + self.sampler.max_batch]
-                of = [rows[t] for t in now]
-                new = self.sampler.draw(self.images[of], self.code, of, keep[now], [noise[t] for t in now]).clamp(0, 1)
-                out[now] = new
-                for t, row in zip(now, new, strict=True) if reuse else ():
-                    DRAWN.put(keys[t], row.clone(), nbytes(row))
+            for start in range(0, len(rows), self.sampler.max_batch):
+                now = slice(start, start + self.sampler.max_batch)
+                drawn = self.sampler.draw(self.images[rows[now]], self.code, rows[now], keep[now], noise[now])
+                out[now] = drawn.clamp(0, 1)
+        if not bool(torch.isfinite(out).all()):
+            raise UsageError(f"this {type(self.sampler).__name__} drew NaN: train it again with a lower model.lr=")
+        for key, row in zip(keys, out, strict=True) if reuse else ():
+            DRAWN.put(key, row.clone(), nbytes(row))
         return out
 
 
@@ -159,18 +162,25 @@ class GenerativeFiller(FittedFiller):
 
     def prepared(self, images: Images) -> Prepared:
         """These images, encoded once for all masks and draws; errors as `ImageSampler.prepared`."""
+        images = images.detach().contiguous()
         key = (repr(describe(self)), self.opened[1], digest(images))
+        sampler: ImageSampler = self.sampler  # type: ignore[assignment]
         found = ENCODED.get(key)
         if found is None:
-            sampler: ImageSampler = self.sampler  # type: ignore[assignment]
-            found = replace(sampler.prepared(images), key=key)
+            found = replace(sampler.prepared(images.clone()), key=key)
             ENCODED.put(key, found, nbytes(found.code) + nbytes(images))
-        return found
+        return replace(found, sampler=sampler)
 
     def __call__(
         self, images: Images, keep: Keep, rng: SampleRng, draws: int = 1, segments: Segments | None = None
     ) -> Float[Tensor, "b n d c h w"]:
         return self.prepared(images)(list(range(len(images))), keep, rng, draws)
+
+
+def check_precision(precision: str) -> None:
+    """Refuse a precision that is none, before any network is called."""
+    if precision not in ("float32", "bf16"):
+        raise UsageError(f"precision must be float32 or bf16, found {precision!r}")
 
 
 def forget() -> None:

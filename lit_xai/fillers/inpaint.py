@@ -7,6 +7,7 @@ by Removing Input Features Using Generative Models", used DeepFill-v1, which kne
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -22,7 +23,7 @@ from torchmetrics import MeanMetric
 
 from lit_xai.core import Blur, Images, UsageError, autocast, stable_hash
 from lit_xai.fillers.fitted import Placed, Sampler, Saved, below, rebuilt
-from lit_xai.fillers.generative import GenerativeFiller, ImageSampler
+from lit_xai.fillers.generative import GenerativeFiller, ImageSampler, check_precision
 from lit_xai.training import Trainable
 
 GRIDS = (2, 3, 4, 6, 8, 16)  # cells a side of the noise that training holes are cut from; one cell a pixel, too
@@ -32,6 +33,7 @@ STRONG, FAR = (
     1e-6,
 )  # what a hole is filled with for comparison; least weight of visible pixels
 TINY = 1e-6
+GAIN = 2.4  # of a gated layer's first weights
 SMALLEST, LARGEST = 0.03, 0.97  # share of an image that other training holes cover
 
 Visible = Float[Tensor, "b 1 h w"]  # 1 = the pixel stays
@@ -48,6 +50,9 @@ class Gated(nn.Module):
         self.convolution = nn.Conv2d(
             inside, 2 * outside, kernel, stride, padding=dilation * (kernel // 2), dilation=dilation
         )
+        # gates are near 1/2 at first: this keeps the variance from layer to layer
+        nn.init.normal_(self.convolution.weight, std=GAIN / math.sqrt(inside * kernel**2))
+        nn.init.zeros_(self.convolution.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         """Features of half of the filters, gated by the other half."""
@@ -72,8 +77,18 @@ def pulled(images: Images, visible: Visible) -> Images:
     return out
 
 
+def smooth(images: Images, visible: Visible) -> Images:
+    """Every pixel the mean of the visible ones by their distance (the strong blur's bell), of all where none is near."""
+    weight = STRONG.background(visible)
+    near = STRONG.background(images * visible) / weight.clamp_min(FAR)
+    anywhere = (images * visible).sum((2, 3), keepdim=True) / visible.sum((2, 3), keepdim=True).clamp_min(1)
+    return torch.where(weight > FAR, near, anywhere)
+
+
 class InpaintNetwork(nn.Module):
-    """What to add to the smooth filling (see `pulled`): down twice, dilated, and up again beside what was there before.
+    """What to add to the smooth filling: down twice, dilated, and up again beside what was there before.
+
+    It sees the filling (see `smooth`), another one (`pulled`) and the mask; an untrained one adds nothing.
 
     Args:
         channels: of the images.
@@ -82,25 +97,26 @@ class InpaintNetwork(nn.Module):
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        self.fine = Gated(channels + 1, width, kernel=5)
+        self.fine = Gated(2 * channels + 1, width, kernel=5)
         self.middle = nn.Sequential(Gated(width, 2 * width, stride=2), Gated(2 * width, 2 * width))
         self.coarse = nn.Sequential(
             Gated(2 * width, 4 * width, stride=2),
             *(Gated(4 * width, 4 * width, dilation=d) for d in (1, 2, 4, 1)),
         )
         self.up = Gated(6 * width, 2 * width)
-        self.out = nn.Sequential(Gated(3 * width, width), nn.Conv2d(width, channels, 3, padding=1))
-        nn.init.zeros_(self.out[1].weight)
-        nn.init.zeros_(self.out[1].bias)
+        last = nn.Conv2d(width, channels, 3, padding=1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+        self.out = nn.Sequential(Gated(3 * width, width), last)
 
     def forward(self, images: Images, visible: Visible) -> Float[Tensor, "b c h w"]:
         """The painting at every pixel, in [0, 1]. Hidden pixels of the images are not read."""
-        smoothly = pulled(images, visible)
-        fine = self.fine(torch.cat([2 * smoothly - 1, visible], dim=1))
+        base = smooth(images, visible)
+        fine = self.fine(torch.cat([2 * base - 1, 2 * pulled(images, visible) - 1, visible], dim=1))
         middle = self.middle(fine)
         x = F.interpolate(self.coarse(middle), size=middle.shape[-2:])
         x = F.interpolate(self.up(torch.cat([x, middle], dim=1)), size=fine.shape[-2:])
-        return (smoothly + self.out(torch.cat([x, fine], dim=1))).clamp(0, 1)
+        return (base + self.out(torch.cat([x, fine], dim=1))).clamp(0, 1)
 
 
 def discriminator(channels: int, width: int) -> nn.Module:
@@ -157,13 +173,13 @@ class Painter(ImageSampler):
 
     network: nn.Module
     precision: str = "float32"
-    placed: Placed = field(init=False, repr=False)
+    placed: Placed = field(default_factory=Placed, repr=False)
 
     deterministic = True
     paints = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "placed", Placed(self.network))
+        check_precision(self.precision)
 
     def encode(self, images: Images) -> None:
         """Nothing: every mask is another input."""
@@ -183,7 +199,7 @@ class Painter(ImageSampler):
     def painted(self, images: Images, visible: Visible) -> Images:
         """The painting at every pixel, differentiable by the mask, which may be soft."""
         with autocast(images, self.precision):
-            return self.placed.like(images)(images, visible).to(images.dtype)
+            return self.placed.like(self.network, images)(images, visible).to(images.dtype)
 
     def quality(self, images: Images) -> dict[str, Float[Tensor, "b"]]:
         """Mean absolute error in a free-form hole of every image, and that of other fillings.
@@ -198,16 +214,12 @@ class Painter(ImageSampler):
             "hole_l1_smooth": smooth(images, 1 - hidden),
             "hole_l1_blur": STRONG.background(images),
         }
-        size = hidden.sum((1, 2, 3)) * images.shape[1]
-        return {n: ((f - images).abs() * hidden).sum((1, 2, 3)) / size for n, f in fillings.items()}
+        return {n: mean_over((f - images).abs(), hidden) for n, f in fillings.items()}
 
 
-def smooth(images: Images, visible: Visible) -> Images:
-    """Every pixel the mean of the visible ones by their distance (the strong blur's bell), of all where none is near."""
-    weight = STRONG.background(visible)
-    near = STRONG.background(images * visible) / weight.clamp_min(FAR)
-    anywhere = (images * visible).sum((2, 3), keepdim=True) / visible.sum((2, 3), keepdim=True).clamp_min(1)
-    return torch.where(weight > FAR, near, anywhere)
+def mean_over(values: Images, part: Visible) -> Float[Tensor, "b"]:
+    """The mean of every image's values over a part of it; 0 where that is empty."""
+    return (values * part).sum((1, 2, 3)) / (part.sum((1, 2, 3)) * values.shape[1]).clamp_min(1)
 
 
 # ------------------------------------------------------------------------------------------------------------ training
@@ -241,7 +253,7 @@ class InpaintModule(Trainable):
         colour: Any = None,
         width: int = 16,
         critic: int = 16,
-        adversarial: float = 0.01,
+        adversarial: float = 0.001,
         outside: float = 0.1,
         clip: float = 1.0,
         lr: float = 2e-3,
@@ -258,6 +270,7 @@ class InpaintModule(Trainable):
                 f"{critic}, {clip}, {adversarial}, {outside}"
             )
         self.automatic_optimization = False
+        self.clipping = f"model.clip below {clip}"
         self.channels, self.side = channels, side
         self.adversarial, self.outside, self.clip = adversarial, outside, clip
         self.network = InpaintNetwork(channels, width)
@@ -282,10 +295,8 @@ class InpaintModule(Trainable):
         keep = holes_of(images)[:, None].to(images)
         painting = self.network(images, keep)
         error = (painting - images).abs()
-        hidden = 1 - keep
-        inside = (error * hidden).sum() / (hidden.sum() * images.shape[1])
-        outside = (error * keep).sum() / (keep.sum() * images.shape[1]).clamp_min(1)
-        return keep * images + hidden * painting, inside + self.outside * outside, keep
+        inside, outside = (mean_over(error, part).mean() for part in (1 - keep, keep))
+        return keep * images + (1 - keep) * painting, inside + self.outside * outside, keep
 
     def verdict(self, images: Images, keep: Visible, constant: bool = False) -> Tensor:
         """The discriminator's opinion of every patch, above 0 = real; without a gradient of its weights if `constant`."""
@@ -305,7 +316,7 @@ class InpaintModule(Trainable):
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:  # type: ignore[override]
         """One step of both."""
         loss = self.batch_loss(batch)
-        self.check_finite(loss)
+        self.check_finite(loss.detach(), index)
         found: Any = self.optimizers()
         optimizers = found if isinstance(found, list) else [found]
         for optimizer in optimizers:
@@ -327,8 +338,7 @@ class InpaintModule(Trainable):
         """Mean absolute error in one hole of every image; the holes are the same in every epoch."""
         g = torch.Generator().manual_seed(stable_hash(self.seed, "inpaint", index, self.global_rank))
         hidden = 1 - holes_of(images, g)[:, None].to(images)
-        error = (self.network(images, 1 - hidden) - images).abs() * hidden
-        return error.sum() / (hidden.sum() * images.shape[1])
+        return mean_over((self.network(images, 1 - hidden) - images).abs(), hidden).mean()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         """The error on V_i: watched, never used to select."""

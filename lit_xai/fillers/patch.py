@@ -174,7 +174,7 @@ class Patches:
         about: what it was trained on.
         precision: `float32`, or `bf16` for autocast.
         max_batch: most windows per network pass.
-        placed: the network, on any device.
+        placed: its copies.
     """
 
     network: PatchNetwork
@@ -184,10 +184,7 @@ class Patches:
     about: str = ""
     precision: str = "float32"
     max_batch: int = 256
-    placed: Placed = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "placed", Placed(self.network))
+    placed: Placed = field(default_factory=Placed, repr=False)
 
     @property
     def channels(self) -> int:
@@ -209,7 +206,7 @@ class Patches:
 
     def logits(self, windows: Float[Tensor, "m c1 s s"]) -> Iterator[Float[Tensor, "some c levels k k"]]:
         """The network's output, chunk by chunk."""
-        network = self.placed.like(windows)
+        network = self.placed.like(self.network, windows)
         for chunk in windows.split(self.max_batch):
             with torch.inference_mode(), autocast(chunk, self.precision):
                 out = network(chunk)

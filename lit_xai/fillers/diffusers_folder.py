@@ -1,0 +1,123 @@
+"""Diffusion models that diffusers saved: which are understood, and how they are read without running code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lit_xai.core import UsageError
+from lit_xai.fillers.diffusion import Diffusion, UNet
+
+SAFELY = "name a folder saved by diffusers with safe_serialization=True"
+WEIGHTS, NETWORK, SCHEDULE = "diffusion_pytorch_model.safetensors", "config.json", "scheduler_config.json"
+
+
+class MeanOnly(nn.Module):
+    """A network that also predicts variances, of which DDIM has no use."""
+
+    def __init__(self, network: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.network, self.channels = network, channels
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """The first half of the channels."""
+        return self.network(x, t)[:, : self.channels]
+
+
+def files_of(path: Path) -> list[Path] | None:
+    """Weights, network and schedule of a folder that diffusers saved (a pipeline's); None for another folder.
+
+    Raises:
+        UsageError: one of them is missing, or the network's images are not pictures but another network's code.
+    """
+    if (path / "model_index.json").is_file():
+        parts = json.loads((path / "model_index.json").read_text())
+        if {"vae", "vqvae"} & set(parts):
+            raise UsageError(f"{path} draws codes of a {parts['_class_name']}, not images: name a model of pixels")
+    for folder in (path / "unet", path):
+        if (folder / NETWORK).is_file():
+            places = (path / "scheduler" / SCHEDULE, path.parent / "scheduler" / SCHEDULE, folder / SCHEDULE)
+            schedule = next((p for p in places if p.is_file()), places[0])
+            for file in (folder / WEIGHTS, schedule):
+                if not file.is_file():
+                    raise UsageError(f"{file} is missing: {SAFELY}")
+            return [folder / WEIGHTS, folder / NETWORK, schedule]
+    return None
+
+
+def read(weights: Path) -> Diffusion:
+    """The network and schedule of a folder; images are taken to be scaled to [-1, 1]. No code runs.
+
+    Raises:
+        UsageError: files are damaged, or of a kind that cannot draw images here; the message says which.
+    """
+    import diffusers
+
+    found = files_of(weights.parent)
+    assert found is not None
+    folder, schedule = weights.parent, found[2]
+    try:
+        config = json.loads((folder / NETWORK).read_text())
+        side = checked_network(config, folder)
+        network = diffusers.UNet2DModel.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+        )
+        kind = json.loads(schedule.read_text()).get("_class_name", "DDIMScheduler")
+        scheduler = getattr(diffusers, kind).from_pretrained(schedule.parent, local_files_only=True)
+    except UsageError:
+        raise
+    except Exception as e:
+        first = (str(e).splitlines() or [""])[0][:120]
+        raise UsageError(f"{folder} does not load ({type(e).__name__}: {first}): {SAFELY}") from None
+    signal, predicts = checked_schedule(scheduler, schedule)
+    channels = network.config.in_channels
+    mean: nn.Module = UNet(network)
+    if network.config.out_channels != channels:
+        mean = MeanOnly(mean, channels)
+    return Diffusion(channels, side, "", 64, mean.eval().requires_grad_(False), signal, predicts)
+
+
+def checked_network(config: dict[str, Any], folder: Path) -> int:
+    """The side of a network's images.
+
+    Raises:
+        UsageError: it is no UNet2DModel, or needs more than images and steps.
+    """
+    channels, out, side = config.get("in_channels"), config.get("out_channels"), config.get("sample_size")
+    if isinstance(side, list) and len(set(side)) == 1:
+        side = side[0]
+    wrong = {
+        f"is a {config.get('_class_name')}, not a UNet2DModel": config.get("_class_name") != "UNet2DModel",
+        "was trained with class labels": config.get("class_embed_type") or config.get("num_class_embeds"),
+        "takes noise levels for steps (time_embedding_type)": config.get("time_embedding_type", "positional")
+        != "positional",
+        f"has {channels} channels in and {out} out": out not in (channels, 2 * (channels or 0)),
+        f"has sample_size={side}, not one side": not isinstance(side, int),
+    }
+    for what, is_so in wrong.items():
+        if is_so:
+            raise UsageError(f"the network in {folder} {what}: name an unconditional UNet2DModel of square images")
+    assert isinstance(side, int)
+    return side
+
+
+def checked_schedule(scheduler: Any, file: Path) -> tuple[Tensor, str]:
+    """The signal's share of variance after every step, and what the network predicts.
+
+    Raises:
+        UsageError: a schedule of another kind, or one that ends in noise alone.
+    """
+    signal = getattr(scheduler, "alphas_cumprod", None)
+    predicts = getattr(scheduler.config, "prediction_type", None)
+    kind = type(scheduler).__name__
+    if signal is None or predicts is None:
+        raise UsageError(f"{file} is a {kind}, whose steps are not DDIM's: name a model with a DDPM or DDIM schedule")
+    if not float(signal[-1]) > 0:
+        raise UsageError(
+            f"{file} ends at a signal of 0 (rescale_betas_zero_snr), from which no deterministic way leads back to an image: "
+            f"name a model trained without it"
+        )
+    return signal.double().cpu(), predicts
