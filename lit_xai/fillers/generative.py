@@ -133,14 +133,11 @@ class Prepared:
         self, rows: list[int], keep: Bool[Tensor, "m h w"], noise: list[torch.Generator]
     ) -> Float[Tensor, "m c h w"]:
         """One draw a row, in [0, 1], in network calls of at most `max_batch` rows."""
-        out = self.images.new_empty(len(rows), *self.images.shape[1:])
         keys = [(self.key, row, g.initial_seed()) for row, g in zip(rows, noise, strict=True)]
         reuse = self.key is not None and not self.sampler.paints
-        known = [DRAWN.get(key) for key in keys] if reuse else [None]
-        if all(
-            row is not None for row in known
-        ):  # else all of them: what a row shares a call with decides its rounding
-            return torch.stack(known)
+        if reuse and all(DRAWN.get(key) is not None for key in keys):
+            return torch.stack([DRAWN.get(key) for key in keys])
+        # where one is missing all are drawn: what a row shares a call with decides its rounding
         out = self.images.new_empty(len(rows), *self.images.shape[1:])
         with torch.no_grad():
             for start in range(0, len(rows), self.sampler.max_batch):
