@@ -111,7 +111,7 @@ class Trainable(pl.LightningModule, ABC):
         else:
             optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
         if self.schedule == "constant":
-            return {"optimizer": optimizer}
+            return optimizer
         steps = self.total_steps()
         scheduler: Any
         if self.schedule == "onecycle":

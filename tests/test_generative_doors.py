@@ -94,7 +94,10 @@ def test_a_killed_generator_resumes_to_the_same_weights(finished, tmp_path, name
     assert all(torch.equal(ours[k], v) for k, v in theirs.items())
 
 
-@pytest.mark.parametrize("name", ["ddim", "inpainter", pytest.param("flow", marks=pytest.mark.slow)])
+SLOWLY = [pytest.param(name, marks=pytest.mark.slow) for name in ("ddim", "flow")]  # a flow: also in test_flow.py
+
+
+@pytest.mark.parametrize("name", ["inpainter", *SLOWLY])
 def test_two_processes_train_a_generator(name, tmp_path):
     run_process("train", tmp_path, "fold=0", "trainer=ddp_cpu", "logger=none", small=SMALL[name])
     (fold,) = tmp_path.glob("*/fold=0")
