@@ -23,6 +23,7 @@ GENERATORS = {
 }
 SMALL = {name: [*DATA, *options, "trainer.max_epochs=2"] for name, options in GENERATORS.items()}
 LEFT = {"model.ckpt", "config.yaml", "quality.csv", "samples.png"}
+SLOWLY = [pytest.param(name, marks=pytest.mark.slow) for name in ("ddim", "flow")]  # a flow: also in test_flow.py
 every_generator = pytest.mark.parametrize("name", GENERATORS)
 
 
@@ -81,7 +82,7 @@ def test_a_finished_generator_is_not_trained_again(finished, name):
     assert "complete: nothing to do" in run("train", finished, "fold=0", small=SMALL[name]).stdout
 
 
-@every_generator
+@pytest.mark.parametrize("name", ["inpainter", *SLOWLY])
 def test_a_killed_generator_resumes_to_the_same_weights(finished, tmp_path, name):
     interrupted("train", tmp_path, "last.ckpt", "fold=0", "logger=none", small=SMALL[name])
     if list(tmp_path.rglob("model.ckpt")):
@@ -92,9 +93,6 @@ def test_a_killed_generator_resumes_to_the_same_weights(finished, tmp_path, name
         for root in (tmp_path, finished)
     )
     assert all(torch.equal(ours[k], v) for k, v in theirs.items())
-
-
-SLOWLY = [pytest.param(name, marks=pytest.mark.slow) for name in ("ddim", "flow")]  # a flow: also in test_flow.py
 
 
 @pytest.mark.parametrize("name", ["inpainter", *SLOWLY])
