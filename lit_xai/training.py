@@ -10,6 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from lit_xai.core import UsageError, stable_hash
 
@@ -135,3 +136,33 @@ class Trainable(pl.LightningModule, ABC):
             return max(1, int(self.trainer.estimated_stepping_batches))
         batches = len(data.train_dataloader())
         return max(1, -(-batches // self.trainer.accumulate_grad_batches) * self.trainer.max_epochs)
+
+
+class TrainableSampler(Trainable):
+    """A sampler of images in training: one number says how it does on images it never saw.
+
+    Attributes:
+        measure: that number's name on the dashboard.
+    """
+
+    measure: str
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.watched, self.tested = MeanMetric(), nn.ModuleList([MeanMetric() for _ in range(2)])
+
+    @abstractmethod
+    def held_out(self, images: Tensor, index: int) -> Tensor:
+        """The measure of the batch number `index`, a mean over its images; the same noise in every epoch."""
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        """On V_i: watched, never used to select."""
+        self.watched(self.held_out(batch[0], index), len(batch[0]))
+        self.log(f"val/{self.measure}", self.watched, prog_bar=True, on_epoch=True, on_step=False)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], index: int, dataloader_idx: int = 0) -> None:
+        """On V_i and on the fixed test split."""
+        metric: Any = self.tested[dataloader_idx]
+        metric(self.held_out(batch[0], index), len(batch[0]))
+        name = f"{('heldout', 'test')[dataloader_idx]}/{self.measure}"
+        self.log(name, metric, on_epoch=True, on_step=False, add_dataloader_idx=False)

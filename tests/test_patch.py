@@ -628,10 +628,10 @@ def test_held_out_bits_are_of_the_same_windows_every_time(images):
     square_images = images[..., :8].float()
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        a = m.held_out_bits(square_images, 0)
+        a = m.held_out(square_images, 0)
         torch.manual_seed(2)
-        assert torch.equal(m.held_out_bits(square_images, 0), a)
-    assert not torch.equal(m.held_out_bits(square_images, 1), a)
+        assert torch.equal(m.held_out(square_images, 0), a)
+    assert not torch.equal(m.held_out(square_images, 1), a)
 
 
 # ---------------------------------------------------------------------------------------------------------------- file

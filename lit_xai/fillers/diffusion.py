@@ -23,12 +23,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from torchmetrics import MeanMetric
 
 from lit_xai.core import Images, UsageError, autocast, per_call, stable_hash
 from lit_xai.fillers.fitted import FittedFiller, Placed, Sampler, Saved, below, rebuilt
 from lit_xai.fillers.generative import GenerativeFiller, ImageSampler, check_precision, normal
-from lit_xai.training import Trainable, check_choice
+from lit_xai.training import TrainableSampler, check_choice
 
 NOISES = ("cosine", "linear")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -326,7 +325,7 @@ class UNet(nn.Module):
 # ------------------------------------------------------------------------------------------------------------ training
 
 
-class DDIMModule(Trainable):
+class DDIMModule(TrainableSampler):
     """Trains the network to find the noise in noisy images of the training folds; its moving average is what draws.
 
     Args:
@@ -343,6 +342,8 @@ class DDIMModule(Trainable):
     Raises:
         UsageError: a width that is no multiple of 8; a side that cannot be halved so often; a number out of range.
     """
+
+    measure = "loss"
 
     def __init__(
         self,
@@ -378,7 +379,6 @@ class DDIMModule(Trainable):
         self.register_buffer("signal", signal(noise, noise_steps))
         self.network = UNet.of(channels, side, width, layers, attention, dropout)
         self.average = AveragedModel(self.network, multi_avg_fn=moving(ema)).requires_grad_(False)
-        self.val_loss, self.test_loss = MeanMetric(), nn.ModuleList([MeanMetric() for _ in range(2)])
 
     def sampler(self, about: str = "") -> Diffusion:
         """The averaged network as a sampler."""
@@ -403,22 +403,10 @@ class DDIMModule(Trainable):
         if self.global_step > int(self.average.n_averaged):
             self.average.update_parameters(self.network)
 
-    def held_out_loss(self, images: Images, index: int) -> Tensor:
+    def held_out(self, images: Images, index: int) -> Tensor:
         """The averaged network's loss; noise and steps are the same in every epoch."""
         g = torch.Generator().manual_seed(stable_hash(self.seed, "ddim", index, self.global_rank))
         return self.loss(self.average.module, images, g)
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
-        """The loss on V_i: watched, never used to select."""
-        self.val_loss(self.held_out_loss(batch[0], index), len(batch[0]))
-        self.log("val/loss", self.val_loss, prog_bar=True, on_epoch=True, on_step=False)
-
-    def test_step(self, batch: tuple[Tensor, Tensor], index: int, dataloader_idx: int = 0) -> None:
-        """The loss on V_i and on the fixed test split."""
-        loss: Any = self.test_loss[dataloader_idx]
-        loss(self.held_out_loss(batch[0], index), len(batch[0]))
-        name = ("heldout/loss", "test/loss")[dataloader_idx]
-        self.log(name, loss, on_epoch=True, on_step=False, add_dataloader_idx=False)
 
 
 def moving(decay: float) -> Callable[[Any, Any, Any], None]:

@@ -23,12 +23,11 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from lit_xai.core import Images, UsageError, per_call, stable_hash
 from lit_xai.fillers.fitted import Placed, Sampler, Saved, below, rebuilt
 from lit_xai.fillers.generative import GenerativeFiller, ImageSampler, normal
-from lit_xai.training import Trainable
+from lit_xai.training import TrainableSampler
 
 LEVELS = 256
 BOUND = 2.0  # a coupling's log scale stays within +- so much
@@ -255,7 +254,7 @@ def bits(log_prob: Float[Tensor, "b"], images: Images) -> Float[Tensor, "b"]:
 # ------------------------------------------------------------------------------------------------------------ training
 
 
-class FlowModule(Trainable):
+class FlowModule(TrainableSampler):
     """Trains Glow on images of the training folds; the loss is bits per dimension, uniformly dequantised.
 
     Args:
@@ -268,6 +267,8 @@ class FlowModule(Trainable):
     Raises:
         UsageError: a side that cannot be halved so often; a number out of range.
     """
+
+    measure = "bits_per_dim"
 
     def __init__(
         self,
@@ -293,7 +294,6 @@ class FlowModule(Trainable):
             raise UsageError(f"images of {side} px cannot be squeezed {levels} times: {advice}")
         self.channels, self.side = channels, side
         self.network = Glow(channels, side, levels, steps, width)
-        self.val_bits, self.test_bits = MeanMetric(), nn.ModuleList([MeanMetric() for _ in range(2)])
 
     def sampler(self, about: str = "") -> GlowSampler:
         """The flow as a sampler."""
@@ -323,22 +323,10 @@ class FlowModule(Trainable):
         """The training loss of a batch."""
         return self.loss(batch[0])
 
-    def held_out_bits(self, images: Images, index: int) -> Tensor:
+    def held_out(self, images: Images, index: int) -> Tensor:
         """Bits per dimension; the points of the bins are the same in every epoch."""
         g = torch.Generator().manual_seed(stable_hash(self.seed, "flow", index, self.global_rank))
         return self.loss(images, g)
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
-        """Bits per dimension on V_i: watched, never used to select."""
-        self.val_bits(self.held_out_bits(batch[0], index), len(batch[0]))
-        self.log("val/bits_per_dim", self.val_bits, prog_bar=True, on_epoch=True, on_step=False)
-
-    def test_step(self, batch: tuple[Tensor, Tensor], index: int, dataloader_idx: int = 0) -> None:
-        """Bits per dimension on V_i and on the fixed test split."""
-        metric: Any = self.test_bits[dataloader_idx]
-        metric(self.held_out_bits(batch[0], index), len(batch[0]))
-        name = ("heldout/bits_per_dim", "test/bits_per_dim")[dataloader_idx]
-        self.log(name, metric, on_epoch=True, on_step=False, add_dataloader_idx=False)
 
 
 # --------------------------------------------------------------------------------------------------------------- filler

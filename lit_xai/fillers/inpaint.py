@@ -19,12 +19,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
-from torchmetrics import MeanMetric
 
 from lit_xai.core import Blur, Images, UsageError, autocast, stable_hash
 from lit_xai.fillers.fitted import Placed, Sampler, Saved, below, rebuilt
 from lit_xai.fillers.generative import GenerativeFiller, ImageSampler, check_precision
-from lit_xai.training import Trainable
+from lit_xai.training import TrainableSampler
 
 GRIDS = (2, 3, 4, 6, 8, 16)  # cells a side of the noise that training holes are cut from; one cell a pixel, too
 SQUARES = 0.25  # share of training holes that are rectangles
@@ -225,7 +224,7 @@ def mean_over(values: Images, part: Visible) -> Float[Tensor, "b"]:
 # ------------------------------------------------------------------------------------------------------------ training
 
 
-class InpaintModule(Trainable):
+class InpaintModule(TrainableSampler):
     """Trains the in-painter on free-form holes in images of the training folds.
 
     Loss: mean absolute error (in the hole, and a little outside) and, times `adversarial`, what the discriminator thinks of
@@ -244,6 +243,8 @@ class InpaintModule(Trainable):
     Raises:
         UsageError: images that cannot be halved twice; a number out of range.
     """
+
+    measure = "l1"
 
     def __init__(
         self,
@@ -275,7 +276,6 @@ class InpaintModule(Trainable):
         self.adversarial, self.outside, self.clip = adversarial, outside, clip
         self.network = InpaintNetwork(channels, width)
         self.critic = discriminator(channels, critic) if adversarial else None
-        self.val_l1, self.test_l1 = MeanMetric(), nn.ModuleList([MeanMetric() for _ in range(2)])
 
     def sampler(self, about: str = "") -> Painter:
         """The network as a sampler."""
@@ -334,22 +334,11 @@ class InpaintModule(Trainable):
         found: Any = self.lr_schedulers()
         return [] if found is None else found if isinstance(found, list) else [found]
 
-    def held_out_l1(self, images: Images, index: int) -> Tensor:
+    def held_out(self, images: Images, index: int) -> Tensor:
         """Mean absolute error in one hole of every image; the holes are the same in every epoch."""
         g = torch.Generator().manual_seed(stable_hash(self.seed, "inpaint", index, self.global_rank))
         hidden = 1 - holes_of(images, g)[:, None].to(images)
         return mean_over((self.network(images, 1 - hidden) - images).abs(), hidden).mean()
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
-        """The error on V_i: watched, never used to select."""
-        self.val_l1(self.held_out_l1(batch[0], index), len(batch[0]))
-        self.log("val/l1", self.val_l1, prog_bar=True, on_epoch=True, on_step=False)
-
-    def test_step(self, batch: tuple[Tensor, Tensor], index: int, dataloader_idx: int = 0) -> None:
-        """The error on V_i and on the fixed test split."""
-        l1: Any = self.test_l1[dataloader_idx]
-        l1(self.held_out_l1(batch[0], index), len(batch[0]))
-        self.log(("heldout/l1", "test/l1")[dataloader_idx], l1, on_epoch=True, on_step=False, add_dataloader_idx=False)
 
 
 # -------------------------------------------------------------------------------------------------------------- filler

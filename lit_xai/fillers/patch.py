@@ -23,12 +23,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from lit_xai.core import Images, Keep, SampleRng, Segments, UsageError, autocast, stable_hash
 from lit_xai.fillers.fitted import Placed, Sampler, Saved, WindowFiller, below, rebuilt
 from lit_xai.fillers.tiles import LEVELS, Step, check_fits, cut, plan
-from lit_xai.training import Trainable
+from lit_xai.training import TrainableSampler
 
 SLOPE = 0.2  # of LeakyReLU
 FREEDOM = 4  # of Student's t
@@ -326,7 +325,7 @@ def drawn(logits: Float[Tensor, "m c levels k k"], u: Float[Tensor, "m d c k k"]
 # ------------------------------------------------------------------------------------------------------------- training
 
 
-class PatchModule(Trainable):
+class PatchModule(TrainableSampler):
     """Trains a PatchSampler on random windows of the training folds: cross-entropy per pixel and channel.
 
     Args:
@@ -342,6 +341,8 @@ class PatchModule(Trainable):
     Raises:
         UsageError: the patch exceeds the image; a number out of range.
     """
+
+    measure = "bits_per_dim"
 
     def __init__(
         self,
@@ -372,7 +373,6 @@ class PatchModule(Trainable):
         for name, values in zip(("mean", "std"), colour, strict=True):
             self.register_buffer(name, torch.tensor([float(v) for v in values]))
         self.network = PatchNetwork(channels, patch, width, depth, linear)
-        self.val_bits, self.test_bits = MeanMetric(), nn.ModuleList([MeanMetric() for _ in range(2)])
 
     def sampler(self, about: str = "") -> Patches:
         """The network as a sampler."""
@@ -443,23 +443,11 @@ class PatchModule(Trainable):
                 (out if torch.rand(()) < 0.5 else before)[square] = True
         return out, before & ~out
 
-    def held_out_bits(self, images: Tensor, index: int) -> Tensor:
+    def held_out(self, images: Tensor, index: int) -> Tensor:
         """Bits per dimension of one window of every image; the windows are the same in every epoch."""
         g = torch.Generator().manual_seed(stable_hash(self.seed, "bits", index, self.global_rank))
         top, left = (torch.randint(0, n - self.patch + 1, (len(images),), generator=g) for n in images.shape[-2:])
         return self.sampler().window_bits(images, top.to(images.device), left.to(images.device)).mean()
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
-        """Bits per dimension on V_i: watched, never used to select."""
-        self.val_bits(self.held_out_bits(batch[0], index), len(batch[0]))
-        self.log("val/bits_per_dim", self.val_bits, prog_bar=True, on_epoch=True, on_step=False)
-
-    def test_step(self, batch: tuple[Tensor, Tensor], index: int, dataloader_idx: int = 0) -> None:
-        """Bits per dimension on V_i and on the fixed test split."""
-        bits: Any = self.test_bits[dataloader_idx]
-        bits(self.held_out_bits(batch[0], index), len(batch[0]))
-        name = ("heldout/bits_per_dim", "test/bits_per_dim")[dataloader_idx]
-        self.log(name, bits, on_epoch=True, on_step=False, add_dataloader_idx=False)
 
 
 # --------------------------------------------------------------------------------------------------------------- filler
