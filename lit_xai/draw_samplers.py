@@ -14,6 +14,11 @@ from lit_xai.metrics.statistics import Estimate
 COLUMNS = 4  # of panels
 
 
+def colour_of(number: int) -> str:
+    """One of nine colours, none of them grey: that is the real images'."""
+    return f"C{[0, 1, 2, 3, 4, 5, 6, 8, 9][number % 9]}"
+
+
 def alignment(
     plane: Mapping[str, Float[Tensor, "_ 2"]],
     silhouettes: Mapping[str, Estimate],
@@ -30,15 +35,13 @@ def alignment(
         title: above it.
         real: the name of the real images.
     """
-    from matplotlib import colormaps
-
     names = [name for name in plane if name != real]
     columns = min(COLUMNS, len(names))
     rows = -(-len(names) // columns)
     figure, axes = new_figure(3.0 * columns, 0.7 + 3.0 * rows, rows, columns)
     figure.suptitle(title, fontsize=9)
     for number, (axis, name) in enumerate(zip(axes.flat, names, strict=False)):
-        colour = colormaps["tab10" if len(names) <= 10 else "tab20"](number)
+        colour = colour_of(number)
         axis.scatter(*plane[real].T.numpy(), s=9, color="#b0b0b0", linewidths=0, label=real, rasterized=True)
         axis.scatter(*plane[name].T.numpy(), s=5, color=colour, linewidths=0, alpha=0.6, label=name, rasterized=True)
         e = silhouettes[name]
@@ -59,12 +62,10 @@ def tradeoff(points: Mapping[str, tuple[Estimate, Estimate]], path: Path, title:
         path: where the picture goes.
         title: above it.
     """
-    from matplotlib import colormaps
-
     figure, axes = new_figure(6.5, 4.8, 1, 1)
     axis = axes[0, 0]
     for number, (name, (far, diverse)) in enumerate(points.items()):
-        colour = colormaps["tab10" if len(points) <= 10 else "tab20"](number)
+        colour = colour_of(number)
         bars = [[[e.value - e.low], [e.high - e.value]] for e in (far, diverse)]
         axis.errorbar(far.value, diverse.value, xerr=bars[0], yerr=bars[1], fmt="o", markersize=5, color=colour)
         axis.annotate(name, (far.value, diverse.value), (5, 5), textcoords="offset points", fontsize=8, color=colour)
