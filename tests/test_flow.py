@@ -399,6 +399,7 @@ def test_held_out_bits_have_the_same_noise_every_time():
     assert not torch.equal(m.held_out(images, 1), a)
 
 
+@pytest.mark.slow
 def test_two_processes_train_a_flow(tmp_path):
     small = ["data.train_subset=120", "data.folds=2", "data.size=16", "progress=false", "trainer.max_epochs=1"]
     small += ["model=flow", "model.steps=1", "model.width=4", "model.levels=2", "logger=none", "trainer=ddp_cpu"]

@@ -23,7 +23,7 @@ GENERATORS = {
 }
 SMALL = {name: [*DATA, *options, "trainer.max_epochs=2"] for name, options in GENERATORS.items()}
 LEFT = {"model.ckpt", "config.yaml", "quality.csv", "samples.png"}
-SLOWLY = [pytest.param(name, marks=pytest.mark.slow) for name in ("ddim", "flow")]  # a flow: also in test_flow.py
+SLOWLY = [pytest.param(name, marks=pytest.mark.slow) for name in ("ddim", "flow")]
 every_generator = pytest.mark.parametrize("name", GENERATORS)
 
 
@@ -111,6 +111,7 @@ def test_a_training_that_blows_up_says_where_and_leaves_no_checkpoint(tmp_path, 
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
+@pytest.mark.slow
 def test_the_last_good_checkpoint_is_named(copy):
     """One epoch is kept; the next one meets weights that are no numbers."""
     fold = copy / "shapes-ddim" / "fold=0"
