@@ -91,10 +91,12 @@ def check_optimization(module: Any, trainer: Any) -> None:
 
     if module.automatic_optimization:
         return
-    instead = {"gradient_clip_val": "model.clip=", "accumulate_grad_batches": "a larger data.batch_size="}
-    for key, mend in instead.items():
-        if trainer.get(key) not in (None, 0, 1 if key.startswith("acc") else 0):
-            raise UsageError(f"this model steps its optimizers itself: instead of trainer.{key} use {mend}")
+    if trainer.get("gradient_clip_val"):
+        raise UsageError("this model steps its optimizers itself: instead of trainer.gradient_clip_val use model.clip=")
+    if trainer.get("accumulate_grad_batches", 1) != 1:
+        raise UsageError(
+            "this model steps its optimizers itself: instead of trainer.accumulate_grad_batches use a larger data.batch_size="
+        )
     if str(trainer.get("precision")).startswith("16"):
         raise UsageError(
             "this model clips its gradients itself, which half precision scales: use trainer.precision=bf16-mixed"

@@ -56,27 +56,14 @@ def trained_patches() -> str:
     return str(path)
 
 
-@functools.cache
-def trained_flow() -> str:
-    """The checkpoint of a small flow that no training has seen."""
-    path = Path(FOLDER.name) / "flow.ckpt"
-    node = {"levels": 2, "steps": 2, "width": 4}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        module = FlowModule(channels=1, side=16, **node)
-        for p in module.parameters():
-            p.data += 0.1 * torch.randn(p.shape)
-    config = {"model": {"_target_": "lit_xai.fillers.flow.FlowModule", **node}, "shape": {"channels": 1, "side": 16}}
-    save_weights(module, path, config)
-    return str(path)
-
-
 def saved_module(name: str, kind: type, **node: Any) -> str:
     """The checkpoint of a tiny untrained generator whose weights are all alive."""
     path = Path(FOLDER.name) / f"{name}.ckpt"
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = kind(channels=1, side=16, **node)
+        for p in module.parameters():
+            p.data += 0.1 * torch.randn(p.shape)
     config = {"model": {"_target_": f"{kind.__module__}.{kind.__name__}", **node}, "shape": {"channels": 1, "side": 16}}
     save_weights(module, path, config)
     return str(path)
@@ -92,6 +79,12 @@ def trained_ddim() -> str:
 def trained_inpainter() -> str:
     """The checkpoint of an in-painter."""
     return saved_module("inpainter", InpaintModule, width=4)
+
+
+@functools.cache
+def trained_flow() -> str:
+    """The checkpoint of a flow."""
+    return saved_module("flow", FlowModule, levels=2, steps=2, width=4)
 
 
 FITTED = {  # fillers that read a checkpoint

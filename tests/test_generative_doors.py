@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from test_doors import interrupted, run_process
-from test_doors import run as run_door
+from test_information_doors import fails, run
 
 DATA = ["data=shapes", "data.size=16", "data.samples=120", "data.test=24", "data.folds=2", "data.probes_per_fold=4"]
 DATA += ["data.batch_size=16", "progress=false"]
@@ -25,19 +25,6 @@ SMALL = {name: [*DATA, *options, "trainer.max_epochs=2"] for name, options in GE
 LEFT = {"model.ckpt", "config.yaml", "quality.csv", "samples.png"}
 SLOWLY = [pytest.param(name, marks=pytest.mark.slow) for name in ("ddim", "flow")]
 every_generator = pytest.mark.parametrize("name", GENERATORS)
-
-
-def run(door, root, *options, small, check=True):
-    return run_door(door, root, *options, "logger=none", small=small, check=check)
-
-
-def fails(door, root, *options, small) -> str:
-    """The one line a command ends with."""
-    done = run(door, root, *options, small=small, check=False)
-    assert done.returncode != 0
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, done.stderr
-    return lines[0]
 
 
 @pytest.fixture(scope="module")
@@ -199,3 +186,12 @@ def test_eta_out_of_range_is_refused_before_anything_is_written(copy):
 def test_more_steps_than_the_schedule_has_are_refused(copy):
     options = ["explainer=[pomelo/pomelo_ddim]", "score=[]", "explainer.pomelo_ddim.perturbation.filler.steps=1001"]
     assert "steps must lie in 1..1000" in fails("explain", copy, "fold=0", *options, small=CLASSIFIER)
+
+
+@pytest.mark.parametrize(
+    ("option", "mend"),
+    [("trainer.gradient_clip_val=1.0", "model.clip="), ("+trainer.accumulate_grad_batches=2", "data.batch_size=")],
+)
+def test_what_lightning_cannot_do_for_two_optimizers_is_refused_with_the_mend(tmp_path, option, mend):
+    assert mend in fails("train", tmp_path, "fold=0", option, small=SMALL["inpainter"])
+    assert not list(tmp_path.iterdir())
