@@ -329,8 +329,15 @@ def quiet() -> None:
 
     for logger in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric"):
         logging.getLogger(logger).setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*exists and is not empty.*", ".*treespec.*", ".*sync_dist.*"):
-        warnings.filterwarnings("ignore", message)
+    for message in (
+        "does not have many workers",
+        "exists and is not empty",
+        "treespec",
+        "sync_dist",
+        "`srun` command",
+        "not resumable",
+    ):
+        warnings.filterwarnings("ignore", f".*{message}.*")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.setdefault("PYTHONWARNINGS", "ignore")

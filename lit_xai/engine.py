@@ -268,9 +268,12 @@ def explain(
     scores: Mapping[str, Score],
     part: tuple[int, int] = (0, 1),
     progress: bool = True,
-    on_shard: Callable[[str], None] | None = None,
+    on_shard: Callable[[str, int, int, int], None] | None = None,
 ) -> int:
     """Compute and write every missing shard of this part; return how many were written.
+
+    Before every shard, and in the end, `on_shard` is told what comes, how many of how many shards are done and how many
+    images that were.
 
     Model outputs that a score needs but that do not depend on the map are computed once per shard and shared by all
     explainers.
@@ -282,13 +285,17 @@ def explain(
     current: range | None = None
     total = sum(len(w.shard) for w in works)
     with tqdm(total=total, unit="map", disable=not progress or not works, dynamic_ncols=True) as bar:
-        for work in works:
+        images = 0
+        for done, work in enumerate(works):
             if work.shard != current:
                 observed, current = {}, work.shard
             bar.set_description(f"fold {job.store.fold} {work.name}")
-            run(work, fitted, observed, bar)
             if on_shard is not None:
-                on_shard(work.name)
+                on_shard(f"{work.path.stem} of {work.name}", done, len(works), images)
+            run(work, fitted, observed, bar)
+            images += len(work.shard)
+    if on_shard is not None:
+        on_shard("end", len(works), len(works), images)
     return len(works)
 
 

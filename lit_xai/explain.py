@@ -28,7 +28,9 @@ def main(cfg: Any) -> None:
     from lit_xai.runs import Run
     from lit_xai.saved_config import with_saved
 
-    explain(Run(with_saved(cfg), "explain"))
+    run = Run(with_saved(cfg), "explain")
+    with run.interruptible():
+        explain(run)
 
 
 def explain(run: Any) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import re
+import signal
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,6 +22,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from lit_xai import engine
 from lit_xai.callbacks import Curves, Explain, FillerReport, Gallery, SamplerReport, SanityCheck, Stability
 from lit_xai.cli import options
+from lit_xai.cluster import Interrupted, Interruption, environment, requeue
 from lit_xai.core import Explainer, Filler, Score, UsageError, accepts, describe
 from lit_xai.data.folds import FoldData
 from lit_xai.files import load_weights, write_atomically
@@ -174,6 +177,23 @@ class Run:
         return self.store.root / "last.ckpt"
 
     @cached_property
+    def interruption(self) -> Interruption:
+        """What heeds signals."""
+        return Interruption(self.resume_from)
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """A signal ends the command where the same command goes on; near a time limit the job is put into the queue again."""
+        try:
+            with self.interruption.listening():
+                yield
+        except Interrupted as e:
+            if getattr(rank_zero_only, "rank", 0) == 0:
+                then = requeue() if e.number == signal.SIGUSR1 else "run the same command to go on"
+                print(f"{e}; {then}", flush=True)
+            raise SystemExit(128 + e.number) from None
+
+    @cached_property
     def data(self) -> FoldData:
         """The data set, its split and loaders."""
         cfg = plain(self.cfg)
@@ -266,16 +286,14 @@ class Run:
         """Lightning's Trainer with what this project needs of it."""
         options = dict(plain(self.cfg.trainer))
         options.pop("_target_")
-        for file in self.store.root.glob("hpc_ckpt_*"):
-            # Lightning would load what a signal left over the weights we give it; last.ckpt is what we resume from
-            file.unlink(missing_ok=True)
         if options.get("accelerator") == "gpu" and not torch.cuda.is_available():
             raise UsageError("trainer=gpu, ddp and their bf16 forms need a GPU and none is found: use trainer=cpu")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return pl.Trainer(
                 **options,
-                callbacks=callbacks,
+                callbacks=[self.interruption, *callbacks],
+                plugins=environment(),
                 logger=logger if logger is not None else False,
                 default_root_dir=str(self.store.root),
                 inference_mode=False,  # gradients are needed after trainer.test

@@ -24,7 +24,8 @@ def main(cfg: Any) -> None:
         raise UsageError(
             f"model={cfg.model.name} is not trained here: run python -m lit_xai.explain with the same options"
         )
-    train(run)
+    with run.interruptible():
+        train(run)
 
 
 def train(run: Any) -> None:
@@ -32,6 +33,7 @@ def train(run: Any) -> None:
     from pytorch_lightning.callbacks import ModelCheckpoint
     from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+    from lit_xai.callbacks import Pace
     from lit_xai.core import UsageError
     from lit_xai.dashboard import Dashboard
     from lit_xai.files import load_weights, save_weights
@@ -57,7 +59,8 @@ def train(run: Any) -> None:
     each_epoch = ModelCheckpoint(
         str(run.store.root), "last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
     )
-    trainer = run.trainer([*callbacks, *([] if trained else [each_epoch])], logger)
+    pace = Pace(run.store, lines=not run.cfg.progress)
+    trainer = run.trainer([*callbacks, *([] if trained else [each_epoch, pace])], logger)
     if not trained:
         resume = run.resume_from if run.resume_from.exists() else None
         if resume:
@@ -113,16 +116,18 @@ def origin(data: Any) -> dict[str, Any]:
 
 
 def fit(trainer: Any, module: Any, run: Any, resume: Any) -> None:
-    """Train, from the last complete epoch where there is one."""
+    """Train, from where an earlier run was interrupted or from its last complete epoch."""
     import torch
 
+    from lit_xai.cluster import begins_at
     from lit_xai.core import UsageError
 
     if resume is None:
         trainer.fit(module, run.data)
         return
     try:
-        run.data.first_epoch = torch.load(resume, map_location="cpu", weights_only=True)["epoch"] + 1
+        saved = torch.load(resume, map_location="cpu", weights_only=True)
+        run.data.first_epoch, run.data.first_batch = begins_at(saved, trainer.world_size)
         trainer.fit(module, run.data, ckpt_path=resume, weights_only=True)
     except (RuntimeError, EOFError, KeyError, OSError, pickle.UnpicklingError) as e:
         text = (str(e).splitlines() or [type(e).__name__])[0][:120]

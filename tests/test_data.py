@@ -234,7 +234,7 @@ def test_predictors_that_agree_have_no_disagreement(split):
 
 def epoch_batches(n: int, batch_size: int, seed: int, epoch: int, rank: int = 0, world: int = 1) -> list[list[int]]:
     pixels, numbers = InMemory(torch.zeros(n, 1, 1, 1, dtype=torch.uint8)), torch.arange(n)
-    sampler = EpochSampler(FoldDataset(pixels, numbers, numbers), batch_size, seed, rank, world, lambda: epoch)
+    sampler = EpochSampler(FoldDataset(pixels, numbers, numbers), batch_size, seed, rank, world, lambda: (epoch, 0))
     assert len(list(sampler)) == len(sampler)
     return list(sampler)
 
@@ -242,7 +242,7 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int, rank: int = 0,
 def epoch_sampler(n: int, batch_size: int, seed: int, epoch: int, rank: int, world: int) -> EpochSampler:
     """The sampler of n samples (their images are never read) in one epoch."""
     data = FoldDataset(InMemory(torch.zeros(n, 1, 1, 1, dtype=torch.uint8)), torch.arange(n), torch.zeros(n).long())
-    return EpochSampler(data, batch_size, seed, rank, world, lambda: epoch)
+    return EpochSampler(data, batch_size, seed, rank, world, lambda: (epoch, 0))
 
 
 @given(st.integers(1, 300), st.integers(1, 70), st.integers(1, 5), st.integers(0, 3))
@@ -304,7 +304,7 @@ def test_augmentation_differs_between_samples(digits):
 def test_every_epoch_augments_anew_in_any_process(digits, workers):
     numbers, now = torch.arange(10), [0]
     data = FoldDataset(digits.train, numbers, numbers, (noise,))
-    sampler = EpochSampler(data, 10, 3, 0, 1, lambda: now[0])
+    sampler = EpochSampler(data, 10, 3, 0, 1, lambda: (now[0], 0))
     loader = DataLoader(data, batch_sampler=sampler, collate_fn=as_batch, num_workers=workers)
     for now[0] in (0, 1, 0):
         ((images, order),) = loader

@@ -229,16 +229,6 @@ def test_killed_in_training_and_in_explaining_ends_with_equal_numbers(finished: 
     assert shards(tmp_path / "digits-resnet18" / "fold=1") == undisturbed
 
 
-def test_two_process_training_completes_and_resumes(tmp_path: Path) -> None:
-    options = ["trainer=ddp_cpu", "fold=0", "logger=csv"]
-    interrupted("train", tmp_path, "last.ckpt", *options)
-    time.sleep(1)  # the second process notices and ends
-    out = run_process("train", tmp_path, *options).stdout
-    assert "resuming from" in out
-    assert (tmp_path / "digits-resnet18" / "fold=0" / "model.ckpt").exists()
-    assert list(tmp_path.rglob("metrics.csv"))
-
-
 def test_what_a_signal_left_behind_is_not_taken_for_the_trained_weights(finished: Path, tmp_path: Path) -> None:
     fold = tmp_path / "digits-resnet18" / "fold=0"
     shutil.copytree(finished / "digits-resnet18" / "fold=0", fold)

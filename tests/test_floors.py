@@ -9,8 +9,9 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "lit_xai"
 FLOORS = [
-    {"core", "cli"},
+    {"core", "cli", "heartbeat"},
     {"files", "cache", "training"},
+    {"cluster"},
     {"data", "models", "segments", "fillers"},
     {"explainers", "metrics"},
     {"store"},

@@ -4,6 +4,7 @@ from lit_xai.callbacks.checks import Curves, SanityCheck
 from lit_xai.callbacks.explain import Explain, parse_part, score_table
 from lit_xai.callbacks.fillers import FillerReport, SamplerReport
 from lit_xai.callbacks.overview import Gallery, Stability
+from lit_xai.callbacks.pace import Pace
 from lit_xai.callbacks.samplers import SamplerTable
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Explain",
     "FillerReport",
     "Gallery",
+    "Pace",
     "SamplerReport",
     "SamplerTable",
     "SanityCheck",

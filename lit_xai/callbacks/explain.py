@@ -8,15 +8,16 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from lit_xai import engine
+from lit_xai.cluster import Interruption
 from lit_xai.core import Explainer, Score, UsageError
 from lit_xai.dashboard import Dashboard
 from lit_xai.data.folds import Disagreements, FoldData
 from lit_xai.ensemble import Ensemble
 from lit_xai.files import write_csv
+from lit_xai.heartbeat import Heartbeat
 from lit_xai.metrics.localisation import settle
 from lit_xai.store import DISAGREEMENTS, RANDOM, FoldStore, MapReader, Predictions
 
@@ -128,11 +129,16 @@ class Explain(pl.Callback):
         index, of = self.part
         part = (index * world + rank, of * world)
 
-        def heed_signals(explainer: str) -> None:
-            if trainer.received_sigterm:  # Lightning has caught it: end between two shards
-                raise SIGTERMException
+        interruption = next((c for c in getattr(trainer, "callbacks", []) if isinstance(c, Interruption)), None)
+        shown = f"{index}/{of}" if of > 1 else ""
+        with Heartbeat(self.store.root, f"explain {self.kind}", rank, world, shown, lines=not self.progress) as heart:
 
-        self.written = engine.explain(job, self.explainers, self.scores, part, show, heed_signals)
+            def watch(at: str, done: int, total: int, images: int) -> None:
+                heart.doing(at, done, total, images)
+                if interruption is not None and done < total:
+                    interruption.heed()
+
+            self.written = engine.explain(job, self.explainers, self.scores, part, show, watch)
         trainer.strategy.barrier("explained")
         if rank == 0 and self.probes == "random":
             self.report(Dashboard(trainer.loggers), data, predictions)

@@ -229,21 +229,29 @@ class EpochSampler(Sampler[list[int]]):
         data: what is sampled; it is told the epoch, for its augmentation.
         batch_size: of one rank.
         seed, rank, world: the run's seed, this process and the number of processes.
-        epoch: says which epoch begins (asked whenever iteration starts, so that a resumed run goes on rightly).
+        begins: says which epoch begins, and with which of its batches (asked whenever iteration starts, so that a
+            resumed run goes on rightly).
     """
 
     def __init__(
-        self, data: FoldDataset, batch_size: int, seed: int, rank: int, world: int, epoch: Callable[[], int]
+        self,
+        data: FoldDataset,
+        batch_size: int,
+        seed: int,
+        rank: int,
+        world: int,
+        begins: Callable[[], tuple[int, int]],
     ) -> None:
-        self.data, self.seed, self.rank, self.world, self.epoch = data, seed, rank, world, epoch
+        self.data, self.seed, self.rank, self.world, self.begins = data, seed, rank, world, begins
         self.size = min(batch_size, max(1, len(data) // world))
 
     def __iter__(self) -> Iterator[list[int]]:
-        n, whole, epoch = len(self.data), len(self), self.epoch()
+        n, whole = len(self.data), len(self)
+        epoch, first = self.begins()
         self.data.key = (self.seed, epoch)
         order = torch.randperm(n, generator=torch.Generator().manual_seed(stable_hash(self.seed, "order", epoch)))
         mine = order[: whole * self.size * self.world].view(whole, self.world, self.size)[:, self.rank]
-        return iter(mine.tolist())
+        return iter(mine[first:].tolist())
 
     def __len__(self) -> int:
         return len(self.data) // (self.size * self.world)
@@ -298,7 +306,7 @@ class FoldData(pl.LightningDataModule):
         self.probes_per_fold, self.train_subset = probes_per_fold, train_subset
         self.batch_size, self.num_workers = batch_size, num_workers
         self.augment, self.label_noise, self.name = tuple(augment), label_noise, name
-        self.first_epoch = 0  # whoever resumes sets the number of complete epochs
+        self.first_epoch, self.first_batch = 0, 0  # whoever resumes says where
         if probes_per_fold is not None and probes_per_fold < 1:
             raise UsageError(f"data.probes_per_fold must be at least 1, found {probes_per_fold}")
 
@@ -389,11 +397,12 @@ class FoldData(pl.LightningDataModule):
         mine = labels[torch.searchsorted(self.split.samples, samples)]
         data = FoldDataset(self.source.train, samples, mine, self.augment)
         rank, world = self.rank()
-        return self.loader(data, EpochSampler(data, self.batch_size, self.seed, rank, world, self.epoch))
+        return self.loader(data, EpochSampler(data, self.batch_size, self.seed, rank, world, self.begins))
 
-    def epoch(self) -> int:
-        """The epoch that begins. A resumed run's loader starts before Lightning knows: see `first_epoch`."""
-        return max(self.trainer.current_epoch if self.trainer else 0, self.first_epoch)
+    def begins(self) -> tuple[int, int]:
+        """The epoch that begins, and its batch. A resumed run's loader starts before Lightning knows."""
+        epoch = max(self.trainer.current_epoch if self.trainer else 0, self.first_epoch)
+        return epoch, self.first_batch if epoch == self.first_epoch else 0
 
     def val_dataloader(self) -> DataLoader:
         """V_i; it never selects a checkpoint."""

@@ -1,0 +1,241 @@
+"""Signals: an interrupted command, given again, ends where an undisturbed one ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import stat
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from lit_xai.cluster import Interrupted, Interruption, WholeCheckpoints, begins_at, environment, requeue
+from lit_xai.core import UsageError
+
+from test_doors import ENVIRONMENT, ROOT, command, run, run_process, shards
+
+OPTIONS = ["fold=0", "logger=csv", "data.batch_size=20", "explainer=[saliency,random]"]
+OPTIONS += ["+data.augment=[{_target_:torchvision.transforms.RandomHorizontalFlip}]"]
+SMALL = ["data.train_subset=300", "data.folds=2", "data.probes_per_fold=9", "data.size=16", "model.network.width=4"]
+SMALL += ["trainer.max_epochs=3", "score=[mufidelity]", "score.mufidelity.subsets=12", "shard_size=8", "progress=false"]
+FOLD = Path("digits-resnet18") / "fold=0"
+
+
+@contextlib.contextmanager
+def signalled(hook: str, call: int, number: int) -> Iterator[None]:
+    """This process is sent a signal where an `Interruption`'s hook is called for the n-th time, from 0."""
+    original, calls = getattr(Interruption, hook), []
+
+    def send(self: Interruption, *arguments: object) -> None:
+        if len(calls) == call:
+            os.kill(os.getpid(), number)
+        calls.append(0)
+        original(self, *arguments)
+
+    setattr(Interruption, hook, send)
+    try:
+        yield
+    finally:
+        setattr(Interruption, hook, original)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("undisturbed")
+    run("train", root, *OPTIONS, small=SMALL)
+    return root
+
+
+def steps(root: Path) -> list[str]:
+    """The steps at which a training's loss is on record."""
+    (file,) = root.rglob("metrics.csv")
+    header, *rows = (line.split(",") for line in file.read_text().splitlines())
+    return [r[header.index("step")] for r in rows if r[header.index("train/loss")]]
+
+
+def test_a_training_interrupted_within_epochs_ends_with_the_same_bytes(undisturbed: Path, tmp_path: Path) -> None:
+    with signalled("on_train_batch_start", 10, signal.SIGTERM):
+        first = run("train", tmp_path, *OPTIONS, check=False, small=SMALL)
+    assert first.returncode == 128 + signal.SIGTERM
+    assert "epoch 1, batch 3 is saved" in first.stdout
+    with signalled("on_train_batch_start", 2, signal.SIGUSR1):
+        second = run("train", tmp_path, *OPTIONS, check=False, small=SMALL)
+    assert "epoch 1, batch 5 is saved" in second.stdout
+    run("train", tmp_path, *OPTIONS, small=SMALL)
+    assert shards(tmp_path) == shards(undisturbed)
+    a, b = (torch.load(r / FOLD / "model.ckpt", weights_only=True)["state_dict"] for r in (tmp_path, undisturbed))
+    assert all(torch.equal(a[k], v) for k, v in b.items())
+    assert not (tmp_path / FOLD / "last.ckpt").exists()
+    assert set(steps(tmp_path)) <= set(steps(undisturbed)), "steps are counted as if nothing had happened"
+
+
+def test_where_an_epoch_begins_there_is_nothing_new_to_save(tmp_path: Path) -> None:
+    with signalled("on_train_batch_start", 7, signal.SIGTERM):
+        done = run("train", tmp_path, *OPTIONS, check=False, small=SMALL)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert "epoch 1, batch 0; run the same command to go on" in done.stdout
+    assert begins_at(torch.load(tmp_path / FOLD / "last.ckpt", weights_only=True), 1) == (1, 0)
+
+
+def test_explaining_ends_between_two_shards_and_goes_on(undisturbed: Path, tmp_path: Path) -> None:
+    with signalled("heed", 2, signal.SIGTERM):
+        done = run("train", tmp_path, *OPTIONS, check=False, small=SMALL)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert "finished shards are kept" in done.stdout
+    left = shards(tmp_path)
+    assert len([name for name in left if "/maps/" in name]) == 2
+    run("train", tmp_path, *OPTIONS, small=SMALL)
+    assert shards(tmp_path) == shards(undisturbed)
+    assert all(shards(tmp_path)[name] == content for name, content in left.items())
+
+
+def listen(tmp_path: Path, number: int, work: Callable[[], object]) -> None:
+    """Some work, in the beginning of which a signal comes (none if the number is 0)."""
+    with Interruption(tmp_path / "last.ckpt").listening():
+        if number:
+            os.kill(os.getpid(), number)
+        work()
+
+
+def test_a_shard_that_takes_too_long_is_left(tmp_path: Path) -> None:
+    left: list[float] = []
+
+    def slow() -> None:
+        left.extend(signal.getitimer(signal.ITIMER_REAL))
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        time.sleep(5)
+
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        listen(tmp_path, signal.SIGTERM, slow)
+    assert 0 < left[0] <= 20
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+def test_what_a_signal_breaks_counts_as_the_signal(tmp_path: Path) -> None:
+    def broken() -> None:
+        raise RuntimeError("connection closed by peer")
+
+    with pytest.raises(Interrupted, match="RuntimeError"):
+        listen(tmp_path, signal.SIGTERM, broken)
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        listen(tmp_path, 0, broken)
+
+
+def wait_for(process: subprocess.Popen, root: Path, pattern: str, seconds: float = 120) -> list[Path]:
+    """The files below root, as soon as there are any."""
+    end = time.time() + seconds
+    while time.time() < end and process.poll() is None:
+        if found := list(root.rglob(pattern)):
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"no {pattern} before the command ended ({process.poll()})")
+
+
+def started(root: Path, *options: str) -> subprocess.Popen:
+    """A command of two processes, in the background."""
+    arguments = command("train", root, *options, small=SMALL)
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(arguments, env=ENVIRONMENT, cwd=ROOT, stdout=quiet, stderr=quiet, start_new_session=True)
+
+
+def test_two_processes_lose_one_are_interrupted_and_end_with_the_same_weights(tmp_path: Path) -> None:
+    """kill -9 of the second rank ends the first; SIGTERM of the first saves both."""
+    options = ["trainer=ddp_cpu", "fold=0", "logger=csv", "explainer=[saliency]", "data.batch_size=3"]
+    run_process("train", tmp_path / "undisturbed", *options, small=SMALL)
+
+    process = started(tmp_path / "disturbed", *options)
+    wait_for(process, tmp_path / "disturbed", "last.ckpt")
+    beats = [json.loads(f.read_text()) for f in wait_for(process, tmp_path / "disturbed", "running/*.json")]
+    os.kill(next(b["pid"] for b in beats if b["pid"] != process.pid), signal.SIGKILL)
+    assert process.wait(60) != 0
+
+    process = started(tmp_path / "disturbed", *options)
+    wait_for(process, tmp_path / "disturbed", f"running/*.{process.pid}.json")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    (last,) = tmp_path.rglob("last.ckpt")
+    saved = torch.load(last, weights_only=True)
+    assert begins_at(saved, 2)[1] > 0
+    with pytest.raises(UsageError, match="of 2 processes"):
+        begins_at(saved, 1)
+
+    assert "resuming from" in run_process("train", tmp_path / "disturbed", *options, small=SMALL).stdout
+    assert list((tmp_path / "disturbed").rglob("metrics.csv"))
+    assert shards(tmp_path / "disturbed") == shards(tmp_path / "undisturbed")
+
+
+# ---------------------------------------------------------------------------------------------------------------- SLURM
+
+
+@pytest.fixture
+def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A command of that name which writes down what it is given."""
+    tool = tmp_path / "bin" / "scontrol"
+    tool.parent.mkdir()
+    tool.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\ntest "$2" != 99 || {{ echo Invalid job >&2; exit 1; }}\n'
+    )
+    tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    return tmp_path / "asked"
+
+
+@pytest.mark.parametrize(
+    ("variables", "asked"),
+    [
+        ({"SLURM_JOB_ID": "12"}, "requeue 12\n"),
+        ({"SLURM_JOB_ID": "14", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "0"}, "requeue 12_0\n"),
+    ],
+)
+def test_near_the_time_limit_the_job_goes_back_into_the_queue(scontrol, monkeypatch, variables, asked):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert "is requeued" in requeue()
+    assert scontrol.read_text() == asked
+
+
+def test_a_job_that_cannot_be_requeued_says_so(scontrol, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "99")
+    assert "could not be requeued (Invalid job)" in requeue()
+
+
+def test_outside_of_slurm_nothing_is_requeued(scontrol, monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert requeue() == "run the same command to go on"
+    assert not scontrol.exists()
+
+
+def test_only_srun_gives_the_ranks_to_slurm(monkeypatch):
+    """A command typed within an allocation is one process, and starts its own."""
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_JOB_NAME", "train")
+    monkeypatch.delenv("SLURM_STEP_ID", raising=False)
+    assert type(environment()[-1]).__name__ == "LightningEnvironment"
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "2")
+    slurm = environment()[-1]
+    assert type(slurm).__name__ == "SLURMEnvironment"
+    assert not slurm.auto_requeue, "Lightning would save in the middle of a batch"
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
+    file, state = tmp_path / "last.ckpt", {"weights": torch.arange(1000.0)}
+    WholeCheckpoints().save_checkpoint(state, file)
+    before, limits = file.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(UsageError, match="make room"):
+            WholeCheckpoints().save_checkpoint({"weights": torch.ones(5000)}, file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert file.read_bytes() == before
+    assert [f.name for f in tmp_path.iterdir()] == ["last.ckpt"]
