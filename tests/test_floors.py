@@ -9,6 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "lit_xai"
 FLOORS = [
+    {"errors"},
+    {"shards"},
     {"core", "cli"},
     {"files", "cache", "training"},
     {"data", "models", "segments", "fillers"},
