@@ -169,7 +169,30 @@ def checksum_of(tensors: Mapping[str, Any]) -> int:
     return crc
 
 
-VERIFIED: set[tuple[str, int, int, int]] = set()  # path, size, inode and time of change (ns) of what was found whole
+class Identity(NamedTuple):
+    """What tells a file from its successor of the same name; times in ns."""
+
+    path: str
+    size: int
+    inode: int
+    changed: int
+
+
+def identity_of(path: Path, stat: os.stat_result | None = None) -> Identity | None:
+    """A file's identity; None if it is not there."""
+    try:
+        stat = stat or os.stat(path)
+    except OSError:
+        return None
+    return Identity(str(path), stat.st_size, stat.st_ino, stat.st_mtime_ns)
+
+
+def is_settled(identity: Identity | None) -> bool:
+    """Whether a change from now on would show in the file's identity: clocks of file systems tick slowly."""
+    return identity is not None and time.time_ns() - identity.changed > SETTLED
+
+
+VERIFIED: set[Identity] = set()  # what this process found whole
 
 
 def verify(path: Path) -> Head:
@@ -183,9 +206,9 @@ def verify(path: Path) -> Head:
     try:
         with open(path, "rb", buffering=0) as file:
             stat = os.fstat(file.fileno())
-            key = (str(path), stat.st_size, stat.st_ino, stat.st_mtime_ns)
+            identity = identity_of(path, stat)
             head = read_open_head(path, file)
-            if key in VERIFIED:
+            if identity in VERIFIED:
                 return head
             crc, block = 0, memoryview(bytearray(min(BLOCK, max(1, stat.st_size))))
             for name in sorted(head.tensors):
@@ -203,6 +226,6 @@ def verify(path: Path) -> Head:
         raise damaged(path, e) from None
     if crc != head.meta.get("checksum"):
         raise damaged(path, "checksum or format differs")
-    if time.time_ns() - stat.st_mtime_ns > SETTLED:
-        VERIFIED.add(key)
+    if identity is not None and is_settled(identity):
+        VERIFIED.add(identity)
     return head

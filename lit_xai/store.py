@@ -34,6 +34,7 @@ from lit_xai.shards import (
     PREDICTIONS,
     RANDOM,
     Entry,
+    Head,
     checksum_of,
     damaged,
     explainers_in,
@@ -75,7 +76,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, 
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and description of a whole, unaltered file, read once and not copied.
+    """Tensors and description of a whole, unaltered file.
+
+    Raises:
+        DamagedFile: the file is cut, altered, or not one of ours.
+    """
+    tensors, head = read_whole(path)
+    return tensors, head.meta
+
+
+def read_whole(path: Path) -> tuple[dict[str, Tensor], Head]:
+    """Tensors and head of a whole, unaltered file, read once and not copied.
 
     Raises:
         DamagedFile: the file is cut, altered, or not one of ours.
@@ -90,7 +101,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     view = memoryview(data)
     if head.meta.get("checksum") != checksum_of({n: view[t.start : t.stop] for n, t in head.tensors.items()}):
         raise damaged(path, "checksum or format differs")
-    return {n: tensor_at(data, t) for n, t in head.tensors.items()}, head.meta
+    return {n: tensor_at(data, t) for n, t in head.tensors.items()}, head
 
 
 def tensor_at(data: bytearray, entry: Entry) -> Tensor:
@@ -204,10 +215,20 @@ class FoldStore:
 
 def read_shard(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A shard with `sample`, `maps`, its scores (`score/<name>`, of the whole image `reference/<name>`) and details."""
-    tensors, meta = read_tensors(path)
-    if not {"sample", "maps"} <= set(tensors) or "fingerprint" not in meta:
+    tensors, head = read_whole(path)
+    check_shard(path, head)
+    return tensors, head.meta
+
+
+def check_shard(path: Path, head: Head) -> Head:
+    """The head itself, if it is a shard's.
+
+    Raises:
+        DamagedFile: it is of another kind.
+    """
+    if not {"sample", "maps"} <= set(head.tensors) or not {"fingerprint", "scores"} <= set(head.meta):
         raise DamagedFile(f"{path} is not a shard of maps: {mend(path)}")
-    return tensors, meta
+    return head
 
 
 class MapReader:
