@@ -1,6 +1,6 @@
 """Shared vocabulary: tensor types, the protocols, noise keyed by sample, and the fillers that need no training.
 
-Everything above imports this module and this module imports nothing of lit_xai.
+Everything above imports this module; this module imports nothing of lit_xai but its errors.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from lit_xai.errors import UsageError
+
 Images = Float[Tensor, "b c h w"]  # values in [0, 1]
 Maps = Float[Tensor, "b h w"]  # signed, image-sized, raw evidence
 Keep = Bool[Tensor, "b n h w"]  # n masks an image; True = the pixel stays visible
@@ -29,10 +31,6 @@ Model = Callable[[Tensor], Tensor]  # [b, c, h, w] -> logits [b, k]
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 CPU_VALUES = 16 * 3 * 224 * 224  # most pixel values of one model call on the CPU
 REFERENCE_SIDE = 224  # pixel-sized parameters are given for this image side
-
-
-class UsageError(ValueError):
-    """Something the user can mend. The message is one line: what was wrong, what was found, how to mend it."""
 
 
 class Passes(NamedTuple):

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Int
@@ -35,17 +39,24 @@ from lit_xai.core import (
 from lit_xai.data.folds import Split
 from lit_xai.data.sources import ImageSet, digest
 from lit_xai.data.truth import Truth
+from lit_xai.errors import DamagedFile
 from lit_xai.models.lipschitz import local_lipschitz
+from lit_xai.shards import Identity, identity_of, is_settled, read_head, shard_name, verify
 from lit_xai.store import (
     DISAGREEMENTS,
     RANDOM,
-    DamagedFile,
     FoldStore,
     Predictions,
+    check_shard,
     differences,
     read_shard,
     write_tensors,
 )
+
+READERS = 8  # threads that wait for files
+BLOCK = 32  # shards that one of them looks at
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 def model_hash(model: nn.Module) -> str:
@@ -146,31 +157,38 @@ def files_of(thing: Any, trained_on: TrainedOn) -> dict[str, str]:
     return read_from(thing, trained_on).get("files", {})
 
 
-class Work:
-    """What is missing in one shard of one explainer."""
+@dataclass(frozen=True)
+class Recipe:
+    """What all shards of one explainer must agree in, computed once for all of them.
 
-    def __init__(
-        self, job: Explained, name: str, explainer: Explainer, scores: Mapping[str, Score], shard: range
-    ) -> None:
-        self.job, self.name, self.explainer, self.shard = job, name, explainer, shard
-        self.path = job.store.shard(job.kind, name, shard.start, shard.stop)
-        self.files = {n: files_of(s, job.trained_on) for n, s in scores.items()}
-        self.wanted = {n: definition_of(s, job.truth, job.samples, job.trained_on) for n, s in scores.items()}
-        self.fingerprint = job.fingerprint(explainer)
-        self.meta: dict[str, Any] = {}  # of what an earlier run left; its tensors are read again when they are used
-        if self.path.exists():
-            self.check()
+    Attributes:
+        job: the predictor and its probes.
+        name: the explainer's.
+        explainer: itself.
+        fingerprint: what its maps depend on.
+        wanted: every score's definition.
+        files: the digests of the files that every score reads.
+        key: a digest of all this.
+    """
 
-    def check(self) -> None:
-        """Take over what an earlier run left, if it is whole; refuse what another configuration left."""
-        try:
-            meta = read_shard(self.path)[1]
-        except DamagedFile:
-            return  # written anew
+    job: Explained
+    name: str
+    explainer: Explainer
+    fingerprint: dict[str, Any]
+    wanted: dict[str, dict[str, Any]]
+    files: dict[str, dict[str, str]]
+    key: str
+
+    def path(self, shard: range) -> Path:
+        """Where a shard is kept."""
+        return self.job.store.shard(self.job.kind, self.name, shard.start, shard.stop)
+
+    def refuse_other(self, path: Path, meta: Mapping[str, Any]) -> None:
+        """Refuse what another configuration left; which version of the code did it is no difference."""
         ours = self.fingerprint
         if not self.job.checkpoint:  # not trained yet: a repeated training gives the same weights
             ours = {**ours, "checkpoint": meta["fingerprint"]["checkpoint"]}
-        difference = differences(meta["fingerprint"], ours)
+        difference = [] if ours == meta["fingerprint"] else differences(meta["fingerprint"], ours)
         for name, wanted in self.wanted.items():
             if name in meta["scores"]:
                 had = meta["scores"][name]
@@ -178,20 +196,89 @@ class Work:
                 difference += differences(had.get("files", {}), self.files[name], f"score.{name}.")
         if difference:
             raise UsageError(
-                f"{self.path.parent} was computed otherwise ({'; '.join(difference[:3])}): "
+                f"{path.parent} was computed otherwise ({'; '.join(difference[:3])}): "
                 f"choose another name=, restore the setting, or delete that folder"
             )
-        self.meta = meta
+
+    def work(self, shard: range, there: bool = True) -> Work | None:
+        """What is missing in a shard, None if nothing is; every byte of its file is read once in a process.
+
+        A file that is cut or altered is as good as none. Threads may call this side by side.
+
+        Args:
+            shard: its probes.
+            there: whether there is a file at all.
+
+        Raises:
+            UsageError: another configuration left it.
+        """
+        if not there:
+            return Work(self, shard)
+        path = self.path(shard)
+        identity = identity_of(path)
+        if (identity, self.key) in FINISHED:
+            return None
+        try:
+            meta = check_shard(path, verify(path)).meta
+        except DamagedFile:
+            return Work(self, shard)
+        self.refuse_other(path, meta)
+        work = Work(self, shard, meta)
+        if work.missing:
+            return work
+        if is_settled(identity):
+            FINISHED.add((identity, self.key))
+        return None
+
+
+FINISHED: set[tuple[Identity | None, str]] = set()  # files that this process found finished, and by which recipe
+
+
+@dataclass
+class Work:
+    """What is missing in one shard of one explainer.
+
+    Attributes:
+        recipe: what the shard must agree in.
+        shard: its probes.
+        meta: of what an earlier run left; its tensors are read again when they are used. Empty: there are no maps.
+    """
+
+    recipe: Recipe
+    shard: range
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def job(self) -> Explained:
+        """The predictor and its probes."""
+        return self.recipe.job
+
+    @property
+    def name(self) -> str:
+        """The explainer's name."""
+        return self.recipe.name
+
+    @property
+    def path(self) -> Path:
+        """Where the shard is kept."""
+        return self.recipe.path(self.shard)
 
     @property
     def missing(self) -> list[str]:
         """The scores to compute; all of them where there are no maps."""
-        return [n for n in self.wanted if n not in self.meta.get("scores", {})]
+        return [n for n in self.recipe.wanted if n not in self.meta.get("scores", {})]
 
-    @property
-    def done(self) -> bool:
-        """Nothing to do."""
-        return bool(self.meta) and not self.missing
+
+def recipes(job: Explained, explainers: Mapping[str, Explainer], scores: Mapping[str, Score]) -> list[Recipe]:
+    """What the shards of every explainer must agree in."""
+    files = {n: files_of(s, job.trained_on) for n, s in scores.items()}
+    wanted = {n: definition_of(s, job.truth, job.samples, job.trained_on) for n, s in scores.items()}
+    out = []
+    for name, explainer in explainers.items():
+        fingerprint = job.fingerprint(explainer)
+        key = digest(json.dumps([fingerprint, wanted, files], sort_keys=True, default=repr))
+        out.append(Recipe(job, name, explainer, fingerprint, wanted, files, key))
+    return out
 
 
 def definition_of(
@@ -246,13 +333,45 @@ def work_list(
             raise UsageError(
                 f"score {name} needs a mask of the {wants} and the data {have}: {mend}, or leave the score out"
             )
-    works = (Work(job, n, e, scores, s) for s in job.ranges(part) for n, e in explainers.items())
-    return [w for w in works if not w.done]
+    there = {name: {p.name for p in job.store.shards(job.kind, name)} for name in explainers}
+    all_of_it = recipes(job, explainers, scores)
+    todo = [(recipe, shard) for shard in job.ranges(part) for recipe in all_of_it]
+
+    def missing(block: Sequence[tuple[Recipe, range]]) -> list[Work]:
+        found = (r.work(s, shard_name(s.start, s.stop) in there[r.name]) for r, s in block)
+        return [w for w in found if w is not None]
+
+    blocks = (todo[i : i + BLOCK] for i in range(0, len(todo), BLOCK))
+    return [work for found in side_by_side(missing, blocks) for work in found]
+
+
+def finished(job: Explained, explainers: Mapping[str, Explainer], scores: Mapping[str, Score]) -> bool:
+    """Whether every shard of every part is there with all of these scores, by names and heads; stops at the first that is not."""
+    names = [shard_name(r.start, r.stop) for r in job.ranges()]
+    if not all(set(names) <= {p.name for p in job.store.shards(job.kind, e)} for e in explainers):
+        return False
+    try:
+        heads = (read_head(job.store.root / job.kind / e / name) for name in reversed(names) for e in explainers)
+        return all(set(scores) <= set(head.meta.get("scores", {})) for head in heads)
+    except DamagedFile:
+        return False
+
+
+def side_by_side(work: Callable[[A], B], things: Iterable[A]) -> Iterator[B]:
+    """`work(thing)` for every thing, in order, by a few threads: for what waits for files, or checks their bytes."""
+    waiting: deque[Future[B]] = deque()
+    with ThreadPoolExecutor(READERS) as pool:
+        for thing in things:
+            waiting.append(pool.submit(work, thing))
+            if len(waiting) > 2 * READERS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def stale_layouts(job: Explained, explainers: Mapping[str, Explainer]) -> None:
     """Refuse a folder whose shards were cut with another shard size: their ranges would overlap."""
-    expected = {job.store.shard(job.kind, "", r.start, r.stop).name for r in job.ranges()}
+    expected = {shard_name(r.start, r.stop) for r in job.ranges()}
     for name in explainers:
         other = [p for p in job.store.shards(job.kind, name) if p.name not in expected]
         if other:
@@ -302,7 +421,7 @@ def explain(
 def run(work: Work, scores: Mapping[str, Score], observed: dict[tuple[str, int], Tensor], bar: Any) -> None:
     """Compute one shard's missing maps and scores and write it."""
     job, shard = work.job, work.shard
-    explainer = fit_fillers(work.explainer, job.trained_on)
+    explainer = fit_fillers(work.recipe.explainer, job.trained_on)
     maps, values = [], {name: [] for name in work.missing}  # type: ignore[var-annotated]
     resolved: dict[str, Any] = {}
     details: dict[str, list[Tensor]] = {}
@@ -343,19 +462,19 @@ def run(work: Work, scores: Mapping[str, Score], observed: dict[tuple[str, int],
     tensors.update({f"score/{n}": torch.cat(v) for n, v in values.items()})
     definitions = {
         n: {
-            "definition": work.wanted[n],
+            "definition": work.recipe.wanted[n],
             "resolved": resolved.get(n, {}),
             "higher_is_better": scores[n].higher_is_better,
-            **({"files": work.files[n]} if work.files[n] else {}),
+            **({"files": work.recipe.files[n]} if work.recipe.files[n] else {}),
             **settings_of(scores[n]),
         }
         for n in work.missing
     }
     meta = {
-        "fingerprint": work.fingerprint,
+        "fingerprint": work.recipe.fingerprint,
         "resolved": resolved.get("explainer", {}),
         "scores": {**work.meta.get("scores", {}), **definitions},
-        "version": lit_xai.__version__,
+        **lit_xai.made_by(),
     }
     write_tensors(work.path, tensors, meta)
 
@@ -423,11 +542,11 @@ def predictions_of(
     job: Explained, split: Split, fold: int, rank: int = 0, world: int = 1, progress: bool = False
 ) -> Predictions:
     """The store's predictions if they are this checkpoint's, else new ones (written by rank 0)."""
-    meta = {**job.identity, "checkpoint": job.checkpoint, "version": lit_xai.__version__}
+    meta = {**job.identity, "checkpoint": job.checkpoint, **lit_xai.made_by()}
     if job.store.predictions_file.exists():
         with contextlib.suppress(DamagedFile):  # a damaged file is written anew
             found = job.store.read_predictions()
-            there, here = ({k: m.get(k) for k in meta if k != "version"} for m in (found.meta, meta))
+            there, here = ({k: m.get(k) for k in meta if k not in lit_xai.made_by()} for m in (found.meta, meta))
             difference = differences(there, here)
             if not difference:
                 return found
@@ -476,7 +595,7 @@ def plan(
     height, width = images.shape[-2:]
     total, seen = Passes(0), set()
     for w in works:
-        each = passes_of(fit_fillers(w.explainer, job.trained_on), height, width) if not w.meta else Passes(0)
+        each = passes_of(fit_fillers(w.recipe.explainer, job.trained_on), height, width) if not w.meta else Passes(0)
         for n in w.missing:
             if not hasattr(scores[n], "observe") or (n, w.shard) not in seen:
                 each = each + passes_of(scores[n], height, width)

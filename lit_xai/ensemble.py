@@ -5,6 +5,7 @@ Maps stream chunk by chunk; only one number per pair of maps and per score is ke
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from tqdm.auto import tqdm
 import lit_xai
 from lit_xai.core import UsageError
 from lit_xai.data.folds import Disagreements, Split
+from lit_xai.errors import DamagedFile
 from lit_xai.metrics.distance import distance_of
 from lit_xai.metrics.localisation import settle
 from lit_xai.metrics.robustness import robustness_table
@@ -30,6 +32,7 @@ from lit_xai.metrics.statistics import (
     mean_estimate,
     share_estimate,
 )
+from lit_xai.shards import read_head
 from lit_xai.store import DISAGREEMENTS, RANDOM, FoldStore, MapReader, Predictions, differences, mend
 
 VALUES = 1 << 19  # map values of one fold in memory at once
@@ -180,7 +183,7 @@ class Ensemble:
     @staticmethod
     def require_same(first: Predictions, other: Predictions, store: FoldStore) -> None:
         """Two folds must share data, split and seed."""
-        own = {"checkpoint", "fold", "lipschitz", "version", "checksum", "format"}
+        own = {"checkpoint", "fold", "lipschitz", "version", "code", "checksum", "format"}
         a, b = ({k: v for k, v in p.meta.items() if k not in own} for p in (first, other))
         difference = differences(a, b)
         if difference or not torch.equal(first.split.fold_of, other.split.fold_of):
@@ -416,6 +419,20 @@ class Ensemble:
 
     # ------------------------------------------------------------------------------------------------------ summary
 
+    def versions(self) -> list[dict[str, Any]]:
+        """Which versions of the code computed predictions and shards of which folds."""
+        seen: dict[tuple[str, str], set[int]] = {}
+        for f in self.folds:
+            store = self.stores[f]
+            metas = [self.predictions[f].meta]
+            for kind in (RANDOM, DISAGREEMENTS):
+                for path in (p for e in store.explainers(kind) for p in store.shards(kind, e)):
+                    with contextlib.suppress(DamagedFile):  # refused when it is read, if it is
+                        metas.append(read_head(path).meta)
+            for meta in metas:
+                seen.setdefault((str(meta.get("version", "")), str(meta.get("code", ""))), set()).add(f)
+        return [{"version": v, "code": c, "folds": sorted(folds)} for (v, c), folds in sorted(seen.items())]
+
     def head(self) -> dict[str, Any]:
         """What the numbers rest on."""
         chance = float(torch.bincount(self.split.labels.clamp_min(0)).max() / len(self.split.labels))
@@ -426,6 +443,10 @@ class Ensemble:
             warnings.append(f"held-out accuracy differs by {100 * spread:.1f} points between folds: more than 3")
         if not self.complete:
             warnings.append(f"{len(self.folds)} of {self.split.k} folds are there")
+        versions = self.versions()
+        if len(versions) > 1:
+            of = [f"{v['version']} {v['code']} in fold {', '.join(map(str, v['folds']))}" for v in versions]
+            warnings.append(f"computed by {len(versions)} versions of the code ({'; '.join(of)})")
         meta = self.predictions[self.folds[0]].meta
         return {
             "name": self.root.name,
@@ -438,6 +459,7 @@ class Ensemble:
             "held_out_accuracy": {f: a.plain() for f, a in accuracy.items()},
             "accuracy_spread": spread,
             "empirical_lipschitz": {f: self.predictions[f].meta.get("lipschitz") for f in self.folds},
+            "versions": versions,
             "warnings": warnings,
         }
 

@@ -23,10 +23,10 @@ from lit_xai import engine
 from lit_xai.callbacks import Curves, Explain, FillerReport, Gallery, SamplerReport, SanityCheck, Stability
 from lit_xai.cli import options
 from lit_xai.cluster import Interrupted, Interruption, environment, requeue
-from lit_xai.core import Explainer, Filler, Score, UsageError, accepts, describe
+from lit_xai.core import Explainer, Filler, Score, UsageError, accepts
 from lit_xai.data.folds import FoldData
 from lit_xai.files import load_weights, write_atomically
-from lit_xai.store import DamagedFile, FoldStore, MapReader, differences
+from lit_xai.store import FoldStore, differences
 from lit_xai.training import Trainable
 
 HOW = ("_target_", "accelerator", "devices", "num_nodes", "strategy", "num_sanity_val_steps", "profiler")  # not what
@@ -335,39 +335,23 @@ class Run:
         return job
 
     def complete(self, callback: Any) -> bool:
-        """Whether this command has nothing left to do, read off the store without loading a model."""
+        """Whether this command (of a part: this part) has nothing left to do, read off the store without loading a model."""
         if isinstance(callback, SamplerReport):
             return self.checkpoint.exists() and callback.complete
         if not self.store.predictions_file.exists() or not (self.checkpoint.exists() or not self.trainable):
             return False
-        if callback.probes == "disagreements":
-            return False
         try:
             predictions = self.store.read_predictions()
-            readers = [MapReader(self.store, callback.kind, name) for name in self.explainers]
-        except DamagedFile:
-            return False  # it is written anew
-        if not all(r.files and r.has(self.data.probes) for r in readers):
-            return False
-        truth, probes = self.data.source.truth, self.data.probes
-        on = self.data.trained_on
-        wanted = {n: engine.definition_of(s, truth, probes, on) for n, s in self.scores.items()}
-        files = {n: engine.files_of(s, on) for n, s in self.scores.items()}
-        target = self.cfg.target if self.data.source.labelled else "prediction"
-        expected = {
-            **self.data.identity(),
-            "target": target,
-            "seed": self.cfg.seed,
-            "checkpoint": predictions.meta["checkpoint"],
-        }
-        return all(
-            not differences({k: r.fingerprint.get(k) for k in expected}, expected)
-            and r.fingerprint["explainer"] == describe(self.explainers[r.files[0].parent.name])
-            and r.fingerprint.get("files", {}) == engine.files_of(self.explainers[r.files[0].parent.name], on)
-            and not differences({n: s["definition"] for n, s in r.meta["scores"].items() if n in wanted}, wanted)
-            and all(s.get("files", {}) == files[n] for n, s in r.meta["scores"].items() if n in files)
-            for r in readers
-        )
+            job = callback.job(torch.nn.Identity(), self.data, torch.device("cpu"))
+            job.checkpoint = predictions.meta["checkpoint"]
+            job = callback.choose(job, predictions, self.data)
+            if engine.work_list(job, callback.explainers, callback.scores, callback.part):
+                return False
+        except UsageError:
+            return False  # a damaged file is written anew; what cannot be mended so is said when the work begins
+        # the table of all parts is whose shards end last; whoever was stopped before writing it writes it now
+        table = callback.probes == "disagreements" or (self.store.root / "scores.csv").exists()
+        return table or not engine.finished(job, callback.explainers, callback.scores)
 
     @property
     def trainable(self) -> bool:

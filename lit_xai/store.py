@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import platform
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,21 +21,42 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import Tensor
 
 from lit_xai.core import UsageError
 from lit_xai.data.folds import Split
+from lit_xai.errors import DamagedFile
 from lit_xai.files import write_atomically
+from lit_xai.shards import DISAGREEMENTS as DISAGREEMENTS
+from lit_xai.shards import (
+    FORMAT,
+    PREDICTIONS,
+    RANDOM,
+    Entry,
+    Head,
+    checksum_of,
+    damaged,
+    explainers_in,
+    mend,
+    meta_checksum,
+    parse_head,
+    shard_name,
+    shard_paths,
+)
 
-FORMAT = 1
-RANDOM, DISAGREEMENTS = "maps", "disagreements"
-
-
-class DamagedFile(UsageError):
-    """A file that is cut, altered or of another kind: explaining writes it again, evaluating refuses it."""
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 # --------------------------------------------------------------------------------------------------------------- files
@@ -43,17 +64,14 @@ class DamagedFile(UsageError):
 
 def checksum(tensors: Mapping[str, Tensor]) -> int:
     """CRC-32 of all tensors by name."""
-    crc = 0
-    for name in sorted(tensors):
-        crc = zlib.crc32(name.encode(), crc)
-        crc = zlib.crc32(tensors[name].contiguous().numpy().tobytes(), crc)
-    return crc
+    return checksum_of({n: t.contiguous().flatten().view(torch.uint8).numpy() for n, t in tensors.items()})
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Tensors and their JSON description, atomically."""
     plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    text = json.dumps({**meta, "format": FORMAT, "checksum": checksum(plain)}, sort_keys=True)
+    description = json.loads(json.dumps({**meta, "format": FORMAT, "checksum": checksum(plain)}))
+    text = json.dumps({**description, "meta_checksum": meta_checksum(description)}, sort_keys=True)
     write_atomically(path, save_bytes(plain, metadata={"lit_xai": text}))
 
 
@@ -63,25 +81,35 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         DamagedFile: the file is cut, altered, or not one of ours.
     """
+    tensors, head = read_whole(path)
+    return tensors, head.meta
+
+
+def read_whole(path: Path) -> tuple[dict[str, Tensor], Head]:
+    """Tensors and head of a whole, unaltered file, read once and not copied.
+
+    Raises:
+        DamagedFile: the file is cut, altered, or not one of ours.
+    """
     try:
-        data = path.read_bytes()
-        size = int.from_bytes(data[:8], "little")
-        meta = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["lit_xai"])
-        tensors = load_bytes(data)
-        whole = meta["checksum"] == checksum(tensors) and meta["format"] == FORMAT
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as e:
-        raise DamagedFile(f"{path} is damaged ({type(e).__name__}): {mend(path)}") from None
-    if not whole:
-        raise DamagedFile(f"{path} is damaged (checksum or format differs): {mend(path)}")
-    return tensors, meta
+        data = bytearray(path.stat().st_size)
+        with open(path, "rb", buffering=0) as file:
+            got = file.readinto(data)
+    except OSError as e:
+        raise damaged(path, e) from None
+    head = parse_head(path, data, got)
+    view = memoryview(data)
+    if head.meta.get("checksum") != checksum_of({n: view[t.start : t.stop] for n, t in head.tensors.items()}):
+        raise damaged(path, "checksum or format differs")
+    return {n: tensor_at(data, t) for n, t in head.tensors.items()}, head
 
 
-def mend(path: Path) -> str:
-    """The command that writes a store's file again."""
-    fold = next((p.name for p in path.parents if p.name.startswith("fold=")), "fold=0")
-    root = next((p.parent for p in path.parents if p.name.startswith("fold=")), path.parent)
-    probes = " probes=disagreements" if DISAGREEMENTS in path.parts else ""
-    return f"run python -m lit_xai.explain root={root.parent} name={root.name} {fold}{probes}"
+def tensor_at(data: bytearray, entry: Entry) -> Tensor:
+    """A tensor that shares a file's bytes."""
+    if entry.start == entry.stop:
+        return torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
+    number = math.prod(entry.shape)
+    return torch.frombuffer(data, dtype=DTYPES[entry.dtype], count=number, offset=entry.start).view(entry.shape)
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -138,7 +166,7 @@ class FoldStore:
     @property
     def predictions_file(self) -> Path:
         """Where predictions are."""
-        return self.root / "predictions.safetensors"
+        return self.root / PREDICTIONS
 
     def write_predictions(self, p: Predictions) -> None:
         """All training samples at once."""
@@ -166,16 +194,15 @@ class FoldStore:
 
     def shard(self, kind: str, explainer: str, start: int, stop: int) -> Path:
         """The file of probes start..stop-1."""
-        return self.root / kind / explainer / f"{start:09d}-{stop - 1:09d}.safetensors"
+        return self.root / kind / explainer / shard_name(start, stop)
 
     def shards(self, kind: str, explainer: str) -> list[Path]:
         """The files that are there, in order."""
-        return sorted((self.root / kind / explainer).glob("?????????-?????????.safetensors"))
+        return shard_paths(self.root / kind / explainer)
 
     def explainers(self, kind: str = RANDOM) -> list[str]:
         """The explainers of which anything is there."""
-        folder = self.root / kind
-        return sorted(d.name for d in folder.iterdir() if d.is_dir()) if folder.is_dir() else []
+        return explainers_in(self.root / kind)
 
     def remove_temporary(self) -> None:
         """Delete what writers on this machine that no longer live left behind."""
@@ -188,10 +215,20 @@ class FoldStore:
 
 def read_shard(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A shard with `sample`, `maps`, its scores (`score/<name>`, of the whole image `reference/<name>`) and details."""
-    tensors, meta = read_tensors(path)
-    if not {"sample", "maps"} <= set(tensors) or "fingerprint" not in meta:
+    tensors, head = read_whole(path)
+    check_shard(path, head)
+    return tensors, head.meta
+
+
+def check_shard(path: Path, head: Head) -> Head:
+    """The head itself, if it is a shard's.
+
+    Raises:
+        DamagedFile: it is of another kind.
+    """
+    if not {"sample", "maps"} <= set(head.tensors) or not {"fingerprint", "scores"} <= set(head.meta):
         raise DamagedFile(f"{path} is not a shard of maps: {mend(path)}")
-    return tensors, meta
+    return head
 
 
 class MapReader:

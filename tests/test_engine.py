@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
+import lit_xai
 import pytest
 import torch
 from lit_xai import engine
@@ -80,6 +82,88 @@ def test_shards_partition_the_probes_for_any_number_of_parts(tmp_path, size):
     for parts in (1, 2, 3, 7):
         seen = [i for part in range(parts) for r in work.ranges((part, parts)) for i in r]
         assert sorted(seen) == list(range(20))
+
+
+def test_more_parts_than_shards_leave_some_with_nothing_to_do(tmp_path):
+    work = job(tmp_path)
+    assert [engine.explain(work, {"random": Random()}, {}, (p, 7), progress=False) for p in range(7)] == [1] * 3 + [
+        0
+    ] * 4
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 3
+
+
+def test_an_altered_or_cut_shard_is_written_anew_by_the_same_command(tmp_path):
+    explainers, scores = {"saliency": Saliency()}, {"deletion": Deletion()}
+    engine.explain(job(tmp_path), explainers, scores, progress=False)
+    files = {p: p.read_bytes() for p in tmp_path.rglob("*.safetensors")}
+    first, second, _ = files
+    for place in (9, 500, len(files[first]) - 3):  # in the length's neighbour, the description, the maps
+        data = bytearray(files[first])
+        data[place] ^= 16
+        first.write_bytes(data)
+        second.write_bytes(files[second][:-1])
+        assert engine.explain(job(tmp_path), explainers, scores, progress=False) == 2
+        assert {p: p.read_bytes() for p in files} == files
+    assert engine.explain(job(tmp_path), explainers, scores, progress=False) == 0
+
+
+def test_a_scan_computes_fingerprints_once_and_keeps_only_what_is_unfinished(tmp_path, monkeypatch):
+    explainers = {"random": Random(), "saliency": Saliency()}
+    work = job(tmp_path, shard_size=1)
+    engine.explain(work, explainers, {"deletion": Deletion()}, progress=False)
+    gone = work.store.shard("maps", "saliency", 7, 8)
+    gone.unlink()
+    calls, fingerprint = [], engine.Explained.fingerprint
+    monkeypatch.setattr(engine.Explained, "fingerprint", lambda *a: calls.append(a) or fingerprint(*a))
+    found = engine.work_list(work, explainers, {"deletion": Deletion()})
+    assert [w.path for w in found] == [gone]
+    assert len(calls) == len(explainers)
+
+
+def test_a_finished_shard_is_looked_at_once(tmp_path, monkeypatch):
+    work, explainers = job(tmp_path), {"random": Random()}
+    engine.explain(work, explainers, {}, progress=False)
+    for path in tmp_path.rglob("*.safetensors"):
+        os.utime(path, ns=(10**18, 10**18))
+    assert engine.work_list(work, explainers, {}) == []
+    monkeypatch.setattr(engine, "verify", lambda path: pytest.fail("read again"))
+    assert engine.work_list(work, explainers, {}) == []
+    monkeypatch.undo()
+    with pytest.raises(UsageError, match="seed"):  # another recipe is another question
+        engine.work_list(job(tmp_path, seed=1), explainers, {})
+    path.write_bytes(path.read_bytes()[:-1])
+    assert [w.path for w in engine.work_list(work, explainers, {})] == [path]
+
+
+def test_a_pass_is_finished_when_every_part_has_every_score(tmp_path):
+    work, explainers, scores = job(tmp_path), {"random": Random()}, {"deletion": Deletion()}
+    assert not engine.finished(work, explainers, {})
+    for part in range(3):
+        assert not engine.finished(work, explainers, {})
+        engine.explain(work, explainers, {} if part else scores, (part, 3), progress=False)
+    assert engine.finished(work, explainers, {})
+    assert not engine.finished(work, explainers, scores)
+    engine.explain(work, explainers, scores, progress=False)
+    assert engine.finished(work, explainers, scores)
+
+
+def test_a_store_may_be_filled_by_two_versions_of_the_code_and_says_so(tmp_path, monkeypatch):
+    for fold in (0, 1):
+        work = predicted(job(tmp_path, fold=fold))
+        engine.explain(work, {"random": Random()}, {}, (0, 2), progress=False)
+    assert Ensemble(tmp_path).head()["versions"] == [
+        {"version": lit_xai.__version__, "code": lit_xai.code(), "folds": [0, 1]}
+    ]
+    assert not any("versions" in w for w in Ensemble(tmp_path).head()["warnings"])
+    monkeypatch.setattr(lit_xai, "made_by", lambda: {"version": "0.2.0", "code": "later"})
+    engine.explain(work, {"random": Random()}, {}, progress=False)
+    predicted(job(tmp_path, fold=1))
+    head = Ensemble(tmp_path).summarise(progress=False).head
+    assert head["versions"] == [
+        {"version": lit_xai.__version__, "code": lit_xai.code(), "folds": [0, 1]},
+        {"version": "0.2.0", "code": "later", "folds": [1]},
+    ]
+    assert any("2 versions of the code (0.1.0 " in w and "0.2.0 later in fold 1" in w for w in head["warnings"])
 
 
 def test_another_shard_size_in_the_same_folder_is_refused(tmp_path):

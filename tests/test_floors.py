@@ -9,7 +9,9 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "lit_xai"
 FLOORS = [
-    {"core", "cli", "heartbeat"},
+    {"errors"},
+    {"shards", "heartbeat"},
+    {"core", "cli"},
     {"files", "cache", "training"},
     {"cluster"},
     {"data", "models", "segments", "fillers"},

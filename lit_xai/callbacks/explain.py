@@ -19,7 +19,10 @@ from lit_xai.ensemble import Ensemble
 from lit_xai.files import write_csv
 from lit_xai.heartbeat import Heartbeat
 from lit_xai.metrics.localisation import settle
+from lit_xai.shards import Identity, identity_of
 from lit_xai.store import DISAGREEMENTS, RANDOM, FoldStore, MapReader, Predictions
+
+SHOWN = 10_000  # rows of the table on the dashboard; the file has them all
 
 
 def parse_part(part: str) -> tuple[int, int]:
@@ -141,14 +144,26 @@ class Explain(pl.Callback):
             self.written = engine.explain(job, self.explainers, self.scores, part, show, watch)
         trainer.strategy.barrier("explained")
         if rank == 0 and self.probes == "random":
-            self.report(Dashboard(trainer.loggers), data, predictions)
+            self.report(Dashboard(trainer.loggers), job, data, predictions)
 
-    def report(self, dashboard: Dashboard, data: FoldData, predictions: Predictions) -> None:
-        """Per-probe scores to `scores.csv` and the dashboard, means as scalars."""
-        columns, rows, means = score_table(self.store, self.explainers, data.probes, predictions)
-        write_csv(self.store.root / "scores.csv", columns, rows)
-        dashboard.scalars(means)
-        dashboard.table("scores", columns, rows)
+    def report(self, dashboard: Dashboard, job: engine.Explained, data: FoldData, predictions: Predictions) -> None:
+        """Per-probe scores to `scores.csv` and the dashboard, means as scalars, once no part has anything left to do.
+
+        Parts that end at the same time may all come here. A shard that another one wrote meanwhile is not in the table
+        that this one wrote over the other's: then it is made again.
+        """
+        while engine.finished(job, self.explainers, self.scores):
+            before = self.shards()
+            columns, rows, means = score_table(self.store, self.explainers, data.probes, predictions)
+            write_csv(self.store.root / "scores.csv", columns, rows)
+            if self.shards() == before:
+                dashboard.scalars(means)
+                dashboard.table("scores", columns, rows[:SHOWN])
+                return
+
+    def shards(self) -> list[Identity | None]:
+        """All files that a table rests on, as they are now."""
+        return [identity_of(path) for name in self.explainers for path in self.store.shards(self.kind, name)]
 
 
 def score_table(
@@ -169,11 +184,11 @@ def score_table(
                 if key.startswith("detail/"):
                     found[explainer][key.removeprefix("detail/")] = reader.rows(probes, key)
             names += [n for n in found[explainer] if n not in names]
-    home, labels, predicted = predictions.split.fold(probes), predictions.split.label(probes), predictions.of(probes)
+    split = predictions.split
+    known = [t.tolist() for t in (probes, split.fold(probes), split.label(probes), predictions.of(probes))]
     rows = []
     for explainer, values in found.items():
-        for row, sample in enumerate(probes.tolist()):
-            numbers = [float(values[n][row]) if n in values else math.nan for n in names]
-            rows.append([sample, int(home[row]), int(labels[row]), int(predicted[row]), explainer, *numbers])
+        own = [values[n].double().tolist() if n in values else [math.nan] * len(probes) for n in names]
+        rows += [list(row) for row in zip(*known, [explainer] * len(probes), *own, strict=True)]
     means = {f"{n}/{e}": float(v.nanmean()) for e, values in found.items() for n, v in values.items()}
     return ["sample", "fold", "label", "predicted", "explainer", *names], rows, means

@@ -36,9 +36,9 @@ class Stability(pl.Callback):
         values: dict[str, float] = {}
         for name in self.explainers:
             whole = [f for f in everything.folds if MapReader(everything.stores[f], RANDOM, name).has(probes)]
-            ensemble = Ensemble(self.store.root.parent, self.seed, whole) if whole else None
-            if ensemble is None:
+            if self.store.fold not in whole:  # another part will complete it: not every part reads all folds' maps
                 continue
+            ensemble = Ensemble(self.store.root.parent, self.seed, whole)
             values["stability/folds"] = len(whole)
             estimates, _, (equal, differ) = ensemble.measure(name, columns=("mege", "reco", "reco_eq6"))
             values.update({f"{n}/{name}": e.value for n, e in estimates.items()})

@@ -1,0 +1,114 @@
+"""Names and heads of a store's files, without torch; what a cut or an altered byte does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lit_xai import shards
+from lit_xai.errors import DamagedFile
+from lit_xai.shards import range_of, read_head, shard_name, shard_paths, verify
+from lit_xai.store import read_tensors, write_tensors
+
+
+def written(path: Path) -> bytes:
+    """A file with tensors of several types, one of them empty, and its bytes."""
+    tensors = {
+        "sample": torch.arange(3),
+        "maps": torch.linspace(-1, 1, 48).view(3, 4, 4),
+        "seen": torch.tensor([True, False, True]),
+        "nothing": torch.empty(0),
+        "number": torch.tensor(2.5, dtype=torch.float64),
+        "half": torch.ones(3, dtype=torch.bfloat16),
+    }
+    write_tensors(path, tensors, {"note": "whole", "by": {2: "two", 10: "ten"}})
+    return path.read_bytes()
+
+
+def test_a_head_says_what_is_in_the_file(tmp_path):
+    file = tmp_path / "x.safetensors"
+    size = len(written(file))
+    for head in (read_head(file), verify(file)):
+        assert head.size == size
+        assert head.meta["note"] == "whole"
+        assert head.meta == read_tensors(file)[1]
+        tensors = read_tensors(file)[0]
+        assert {n: t.shape for n, t in head.tensors.items()} == {n: tuple(t.shape) for n, t in tensors.items()}
+        where = head.tensors["maps"]
+        assert where.dtype == "F32"
+        assert file.read_bytes()[where.start : where.stop] == tensors["maps"].numpy().tobytes()
+
+
+def test_our_files_are_safetensors_files(tmp_path):
+    from safetensors.torch import load_file
+
+    written(file := tmp_path / "x.safetensors")
+    ours, theirs = read_tensors(file)[0], load_file(file)
+    assert set(ours) == set(theirs)
+    for name, tensor in ours.items():
+        assert tensor.dtype == theirs[name].dtype
+        assert torch.equal(tensor, theirs[name])
+
+
+def test_a_cut_or_longer_file_is_noticed_by_its_head_alone(tmp_path):
+    file = tmp_path / "x.safetensors"
+    whole = written(file)
+    for length in range(len(whole)):
+        file.write_bytes(whole[:length])
+        with pytest.raises(DamagedFile):
+            read_head(file)
+    file.write_bytes(whole + b"\0")
+    with pytest.raises(DamagedFile, match="1 bytes too many"):
+        read_head(file)
+    with pytest.raises(DamagedFile, match="FileNotFound"):
+        read_head(tmp_path / "y.safetensors")
+
+
+def test_every_flipped_bit_is_noticed(tmp_path):
+    file = tmp_path / "x.safetensors"
+    whole = written(file)
+    key = whole.index(b"meta_checksum")  # without this one the file is as good as those of older versions
+    for place in [*range(key), *range(key + len("meta_checksum"), len(whole))]:
+        data = bytearray(whole)
+        data[place] ^= 1 << place % 8
+        file.write_bytes(data)
+        for read in (verify, read_tensors):
+            with pytest.raises(DamagedFile):
+                read(file)
+
+
+def test_a_checked_file_is_not_read_again_until_it_changes(tmp_path, monkeypatch):
+    file = tmp_path / "x.safetensors"
+    whole = written(file)
+    os.utime(file, ns=(10**18, 10**18))  # long ago: by now its time of change is known to be its own
+    verify(file)
+    monkeypatch.setattr(shards, "BLOCK", 0)  # whoever reads now reads nothing
+    verify(file)
+    file.write_bytes(whole)
+    with pytest.raises(DamagedFile):
+        verify(file)
+
+
+def test_large_tensors_are_checked_in_blocks(tmp_path, monkeypatch):
+    written(file := tmp_path / "x.safetensors")
+    monkeypatch.setattr(shards, "BLOCK", 7)
+    verify(file)
+
+
+def test_names_and_ranges(tmp_path):
+    assert range_of(shard_name(64, 128)) == range(64, 128)
+    assert range_of(shard_name(0, 10**9 + 1)) == range(10**9 + 1)
+    assert range_of(".000000000-000000063.safetensors.host.1.tmp") is None
+    for name in (shard_name(64, 128), shard_name(0, 64), ".x.tmp", "notes.txt"):
+        (tmp_path / name).touch()
+    assert [p.name for p in shard_paths(tmp_path)] == [shard_name(0, 64), shard_name(64, 128)]
+    assert shard_paths(tmp_path / "none") == []
+
+
+def test_looking_after_a_store_needs_neither_torch_nor_numpy():
+    check = "import lit_xai.shards, sys; sys.exit(sum(m in sys.modules for m in ('torch', 'numpy', 'hydra')))"
+    assert subprocess.run([sys.executable, "-c", check]).returncode == 0
