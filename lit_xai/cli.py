@@ -183,6 +183,15 @@ def did_you_mean(wrong: str, door: str, overrides: list[str]) -> str:
     return f": {hint}"
 
 
+def experiment_name(cfg: Any) -> str:
+    """`name=`, or `<data>-<model>` with the degradations that are on."""
+    if cfg.name:
+        return str(cfg.name)
+    parts = [f"{cfg.data.name}-{cfg.model.name}"]
+    parts += [f"{k}={cfg[k]}" for k in ("label_noise", "weight_noise") if cfg[k]]
+    return "-".join(parts)
+
+
 def check_added(cfg: Any, parsed: list[Any]) -> None:
     """`+key=` may only add what the thing it is added to takes (hydra itself would accept anything)."""
     from omegaconf import DictConfig, OmegaConf
@@ -228,14 +237,22 @@ def fail(message: str) -> None:
     raise SystemExit(1)
 
 
-def door(name: str, about: str) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
-    """Make a function of the composed configuration into a command."""
+def door(
+    name: str, about: str, status: Callable[[list[str]], None] | None = None
+) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
+    """Make a function of the composed configuration into a command; `status` answers `--status`."""
 
     def decorate(task: Callable[[Any], None]) -> Callable[[], None]:
         def main() -> None:
             arguments = sys.argv[1:]
             if any(a in ("-h", "--help") for a in arguments):
                 print(help_text(name, about))
+                return
+            if "--status" in arguments:
+                if status is None:
+                    fail("--status belongs to python -m lit_xai.evaluate")
+                else:
+                    status([a for a in arguments if a != "--status"])
                 return
             overrides, flags = parted(arguments)
             overrides = [quoted(o) for o in overrides]

@@ -91,7 +91,7 @@ def check_levels(cfg: Any) -> dict[str, list[float]]:
 
 def damaged(cfg: Any, kind: str, level: float) -> Any:
     """The configuration of one ensemble."""
-    from lit_xai.runs import experiment_name
+    from lit_xai.cli import experiment_name
 
     if kind == "none":
         return with_keys(cfg, name=experiment_name(cfg))

@@ -9,15 +9,35 @@ from lit_xai.cli import door
 ABOUT = """MeGe, ReCo and every score of every explainer, with 95 % intervals, nulls and the paired difference to Random.
 Reads checkpoints/<name>/fold=*/ and nothing else; writes summary.json, .csv, .tex, histograms and report.html there.
 samplers=[black,grey,mean] name=<folder> fold=0: how good fillers are as samplers for that fold's predictor instead:
-are their samples in distribution, diverse, local, and what do they cost; writes fold=0/samplers.csv, .tex and pictures."""
+are their samples in distribution, diverse, local, and what do they cost; writes fold=0/samplers.csv, .tex and pictures.
+--status name=<folder>: how many shards of every fold and explainer are done, running and missing, which processes work on
+them, and the commands that complete them (--json for programs); nothing is computed."""
 
 
-@door("evaluate", ABOUT)
+def show_status(arguments: list[str]) -> None:
+    """`--status`: how far the experiment is. Neither torch nor any map is loaded."""
+    from pathlib import Path
+
+    from lit_xai import status
+    from lit_xai.cli import CommandError, compose, experiment_name, fail, parted, quoted
+    from lit_xai.errors import UsageError
+
+    overrides, flags = parted(arguments)
+    if set(flags) - {"--json"}:
+        fail(f"--status takes root=, name= (or data=, model=) and --json, found {min(set(flags) - {'--json'})}")
+    try:
+        cfg = compose("evaluate", ["explainer=[]", "score=[]", *map(quoted, overrides)])
+        status.show(Path(cfg.root) / experiment_name(cfg), "--json" in flags)
+    except (CommandError, UsageError) as e:
+        fail(str(e))
+
+
+@door("evaluate", ABOUT, show_status)
 def main(cfg: Any) -> None:
     """Measure, print, write, log."""
     from pathlib import Path
 
-    from lit_xai.runs import experiment_name
+    from lit_xai.cli import experiment_name
 
     if cfg.get("filler") or cfg.samplers is not None:
         evaluate_samplers(cfg)

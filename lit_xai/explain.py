@@ -58,17 +58,22 @@ def explain(run: Any) -> None:
         check(run, callbacks)
         return
     if run.complete(callback) and not run.fillers and not run.cfg.curves:
+        if not run.cfg.dry_run:
+            callback.leave_plans(len(run.data.probes))
         say(f"{run.store.root} is complete: nothing to do")
         summarise(run)
         return
     module = run.load()
-    plan = engine.plan(run.explained(module, callback), callback.explainers, callback.scores, callback.part)
+    job = run.explained(module, callback)
+    plan = engine.plan(job, callback.explainers, callback.scores, callback.part)
     say(f"{run.name} fold {run.cfg.fold} of {run.cfg.data.folds}, {callback.probes} probes -> {run.store.root}")
     if (
         plan.maps == 0
         and run.store.predictions_file.exists()
         and (callback.probes == "disagreements" or callback.part != (0, 1))
     ):
+        if not run.cfg.dry_run:
+            callback.leave_plans(len(job.samples))
         say("complete: nothing to do")
         return
     say(f"explain: {plan}")

@@ -15,17 +15,19 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from lit_xai import engine
 from lit_xai.callbacks import Curves, Explain, FillerReport, Gallery, SamplerReport, SanityCheck, Stability
-from lit_xai.cli import options
+from lit_xai.cli import LISTS, experiment_name, options, top_level
 from lit_xai.cluster import Interrupted, Interruption, environment, requeue
 from lit_xai.core import Explainer, Filler, Score, UsageError, accepts
 from lit_xai.data.folds import FoldData
 from lit_xai.files import load_weights, write_atomically
+from lit_xai.status import PLANS, plan_text
 from lit_xai.store import FoldStore, differences
 from lit_xai.training import Trainable
 
@@ -241,6 +243,17 @@ class Run:
         mine, config = plain(self.cfg), self.store.root / "config.yaml"
         if not config.exists() or (self.job_type == "train" and read_config(config) != mine):
             write_atomically(config, OmegaConf.to_yaml(OmegaConf.create(mine)))
+        if self.job_type == "train":
+            counts = {"folds": self.cfg.data.folds, "explains": int(bool(self.explainers) and not self.is_sampler)}
+            plan = plan_text("train", self.overrides, **counts)
+            write_atomically(self.store.root / PLANS / "train.json", plan)
+
+    @property
+    def overrides(self) -> list[str]:
+        """The command line's, without lists that are the default."""
+        given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+        default = {f"{group}=[{','.join(top_level(group))}]" for group in LISTS}
+        return [o for o in given if o not in default]
 
     def callbacks(self) -> list[pl.Callback]:
         """Explain, then what is drawn from explanations; of a sampler, its report."""
@@ -266,6 +279,7 @@ class Run:
             cap=c.cap,
             part=c.get("part", "0/1"),
             progress=c.progress,
+            command=(self.job_type, self.overrides),
         )
         if explain.probes != "random":
             return [explain]
@@ -397,15 +411,6 @@ def check_values(cfg: Any) -> None:
         for name, node in (cfg.get(group) or {}).items():
             if "_target_" not in node:
                 raise UsageError(f"{group}.{name} has no _target_: choose it by {group}=[{name}], or correct its name")
-
-
-def experiment_name(cfg: Any) -> str:
-    """`name=`, or `<data>-<model>` with the degradations that are on."""
-    if cfg.name:
-        return str(cfg.name)
-    parts = [f"{cfg.data.name}-{cfg.model.name}"]
-    parts += [f"{k}={cfg[k]}" for k in ("label_noise", "weight_noise") if cfg[k]]
-    return "-".join(parts)
 
 
 def read_config(file: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "lit_xai"
 FLOORS = [
     {"errors"},
     {"shards", "heartbeat"},
-    {"core", "cli"},
+    {"core", "cli", "status"},
     {"files", "cache", "training"},
     {"cluster"},
     {"data", "models", "segments", "fillers"},

@@ -25,7 +25,7 @@ GENERATORS = {
     "flow": ["model=flow", "model.steps=2", "model.width=8", "model.levels=2"],
 }
 SMALL = {name: [*DATA, *options, "trainer.max_epochs=2"] for name, options in GENERATORS.items()}
-LEFT = {"model.ckpt", "config.yaml", "quality.csv", "samples.png"}
+LEFT = {"model.ckpt", "config.yaml", "quality.csv", "samples.png", "plans"}
 SLOWLY = [pytest.param(name, marks=pytest.mark.slow) for name in ("ddim", "flow")]
 every_generator = pytest.mark.parametrize("name", GENERATORS)
 
@@ -76,7 +76,7 @@ def test_a_finished_generator_is_not_trained_again(finished, name):
 def test_a_generator_interrupted_within_an_epoch_ends_with_the_same_weights(finished, tmp_path, name):
     """Averages, two optimizers, noise of the loss: all go on where they were."""
     with signalled("on_train_batch_start", 4, signal.SIGTERM):
-        fails("train", tmp_path, "fold=0", small=SMALL[name])
+        run("train", tmp_path, "fold=0", small=SMALL[name], check=False)
     assert begins_at(torch.load(next(tmp_path.rglob("last.ckpt")), weights_only=True), 1)[1] > 0
     run("train", tmp_path, "fold=0", small=SMALL[name])
     ours, theirs = (

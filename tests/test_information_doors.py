@@ -59,7 +59,7 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", ["patch_sampler", "conditional_gaussian"])
 def test_a_sampler_leaves_its_checkpoint_its_bits_and_a_picture(finished, name):
     fold = finished / f"digits-{name}" / "fold=1"
-    assert {f.name for f in fold.iterdir()} == {"model.ckpt", "config.yaml", "quality.csv", "samples.png"}
+    assert {f.name for f in fold.iterdir()} == {"model.ckpt", "config.yaml", "quality.csv", "samples.png", "plans"}
     (row,) = table(fold / "quality.csv")
     assert 0 < float(row["bits_per_dim_low"]) < float(row["bits_per_dim"]) < float(row["bits_per_dim_high"]) < 8
     assert int(row["images"]) == 150
@@ -101,7 +101,7 @@ def test_a_killed_sampler_resumes_to_the_same_weights(finished, tmp_path):
 def test_two_processes_train_a_sampler(small, tmp_path):
     run_process("train", tmp_path, "fold=0", "trainer=ddp_cpu", "logger=none", small=small)
     (fold,) = tmp_path.glob("*/fold=0")
-    assert {f.name for f in fold.iterdir()} == {"model.ckpt", "config.yaml", "quality.csv", "samples.png"}
+    assert {f.name for f in fold.iterdir()} == {"model.ckpt", "config.yaml", "quality.csv", "samples.png", "plans"}
 
 
 def test_a_sampler_explains_nothing(finished):

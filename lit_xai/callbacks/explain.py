@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,10 +16,11 @@ from lit_xai.core import Explainer, Score, UsageError
 from lit_xai.dashboard import Dashboard
 from lit_xai.data.folds import Disagreements, FoldData
 from lit_xai.ensemble import Ensemble
-from lit_xai.files import write_csv
-from lit_xai.heartbeat import Heartbeat
+from lit_xai.files import write_atomically, write_csv
+from lit_xai.heartbeat import Heartbeat, alive
 from lit_xai.metrics.localisation import settle
 from lit_xai.shards import Identity, identity_of
+from lit_xai.status import plan_file, plan_text
 from lit_xai.store import DISAGREEMENTS, RANDOM, FoldStore, MapReader, Predictions
 
 SHOWN = 10_000  # rows of the table on the dashboard; the file has them all
@@ -51,6 +52,7 @@ class Explain(pl.Callback):
         cap: most disagreements explained per fold; None = all.
         part: this job's share of the shards, `i/n`.
         progress: show a bar.
+        command: the door and the overrides that compute the same, for `lit_xai.evaluate --status`.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Explain(pl.Callback):
         cap: int | None = 200,
         part: str = "0/1",
         progress: bool = True,
+        command: tuple[str, Sequence[str]] = ("explain", ()),
     ) -> None:
         if probes not in ("random", "disagreements"):
             raise UsageError(f"probes must be random or disagreements, found {probes!r}")
@@ -75,7 +78,7 @@ class Explain(pl.Callback):
         self.scores = dict(scores) if probes == "random" else {}
         self.seed, self.batch_size, self.shard_size = seed, batch_size, shard_size
         self.target, self.cap, self.part, self.progress = target, cap, parse_part(part), progress
-        self.written = 0
+        self.command, self.written = command, 0
 
     @property
     def kind(self) -> str:
@@ -119,6 +122,14 @@ class Explain(pl.Callback):
         job.targets = labels if job.identity["target"] == "label" else predictions.of(job.samples)
         return job
 
+    def leave_plans(self, probes: int) -> None:
+        """Say what there is to do, so that others can see how much of it is done."""
+        text = plan_text(*self.command, probes=probes, shard_size=self.shard_size)
+        for name in self.explainers:
+            file = plan_file(self.store.root, self.kind, name)
+            if not file.exists() or file.read_text() != text:
+                write_atomically(file, text)
+
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Do it all."""
         data, rank, world = trainer.datamodule, trainer.global_rank, trainer.world_size  # type: ignore[attr-defined]
@@ -129,6 +140,9 @@ class Explain(pl.Callback):
         predictions = engine.predictions_of(job, data.split, data.fold, rank, world, show)
         trainer.strategy.barrier("predictions")
         job = self.choose(job, predictions, data)
+        if rank == 0:
+            self.leave_plans(len(job.samples))
+            alive(self.store.root, remove=True)
         index, of = self.part
         part = (index * world + rank, of * world)
 

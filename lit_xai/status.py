@@ -1,0 +1,294 @@
+"""How far an experiment is: shards done, running and missing by fold and explainer, and the commands that complete them.
+
+Names and heads of files alone are read, by the standard library: ten thousand shards take a second or two. What is in the
+shards is checked where it is used (`lit_xai.evaluate`) and where a command looks for what is left to do.
+
+    fold=3/plans/train.json         the command that trains this fold
+    fold=3/plans/maps/rise.json     how many probes rise explains here, in shards of which size, by which command
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lit_xai.errors import DamagedFile, UsageError
+from lit_xai.heartbeat import Beat, alive
+from lit_xai.shards import (
+    DISAGREEMENTS,
+    PREDICTIONS,
+    RANDOM,
+    explainers_in,
+    fold_paths,
+    range_of,
+    read_head,
+    shard_paths,
+)
+
+PLANS = "plans"
+OWN = (
+    "fold",
+    "part",
+    "root",
+    "name",
+    "dry_run",
+    "summary",
+    "curves",
+)  # keys that are given anew, or that ask for something else
+
+
+def plan_file(fold: Path, kind: str, explainer: str) -> Path:
+    """Where the plan of one explainer is."""
+    return fold / PLANS / kind / f"{explainer}.json"
+
+
+def plan_text(door: str, overrides: Sequence[str], **counts: int) -> str:
+    """A plan: the same for every part and rank of the same command."""
+    kept = [o for o in overrides if o.lstrip("+~").split("=")[0] not in OWN]
+    return json.dumps({"door": door, "overrides": kept, **counts}, sort_keys=True)
+
+
+def read_plan(file: Path) -> dict[str, Any]:
+    """A plan; empty if there is none that can be read."""
+    try:
+        plan = json.loads(file.read_text())
+        return plan if isinstance(plan, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+@dataclass
+class Count:
+    """Shards of one explainer in one fold.
+
+    Attributes:
+        done, running, missing: how many; a damaged one counts as missing.
+        damaged: names of files that are cut or not ours.
+        known: whether the number of all shards is known; else `missing` is at least this.
+    """
+
+    done: int = 0
+    running: int = 0
+    missing: int = 0
+    damaged: list[str] = field(default_factory=list)
+    known: bool = True
+
+    def __str__(self) -> str:
+        running = f" (+{self.running})" if self.running else ""
+        return f"{self.done}{running}/{self.done + self.running + self.missing if self.known else '?'}"
+
+
+@dataclass
+class Status:
+    """The state of one experiment.
+
+    Attributes:
+        folder: `checkpoints/<name>`.
+        folds: of every fold `trained`, `training`, `predicted` or `absent`.
+        counts: `{kind: {explainer: {fold: Count}}}`.
+        processes: that live, by fold.
+        commands: what completes the experiment, in order.
+    """
+
+    folder: Path
+    folds: dict[int, str]
+    counts: dict[str, dict[str, dict[int, Count]]]
+    processes: dict[int, list[Beat]]
+    commands: list[str]
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left but evaluating."""
+        every = [c for kind in self.counts.values() for row in kind.values() for c in row.values()]
+        return not any(c.missing or c.running or not c.known for c in every) and "absent" not in self.folds.values()
+
+    def plain(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "folder": str(self.folder),
+            "folds": self.folds,
+            "shards": {
+                kind: {e: {f: asdict(c) for f, c in row.items()} for e, row in rows.items()}
+                for kind, rows in self.counts.items()
+            },
+            "processes": {f: [asdict(b) for b in beats] for f, beats in self.processes.items()},
+            "commands": self.commands,
+            "complete": self.complete,
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{self.folder}: {'complete' if self.complete else 'incomplete'}", ""]
+        titles = {RANDOM: "random probes", DISAGREEMENTS: "disagreements"}
+        names = [e for rows in self.counts.values() for e in rows]
+        first = max(map(len, [*names, *titles.values()]), default=0)
+        cells = {f: f"fold {f}" for f in self.folds}
+        texts = [*cells.values(), *self.folds.values()]
+        texts += [str(c) for rows in self.counts.values() for row in rows.values() for c in row.values()]
+        width = max(map(len, texts), default=0)
+
+        def row(name: str, values: Sequence[str]) -> str:
+            return "  ".join([f"{name:<{first}}", *(f"{v:>{width}}" for v in values)]).rstrip()
+
+        lines += [row("", list(cells.values())), row("predictor", list(self.folds.values()))]
+        for kind, rows in self.counts.items():
+            if rows:
+                lines += ["", row(titles[kind], [])]
+            lines += [row(e, [str(found.get(f, "-")) for f in self.folds]) for e, found in rows.items()]
+        lines += ["", "shards done (+ running) / all; a damaged file counts as missing"]
+        for kind, rows in self.counts.items():
+            for e, found in rows.items():
+                lines += [f"damaged: fold={f}/{kind}/{e}/{n}" for f, c in found.items() for n in c.damaged]
+        for fold, beats in self.processes.items():
+            lines += [b.line(f"fold={fold}") for b in beats]
+        if self.commands:
+            lines += ["", "what completes it" + (", once the processes above have ended:" if self.processes else ":")]
+            lines += [f"  {c}" for c in self.commands]
+        return "\n".join(lines)
+
+
+def status(folder: Path) -> Status:
+    """The state of one experiment, from names and heads of its files.
+
+    Raises:
+        UsageError: there is no such experiment.
+    """
+    paths = fold_paths(folder)
+    if not paths:
+        raise UsageError(f"no fold=* in {folder}: set name= or root=, or run python -m lit_xai.train first")
+    every = range(max(folds_of(p) for p in paths.values()))
+    folds = {f: state_of(paths.get(f, folder / f"fold={f}")) for f in sorted({*every, *paths})}
+    processes = {f: beats for f, p in paths.items() if (beats := alive(p))}
+    for f, beats in processes.items():
+        if folds[f] == "absent" and any(b.task == "train" for b in beats):
+            folds[f] = "training"
+    counts: dict[str, dict[str, dict[int, Count]]] = {}
+    for kind in (RANDOM, DISAGREEMENTS):
+        planned = {p.stem for path in paths.values() for p in (path / PLANS / kind).glob("*.json")}
+        names = planned.union(*(explainers_in(path / kind) for path in paths.values()))
+        sizes = {f: read_size(paths.get(f), kind) for f in folds} if names else {}
+        shared = (
+            next((s for s in sizes.values() if s), None) if kind == RANDOM else None
+        )  # the same probes in all folds
+        counts[kind] = {
+            name: {f: count(folder / f"fold={f}", kind, name, shared, processes.get(f, [])) for f in folds}
+            for name in sorted(names)
+        }
+    found = Status(folder, folds, counts, processes, [])
+    found.commands = commands(found)
+    return found
+
+
+def folds_of(fold: Path) -> int:
+    """How many folds the experiment has, by what lies in one of them."""
+    try:
+        return int(read_head(fold / PREDICTIONS).meta["folds"])
+    except (DamagedFile, KeyError, ValueError):
+        plan = read_plan(fold / PLANS / "train.json")
+        return max(int(plan.get("folds", 0)), int(fold.name.removeprefix("fold=")) + 1)
+
+
+def state_of(fold: Path) -> str:
+    """How far the predictor of a fold is."""
+    if (fold / "model.ckpt").exists():
+        return "trained"
+    return "predicted" if (fold / PREDICTIONS).exists() else "absent"
+
+
+def read_size(fold: Path | None, kind: str) -> tuple[int, int] | None:
+    """Number of probes and shard size of a pass, by any of its plans."""
+    for file in sorted((fold / PLANS / kind).glob("*.json")) if fold else []:
+        plan = read_plan(file)
+        if "probes" in plan and plan.get("shard_size", 0) > 0:
+            return plan["probes"], plan["shard_size"]
+    return None
+
+
+def count(fold: Path, kind: str, explainer: str, shared: tuple[int, int] | None, beats: Sequence[Beat]) -> Count:
+    """The shards of one explainer in one fold."""
+    plan = read_plan(plan_file(fold, kind, explainer))
+    size = (plan["probes"], plan["shard_size"]) if {"probes", "shard_size"} <= set(plan) else shared
+    wanted = {s for s in range(0, size[0], size[1])} if size else None
+    out, there = Count(known=size is not None), set()
+    for path in shard_paths(fold / kind / explainer):
+        shard = range_of(path.name)
+        if shard is None or (wanted is not None and shard.start not in wanted):
+            continue
+        try:
+            read_head(path)
+            there.add(shard.start)
+        except DamagedFile:
+            out.damaged.append(path.name)
+    out.done = len(there)
+    now = {b.at for b in beats if b.task == f"explain {kind}" and b.at.endswith(f" of {explainer}")}
+    starts = {int(at[:9]) for at in now if at[:9].isdigit()} - there
+    out.running = len(starts)
+    out.missing = len(wanted - there - starts) if wanted is not None else len(out.damaged)
+    return out
+
+
+def commands(found: Status) -> list[str]:
+    """What completes an experiment, in the order in which it must be done."""
+    folder, out = found.folder, []
+    place = [f"root={folder.parent}", f"name={folder.name}"]
+
+    def line(plan: dict[str, Any], door: str, fold: int, *more: str) -> str:
+        own = [
+            o for o in plan.get("overrides", []) if o.lstrip("+~").split("=")[0] not in {m.split("=")[0] for m in more}
+        ]
+        return shlex.join(["python", "-m", f"lit_xai.{plan.get('door', door)}", *own, *place, *more, f"fold={fold}"])
+
+    def plan_of(fold: int, *name: str) -> dict[str, Any]:
+        """This fold's, else any fold's."""
+        for f in [fold, *found.folds]:
+            if plan := read_plan(folder / f"fold={f}" / PLANS / Path(*name)):
+                return plan
+        return {}
+
+    for f, state in found.folds.items():
+        if state in ("absent", "training"):
+            out.append(line(plan_of(f, "train.json"), "train", f))
+    for kind, rows in found.counts.items():
+        for f, state in found.folds.items():
+            if state in ("absent", "training") and kind == RANDOM and plan_of(f, "train.json").get("explains"):
+                continue  # training goes on to explain
+            groups: dict[str, list[str]] = {}
+            for name, row in rows.items():
+                if row[f].missing or row[f].running or not row[f].known:
+                    groups.setdefault(json.dumps(plan_of(f, kind, f"{name}.json")), []).append(name)
+            for text, names in groups.items():
+                plan = json.loads(text)
+                more = [f"explainer=[{','.join(names)}]"] if not plan else []
+                more += ["probes=disagreements"] if kind == DISAGREEMENTS else []
+                out.append(line(plan, "explain", f, *more))
+    return list(dict.fromkeys(out)) or (["python -m lit_xai.evaluate " + shlex.join(place)] if outdated(found) else [])
+
+
+def outdated(found: Status) -> bool:
+    """Whether the table is older than anything it rests on."""
+    table = found.folder / "summary.json"
+    if not any(found.counts.values()):
+        return False
+    if not table.exists():
+        return True
+    made = table.stat().st_mtime
+    folders = (
+        found.folder / f"fold={f}" / kind / e for kind, rows in found.counts.items() for e in rows for f in found.folds
+    )
+    return any(d.stat().st_mtime > made for d in folders if d.is_dir())
+
+
+def show(folder: Path, as_json: bool = False) -> None:
+    """Print it."""
+    began = time.perf_counter()
+    found = status(folder)
+    if as_json:
+        print(json.dumps(found.plain(), indent=1))
+        return
+    number = sum(c.done for rows in found.counts.values() for row in rows.values() for c in row.values())
+    print(found)
+    print(f"\n{number:,} shards looked at in {time.perf_counter() - began:.1f} s")
