@@ -5,6 +5,7 @@
 #
 #   folds=5            so many folds (data.folds=)
 #   parts=8            share the explanations of every fold among so many jobs; 1: the job that trains explains, too
+#   parts=8,2          so many jobs for the explanations of a fold, so many for those of its disagreements
 #   concurrent=2       at most so many tasks of an array at a time
 #   nodes=2 tasks=4    train one fold on so many nodes, with so many GPUs (tasks) each
 #   samplers=A,B       first train these samplers of every fold, for explainers that fill hidden pixels from them
@@ -23,7 +24,7 @@ usage() { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' jobs/submit.sh; }
 # --------------------------------------------------------------------------------------------------------- the options
 
 [ $# -gt 0 ] || { usage; exit 0; }
-folds=5 parts=1 concurrent="" nodes="" tasks="" name=lit_xai dry=""
+folds=5 parts=1 seconds="" concurrent="" nodes="" tasks="" name=lit_xai dry=""
 samplers=() options=() measuring=()
 for argument in "$@"; do
   key=${argument%%=*} value=${argument#*=}
@@ -34,6 +35,7 @@ for argument in "$@"; do
     *) fail "$argument is not of the form key=value: see jobs/submit.sh --help" ;;
   esac
   case $key in
+    parts) [[ $value != *,* ]] || { seconds=${value#*,}; value=${value%%,*}; } ;;&
     folds | data.folds | parts | concurrent | nodes | tasks)
       [[ $value =~ ^[1-9][0-9]{0,5}$ ]] || fail "$key must be a whole number of at least 1, found $value"
       declare "${key#data.}=$value" ;;
@@ -44,6 +46,8 @@ for argument in "$@"; do
     *) options+=("$argument") ;;
   esac
 done
+seconds=${seconds:-$parts}
+[[ $seconds =~ ^[1-9][0-9]{0,5}$ ]] || fail "parts must be a whole number of at least 1 or two of them, as in parts=8,2"
 [ "$folds" -gt 1 ] || fail "folds must be at least 2: with one fold there is nothing to train on"
 
 # who is told what: options of one sampler are its own; samplers see the data, not the predictor's options
@@ -69,6 +73,8 @@ done
 check() {  # DOOR OPTION... : a mistyped key ends here, not in the queue
   ( environment; python -m "lit_xai.$1" fold=0 "${@:2}" --cfg job >/dev/null ) || exit 1
 }
+( environment; python -c "import hydra, lit_xai" 2>/dev/null ) \
+  || fail "no Python with lit_xai: say in jobs/settings.sh where it is (VENV=$VENV)"
 check train "${training[@]}"
 check explain "${explaining[@]}"
 check evaluate "${measuring[@]}"
@@ -137,8 +143,8 @@ if [ "$parts" -gt 1 ]; then
   done
 fi
 for ((fold = 0; fold < folds; fold++)); do
-  submit "explain the disagreements of fold $fold, parts 0-$((parts - 1))" "DISAGREEMENTS$fold" "${cluster[@]}" \
-    "$(array "$parts")" --dependency=afterok:"$(joined "$predictors" "${trained[@]}")" \
+  submit "explain the disagreements of fold $fold, parts 0-$((seconds - 1))" "DISAGREEMENTS$fold" "${cluster[@]}" \
+    "$(array "$seconds")" --dependency=afterok:"$(joined "$predictors" "${trained[@]}")" \
     --job-name="$name-disagreements-fold$fold" jobs/explain.sbatch fold="$fold" probes=disagreements "${explaining[@]}"
   last+=("$id")
 done
