@@ -20,8 +20,7 @@ install_slurm() {
   fi
   local log
   log=$(mktemp)
-  # the packages' own services must not start: policy-rc.d says so where services are managed
-  { "${root[@]}" apt-get update && "${root[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+  { "${root[@]}" apt-get update && "${root[@]}" env DEBIAN_FRONTEND=noninteractive \
       apt-get install --yes --no-install-recommends slurm-wlm munge; } >"$log" 2>&1 \
     || fail "apt-get install slurm-wlm munge failed: $(tail -n 1 "$log") (all of it: $log)"
   rm -f "$log"
