@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from cluster import Cluster
+from cluster import ENDED, Cluster
 
 pytestmark = pytest.mark.slurm
 
@@ -208,16 +208,48 @@ def test_surplus_tasks_end_well_and_write_nothing(cluster: Cluster, undisturbed:
     assert sorted(re.findall(r"done: (\d+) shards", cluster.logs(job))) in (["0", "1", "1"], ["1", "1"])
 
 
+def multirun(cluster: Cluster, root: Path, *options: str) -> subprocess.Popen[str]:
+    """`launcher=slurm`, which submits an array and waits for it."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra lit_xai[slurm]")
+    launcher = [f"hydra.launcher.{o}" for o in ("gpus_per_node=null", "mem_gb=2", "cpus_per_task=1", "timeout_min=10")]
+    command = [sys.executable, "-m", "lit_xai.train", "-m", "launcher=slurm", f"root={root}", "logger=none", *launcher]
+    environment = {**cluster.environment, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, *options], cwd=cluster.project, env=environment, text=True, stdout=-1, stderr=subprocess.STDOUT
+    )
+
+
+def finished(process: subprocess.Popen[str]) -> None:
+    out = process.communicate(timeout=240)[0]
+    assert process.returncode == 0, out[-3000:]
+
+
 def test_hydras_launcher_equals_a_local_multirun(cluster: Cluster, tmp_path: Path) -> None:
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install 'lit_xai[slurm]'")
     options = [*SMALL, "data.folds=2", *EXPLAINERS, "fold=range(2)"]
-    launcher = ["gpus_per_node=null", "mem_gb=2", "cpus_per_task=1", "timeout_min=10"]
-    command = [sys.executable, "-m", "lit_xai.train", "-m", "launcher=slurm", f"root={tmp_path / 'slurm'}", *options]
-    cluster.run(*command, "logger=none", *(f"hydra.launcher.{o}" for o in launcher), OMP_NUM_THREADS="1")
+    process = multirun(cluster, tmp_path / "slurm", *options)
     local("train", tmp_path / "local", "-m", *options)
+    finished(process)
     for fold in (0, 1):
         assert weights(tmp_path / "slurm", fold) == weights(tmp_path / "local", fold)
     assert shards(tmp_path / "slurm") == shards(tmp_path / "local")
+
+
+def test_hydras_launcher_goes_on_after_a_preemption(cluster: Cluster, undisturbed: Path, tmp_path: Path) -> None:
+    process = multirun(cluster, tmp_path, *LONG, "fold=0")
+    queued = lambda: cluster.run("squeue", "--noheader", "--format=%A").split()  # noqa: E731
+    cluster.until(queued, "the launcher's submission")
+    (job,) = queued()
+    interrupted(
+        cluster,
+        job,
+        lambda: list(tmp_path.rglob("last.ckpt")),
+        lambda: cluster.run("scancel", "--signal=USR2", job),  # what submitit asks for
+    )
+    assert 0 <= resumed_after(tmp_path) < EPOCHS - 1
+    finished(process)
+    assert cluster.restarts(job) == 1
+    assert weights(tmp_path) == weights(undisturbed)
+    assert shards(tmp_path) == shards(undisturbed)
 
 
 def test_two_nodes_train_the_weights_of_two_local_processes(cluster: Cluster, tmp_path: Path) -> None:
@@ -237,3 +269,23 @@ def test_two_nodes_train_the_weights_of_two_local_processes(cluster: Cluster, tm
     assert cluster.records(job)[0]["NumNodes"] == "2"
     assert weights(tmp_path / "slurm") == weights(tmp_path / "local")
     assert shards(tmp_path / "slurm") == shards(tmp_path / "local")
+
+
+def test_samplers_are_trained_first_and_a_failure_cancels_what_waits_for_it(cluster: Cluster, tmp_path: Path) -> None:
+    few = ["data.train_subset=300", "data.probes_per_fold=4", "data.size=16", "logger=none", f"root={tmp_path}"]
+    mine = ["model.network.width=4", "trainer.max_epochs=1", "explainer=[information/pmi]", "score=[deletion]"]
+    sampler = ["samplers=patch_sampler", "patch_sampler.trainer.max_epochs=1", "patch_sampler.model.width=8"]
+    submitted = cluster.run("jobs/submit.sh", "folds=2", *few, *mine, *sampler)
+    jobs = re.findall(r"^ *(\d+)  ", submitted, re.M)
+    broken = cluster.run(
+        "jobs/submit.sh", "folds=2", "parts=2", "name=broken", "data=npz", "data.root=/nowhere", *few[2:]
+    )
+    doomed = re.findall(r"^ *(\d+)  ", broken, re.M)
+    cluster.wait(*jobs)
+    assert summary(tmp_path)["rows"].keys() == {"pmi"}
+    assert len(list(tmp_path.glob("digits-patch_sampler/fold=*/model.ckpt"))) == 2
+    ended = lambda: all(r["JobState"] in ENDED for job in doomed for r in cluster.records(job))  # noqa: E731
+    cluster.until(ended, "the end of a chain that cannot run")
+    states = [cluster.state(job) for job in doomed]
+    assert states[0] == "FAILED"
+    assert set(states[1:]) == {"CANCELLED"}
