@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 RUN := OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),1) PYTHONWARNINGS=ignore $(BIN)/python -m
 DEMO ?= checkpoints
 
-.PHONY: demo test test-all lint types bench setup clean help
+.PHONY: demo test test-all test-slurm lint types bench setup clean help
 help:
 	@echo "make demo      train 2 x 5 folds on embedded digits, explain, evaluate, print the tables"
 	@echo "make test      lint, types and the fast tests"
 	@echo "make test-all  also the slow and GPU tests"
+	@echo "make test-slurm  jobs and requeue on a SLURM that is started for them (Debian and Ubuntu; installs it if need be)"
 	@echo "make bench     speed and memory against the bare model calls and the peers"
 
 setup: $(VENV)/.ready
@@ -37,7 +38,10 @@ types: setup
 test: lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 test-all: lint types
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m ''
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m 'not slurm'
+test-slurm: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[slurm]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm tests/slurm
 bench: setup
 	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks
 clean:
