@@ -12,7 +12,8 @@ import pytest
 import torch
 from lit_xai.cluster import begins_at
 
-from test_doors import interrupted, run_process
+from ranks import run_ranks
+from test_doors import interrupted
 from test_information_doors import fails, run
 from test_interruption import signalled
 
@@ -88,7 +89,7 @@ def test_a_generator_interrupted_within_an_epoch_ends_with_the_same_weights(fini
 
 @pytest.mark.parametrize("name", ["inpainter", *SLOWLY])
 def test_two_processes_train_a_generator(name, tmp_path):
-    run_process("train", tmp_path, "fold=0", "trainer=ddp_cpu", "logger=none", small=SMALL[name])
+    run_ranks("train", tmp_path, "fold=0", "logger=none", small=SMALL[name])
     (fold,) = tmp_path.glob("*/fold=0")
     assert {f.name for f in fold.iterdir()} == LEFT
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from test_doors import interrupted, run_process
+from ranks import run_ranks
+from test_doors import interrupted
 from test_doors import run as run_door
 
 DATA = ["data.train_subset=300", "data.folds=2", "data.probes_per_fold=6", "data.size=16", "progress=false"]
@@ -99,7 +100,7 @@ def test_a_killed_sampler_resumes_to_the_same_weights(finished, tmp_path):
     ],
 )
 def test_two_processes_train_a_sampler(small, tmp_path):
-    run_process("train", tmp_path, "fold=0", "trainer=ddp_cpu", "logger=none", small=small)
+    run_ranks("train", tmp_path, "fold=0", "logger=none", small=small)
     (fold,) = tmp_path.glob("*/fold=0")
     assert {f.name for f in fold.iterdir()} == {"model.ckpt", "config.yaml", "quality.csv", "samples.png", "plans"}
 

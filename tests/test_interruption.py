@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import platform
 import resource
+import shutil
 import signal
 import stat
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +18,8 @@ import torch
 from lit_xai.cluster import Interrupted, Interruption, WholeCheckpoints, begins_at, environment, requeue
 from lit_xai.core import UsageError
 
-from test_doors import ENVIRONMENT, ROOT, command, run, run_process, shards
+from ranks import Ranks, run_ranks
+from test_doors import run, shards
 
 OPTIONS = ["fold=0", "logger=csv", "data.batch_size=20", "explainer=[saliency,random]"]
 OPTIONS += ["+data.augment=[{_target_:torchvision.transforms.RandomHorizontalFlip}]"]
@@ -127,47 +128,68 @@ def test_what_a_signal_breaks_counts_as_the_signal(tmp_path: Path) -> None:
         listen(tmp_path, 0, broken)
 
 
-def wait_for(process: subprocess.Popen, root: Path, pattern: str, seconds: float = 120) -> list[Path]:
-    """The files below root, as soon as there are any."""
-    end = time.time() + seconds
-    while time.time() < end and process.poll() is None:
-        if found := list(root.rglob(pattern)):
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"no {pattern} before the command ended ({process.poll()})")
+TWO = ["fold=0", "logger=csv", "explainer=[saliency,random]", "data.batch_size=3", "score.mufidelity.subsets=300"]
 
 
-def started(root: Path, *options: str) -> subprocess.Popen:
-    """A command of two processes, in the background."""
-    arguments = command("train", root, *options, small=SMALL)
-    quiet = subprocess.DEVNULL
-    return subprocess.Popen(arguments, env=ENVIRONMENT, cwd=ROOT, stdout=quiet, stderr=quiet, start_new_session=True)
-
-
-def test_two_processes_lose_one_are_interrupted_and_end_with_the_same_weights(tmp_path: Path) -> None:
-    """kill -9 of the second rank ends the first; SIGTERM of the first saves both."""
-    options = ["trainer=ddp_cpu", "fold=0", "logger=csv", "explainer=[saliency]", "data.batch_size=3"]
-    run_process("train", tmp_path / "undisturbed", *options, small=SMALL)
-
-    process = started(tmp_path / "disturbed", *options)
-    wait_for(process, tmp_path / "disturbed", "last.ckpt")
-    beats = [json.loads(f.read_text()) for f in wait_for(process, tmp_path / "disturbed", "running/*.json")]
-    os.kill(next(b["pid"] for b in beats if b["pid"] != process.pid), signal.SIGKILL)
-    assert process.wait(60) != 0
-
-    process = started(tmp_path / "disturbed", *options)
-    wait_for(process, tmp_path / "disturbed", f"running/*.{process.pid}.json")
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 128 + signal.SIGTERM
+def test_two_processes_stop_at_the_same_batch_whichever_is_signalled(tmp_path: Path) -> None:
+    run_ranks("train", tmp_path / "undisturbed", *TWO, small=SMALL)
+    for rank in (0, 1):
+        ranks = Ranks("train", tmp_path / "disturbed", *TWO, small=SMALL)
+        ranks.until(lambda: len(list((tmp_path / "disturbed").rglob("running/*.json"))) == 2)
+        ranks.send(signal.SIGTERM, rank)
+        assert ranks.wait() == [128 + signal.SIGTERM] * 2, ranks.text()
     (last,) = tmp_path.rglob("last.ckpt")
     saved = torch.load(last, weights_only=True)
     assert begins_at(saved, 2)[1] > 0
     with pytest.raises(UsageError, match="of 2 processes"):
         begins_at(saved, 1)
-
-    assert "resuming from" in run_process("train", tmp_path / "disturbed", *options, small=SMALL).stdout
-    assert list((tmp_path / "disturbed").rglob("metrics.csv"))
+    assert "resuming from" in run_ranks("train", tmp_path / "disturbed", *TWO, small=SMALL).stdout
     assert shards(tmp_path / "disturbed") == shards(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_killed_ends_the_others_and_the_same_command_completes(tmp_path: Path, rank: int) -> None:
+    """kill -9, first in training, then in explaining."""
+    run_ranks("train", tmp_path / "undisturbed", *TWO, small=SMALL)
+    for ready in ("last.ckpt", "maps/*/*.safetensors"):
+        ranks = Ranks("train", tmp_path / "disturbed", *TWO, small=SMALL)
+        ranks.until(lambda ready=ready: list((tmp_path / "disturbed").rglob(ready)))
+        ranks.send(signal.SIGKILL, rank)
+        codes = ranks.wait()
+        assert codes[rank] == -signal.SIGKILL, ranks.text()
+        assert codes[1 - rank] > 0, ranks.text()
+    assert len(list(tmp_path.rglob("disturbed/**/maps/*/*.safetensors"))) < 6, "it was killed in the middle"
+    run_ranks("train", tmp_path / "disturbed", *TWO, small=SMALL)
+    assert shards(tmp_path / "disturbed") == shards(tmp_path / "undisturbed")
+    assert list((tmp_path / "disturbed").rglob("metrics.csv"))
+    assert not list((tmp_path / "disturbed").rglob("*.tmp"))
+
+
+def test_twins_that_explain_the_same_shards_do_no_harm(undisturbed: Path, tmp_path: Path) -> None:
+    """A requeued job and its twin; a third one was killed while it wrote."""
+    root = tmp_path / "twins"
+    shutil.copytree(undisturbed, root)
+    shutil.rmtree(root / FOLD / "maps")
+    dead = os.fork() or os._exit(0)
+    os.waitpid(dead, 0)
+    left = root / FOLD / "maps" / "saliency" / f".000000000-000000007.safetensors.{platform.node()}.{dead}.tmp"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    twins = [Ranks("explain", root, *OPTIONS, small=SMALL, world=1) for _ in range(2)]
+    assert [t.wait() for t in twins] == [[0], [0]], "".join(t.text() for t in twins)
+    assert shards(root) == shards(undisturbed)
+    assert not list(root.rglob(".*.tmp"))
+    assert not list(root.rglob("running"))
+
+
+def test_surplus_tasks_of_an_array_have_nothing_to_do(undisturbed: Path, tmp_path: Path) -> None:
+    root = tmp_path / "parts"
+    shutil.copytree(undisturbed, root)
+    shutil.rmtree(root / FOLD / "maps")
+    for part in range(5):  # three shards of each explainer
+        done = run("explain", root, *OPTIONS, f"part={part}/5", small=SMALL)
+        assert ("nothing to do" in done.stdout) == (part > 2)
+    assert shards(root) == shards(undisturbed)
 
 
 # ---------------------------------------------------------------------------------------------------------------- SLURM

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from cluster import ENDED, Cluster
 
 pytestmark = pytest.mark.slurm
