@@ -167,13 +167,13 @@ class Score(Protocol):
     def meaning(self) -> dict[str, Any]: ...
 
 
-UNDESCRIBED = ("max_batch", "checkpoint", "trained_on")
+UNDESCRIBED = ("max_batch", "incremental", "checkpoint", "trained_on")
 
 
 def describe(thing: Any) -> dict[str, Any]:
     """The plain, comparable description of a frozen dataclass: its name and its parameters, nested ones included.
 
-    `max_batch` is left out: it bounds memory and does not change what is computed. So are the place of a `checkpoint` and
+    `max_batch` and `incremental` are left out: they change how something is computed, not what. So are the place of a `checkpoint` and
     what `fitted` adds: what lies there is told by `contents`.
     """
     out: dict[str, Any] = {"name": type(thing).__name__}

@@ -13,7 +13,7 @@ FLOORS = [
     {"shards", "heartbeat"},
     {"core", "cli", "status"},
     {"files", "cache", "training"},
-    {"cluster"},
+    {"cluster", "incremental"},
     {"data", "models", "segments", "fillers"},
     {"explainers", "metrics"},
     {"store"},

@@ -84,6 +84,7 @@ def information_maps(
     rng: SampleRng | None = None,
     precision: str = "float32",
     max_batch: int = 64,
+    incremental: str = "auto",
 ) -> Information:
     """PMI maps of several classes and the information gain map, for the cost of one map.
 
@@ -102,6 +103,7 @@ def information_maps(
         rng: the images' noise.
         precision: `float32`, or `bf16` for autocast.
         max_batch: most images per model call.
+        incremental: as in `SlidingPatch`.
 
     Raises:
         UsageError: a patch larger than the image; a stride, draws or max_batch below 1; classes that do not exist.
@@ -122,7 +124,7 @@ def information_maps(
     walk = SlidingPatch(patch, stride, filler, draws, projection="mean", scale=False)
     windows, several = walk.windows(height, width), Several(classes, unit)
     rng = SampleRng.default(len(images), rng)
-    ig = sweep(model, images, which, windows, filler, [several], rng, draws, precision, max_batch)[0]
+    ig = sweep(model, images, which, windows, filler, [several], rng, draws, precision, max_batch, incremental)[0]
     pmi = torch.cat(several.pmi).unflatten(0, (len(images), len(windows))).transpose(1, 2).flatten(0, 1)
     chosen, p = (torch.stack(t) for t in zip(*(several.of[i] for i in range(len(images))), strict=True))
     return Information(

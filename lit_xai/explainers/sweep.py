@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -39,6 +40,7 @@ from lit_xai.core import (
     row_chunks,
     scaled,
 )
+from lit_xai.incremental import WindowLogits
 
 EPSILON = 1e-13  # of the published information maps: keeps logarithms finite
 GROUP = 64  # fillings of one window that are made together
@@ -229,10 +231,12 @@ def sweep(
     draws: int = 1,
     precision: str = "float32",
     max_batch: int = 64,
+    incremental: str = "auto",
 ) -> Float[Tensor, "contrasts b windows"]:
     """Every contrast for every window, from one walk over them. Memory is bounded by `AHEAD` times `max_batch` images, or `GROUP`.
 
-    A filler without randomness of its own is asked once a window, whatever `draws` says.
+    A filler without randomness of its own is asked once a window, whatever `draws` says. Where it is exact and pays, only
+    what a window changes in the network is computed anew (`incremental`, see `lit_xai.incremental`).
 
     Raises:
         UsageError: draws < 1; max_batch < 1; a filler that returns another shape.
@@ -249,6 +253,7 @@ def sweep(
     out = images.new_empty(len(contrasts), len(images) * len(windows), dtype=torch.float64)
     with torch.inference_mode(), evaluating(model):
         whole = softmax_of(model, images, images, max_batch, precision)
+        outputs = Outputs(model, images, windows, max_batch, precision, incremental, trusted=refill.whole is not None)
         done = 0
         for image_of, window_of in row_chunks(
             len(images), len(windows), max(1, min(max_batch, AHEAD * max_batch // groups[0]))
@@ -259,12 +264,74 @@ def sweep(
             hidden = torch.zeros_like(whole[image_of])
             for g, size in enumerate(groups):
                 x = refill(keep, image_of, [w * len(groups) + g for w in window_of], size)
-                p = softmax_of(model, x, images, max_batch, precision)
+                p = outputs(x, keep, image_of, window_of, size)
                 hidden += p.view(len(image_of), size, -1).sum(1) / draws
             for c, contrast in enumerate(contrasts):
                 out[c, done : done + len(image_of)] = contrast(whole[image_of], hidden, targets[image_of])
             done += len(image_of)
     return out.view(len(contrasts), len(images), len(windows))
+
+
+class Outputs:
+    """Softmax of images with one window refilled, a row each: incremental where that is exact and pays.
+
+    Args:
+        model, images, windows, max_batch, precision: as in `sweep`.
+        mode: `auto`, `always` or `never`.
+        trusted: the filler cannot change what is visible; else that is looked at.
+    """
+
+    def __init__(
+        self, model: Model, images: Images, windows: Windows, max_batch: int, precision: str, mode: str, trusted: bool
+    ) -> None:
+        self.model, self.images, self.windows, self.max_batch = model, images, windows, max_batch
+        self.precision, self.mode, self.trusted = precision, mode if precision == "float32" else "never", trusted
+        self.top, self.left = (t.cpu().numpy() for t in windows.corners())
+        self.of_image: tuple[int, WindowLogits | None] = (-1, None)
+
+    def __call__(
+        self, x: Tensor, keep: Tensor, image_of: list[int], window_of: list[int], draws: int
+    ) -> Float[Tensor, "r k"]:
+        """Rows `x` `[r * draws, c, h, w]`, whose row t shows image `image_of[t]` but for window `window_of[t]`."""
+        parts, start = [], 0
+        while start < len(image_of):
+            image = image_of[start]
+            stop = start + image_of[start:].count(image)
+            rows = slice(start * draws, stop * draws)
+            logits = self.incremental(image)
+            if logits is not None and (self.trusted or self.unchanged(x[rows], keep[start:stop], image, draws)):
+                corners = [np.repeat(c[window_of[start:stop]], draws) for c in (self.top, self.left)]
+                pixels = self.shown(x[rows], *corners)
+                parts.append(logits(pixels, *corners).double().softmax(-1))
+            else:
+                parts.append(softmax_of(self.model, x[rows], self.images, self.max_batch, self.precision))
+            start = stop
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def incremental(self, image: int) -> WindowLogits | None:
+        """The image's, if patches are carried; one image's feature maps are kept at a time."""
+        if self.mode == "never":
+            return None
+        if self.of_image[0] != image:
+            self.of_image = (-1, None)
+            one, k = self.images[image : image + 1], self.windows.patch
+            logits = WindowLogits(self.model, one, (k, k), self.max_batch, self.mode)
+            if logits.why:
+                self.mode = "never"  # it is no other for the next image
+            self.of_image = image, None if logits.why else logits
+        return self.of_image[1]
+
+    def unchanged(self, x: Tensor, keep: Tensor, image: int, draws: int) -> bool:
+        """Whether visible pixels are the image's own."""
+        own = (x == self.images[image]).all(1)
+        return bool((own | ~keep.repeat_interleave(draws, dim=0)).all())
+
+    def shown(self, x: Tensor, top: Any, left: Any) -> Tensor:
+        """The windows' pixels `[r, c, k, k]`."""
+        k = self.windows.patch
+        return torch.stack(
+            [row[:, t : t + k, s : s + k] for row, t, s in zip(x, top.tolist(), left.tolist(), strict=True)]
+        )
 
 
 @dataclass(frozen=True)
@@ -284,6 +351,8 @@ class SlidingPatch:
         scale: False takes patch and stride as they are, at any image size.
         precision: `float32`, or `bf16` for autocast.
         max_batch: most images per model call.
+        incremental: `auto` computes only what a window changes in the network, where that is exact and pays; `always`
+            refuses where it is not possible; `never` calls the model.
     """
 
     patch: int | None = 29
@@ -295,6 +364,7 @@ class SlidingPatch:
     scale: bool = True
     precision: str = "float32"
     max_batch: int = 64
+    incremental: str = "auto"
 
     def windows(self, height: int, width: int) -> Windows:
         """The windows of images of this size."""
@@ -356,6 +426,7 @@ class SlidingPatch:
             self.draws,
             self.precision,
             self.max_batch,
+            self.incremental,
         )[0]
         spread = windows.covering_mean if self.projection == "mean" else windows.upsampled
         return spread(values).to(images.dtype)

@@ -1,0 +1,290 @@
+"""A model as a list of steps: traced by torch.fx, batch norms folded into convolutions, nothing in place."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.fx as fx
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from lit_xai.incremental.operations import (
+    EACH_BY_NAME,
+    EACH_FUNCTIONS,
+    EACH_METHODS,
+    EACH_MODULES,
+    IN_PLACE,
+    JOIN_METHODS,
+    JOINS,
+    Costs,
+    NotIncremental,
+    Sliding,
+    Step,
+    average_pool_of,
+    conv_of,
+    max_pool_of,
+)
+from lit_xai.incremental.plan import Plan
+
+CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+MAX_POOL = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+AVERAGE_POOL = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+POOLS: dict[Any, tuple[str, ...]] = {F.max_pool2d: MAX_POOL, torch.max_pool2d: MAX_POOL, F.avg_pool2d: AVERAGE_POOL}
+
+
+class Tracer(fx.Tracer):
+    """Layers of torch and activations that are known by name stay whole."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m).__name__ in EACH_BY_NAME or super().is_leaf_module(m, module_qualified_name)
+
+
+def refusals(model: Any) -> None:
+    """What makes a model's passes depend on more than its input.
+
+    Raises:
+        NotIncremental: with the reason.
+    """
+    if not isinstance(model, nn.Module):
+        raise NotIncremental(f"{type(model).__name__} is no torch module")
+    for name, m in model.named_modules():
+        where = f"{name or 'the model'} ({type(m).__name__})"
+        if m.training:
+            raise NotIncremental(f"{where} is in training mode: call eval()")
+        if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
+            raise NotIncremental(f"{where} has hooks: remove them")
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None:
+            raise NotIncremental(f"{where} normalises by the batch")
+    modules = torch.nn.modules.module
+    if modules._global_forward_hooks or modules._global_forward_pre_hooks:
+        raise NotIncremental("there are global hooks on modules: remove them")
+    kinds = {t.dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()}
+    if kinds - {torch.float32}:
+        raise NotIncremental(f"its weights are {', '.join(map(str, kinds))}: only float32")
+    if len({t.device for t in model.parameters()}) > 1:
+        raise NotIncremental("it lies on several devices")
+
+
+class Network:
+    """A model as a list of steps, batch norms folded into convolutions.
+
+    Raises:
+        NotIncremental: it cannot be traced, or changes values that are used elsewhere.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        refusals(model)
+        try:
+            graph = Tracer().trace(model)
+        except Exception as e:
+            raise NotIncremental(
+                f"torch.fx cannot trace it ({(str(e).splitlines() or [type(e).__name__])[0][:150]})"
+            ) from None
+        self.model = model
+        self.steps: list[Step] = []
+        self.constants: dict[str, Any] = {}
+        self.order = {node: i for i, node in enumerate(graph.nodes)}
+        self.renamed: dict[str, str] = {}
+        self.plans: dict[Any, Plan] = {}
+        for node in graph.nodes:
+            if node.op == "output":
+                self.output = self.renamed.get(getattr(node.args[0], "name", ""), getattr(node.args[0], "name", ""))
+                if not self.output:
+                    raise NotIncremental("it returns more than one tensor")
+            elif node.op == "get_attr":
+                self.constants[node.name] = operator.attrgetter(node.target)(model)
+            elif node.op == "placeholder":
+                if self.steps:
+                    if not node.args and node.users:
+                        raise NotIncremental("it takes more than one input")
+                    self.constants[node.name] = node.args[0] if node.args else None
+                else:
+                    self.steps.append(Step(node.name, lambda x: x, (), "source"))
+            elif node.name not in self.renamed:
+                self.steps.append(self.step_of(node))
+        used = {n: s.name for s in self.steps for n in s.inputs}
+        for s in self.steps:
+            s.last = [n for n, user in used.items() if user == s.name and n != self.output]
+
+    def step_of(self, node: fx.Node) -> Step:
+        """What one node does."""
+        inputs = tuple(self.renamed.get(n.name, n.name) for n in node.all_input_nodes)
+        names = [n.name for n in node.all_input_nodes]
+        module = self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        call = self.operation(node, module)
+        kwargs = {k: v for k, v in node.kwargs.items() if k != "inplace"}
+
+        def run(*values: Any) -> Any:
+            found = dict(zip(names, values, strict=True))
+            args, more = fx.node.map_arg((node.args, kwargs), lambda n: found[n.name])
+            return call(*args, **more)
+
+        step = Step(node.name, run, inputs, "whole")
+        if module is not None:
+            self.of_module(step, node, module)
+        else:
+            self.of_function(step, node)
+        return step
+
+    def operation(self, node: fx.Node, module: nn.Module | None) -> Callable[..., Any]:
+        """What a node calls, never in place.
+
+        Raises:
+            NotIncremental: in place, on a value that is used elsewhere, too.
+        """
+        changes = getattr(module, "inplace", False) or node.kwargs.get("inplace") or node.target in IN_PLACE
+        method = str(node.target) if node.op == "call_method" else ""
+        changes = changes or (method.endswith("_") and not method.endswith("__"))
+        if node.target in (F.relu, F.relu6) and len(node.args) > 1 and node.args[1] is True:
+            changes = True
+        if changes:
+            self.check_alone(node, node.args[0])
+        if module is not None:
+            if getattr(module, "inplace", False):
+                module = type(module).__new__(type(module))
+                module.__dict__.update(self.model.get_submodule(str(node.target)).__dict__)
+                module.inplace = False  # type: ignore[assignment]
+            return module
+        if method:
+            name = method.removesuffix("_") if changes else method
+            return lambda x, *a, **k: getattr(x, name)(*a, **k)
+        if node.target in (F.relu, F.relu6):
+            return lambda x, *a, **k: node.target(x)  # type: ignore[operator]
+        return JOINS.get(node.target, node.target)  # type: ignore[arg-type, return-value]
+
+    def check_alone(self, node: fx.Node, changed: Any) -> None:
+        """Refuse an operation in place whose input is read again later, under this name or another."""
+        while isinstance(changed, fx.Node):
+            later = [u for u in changed.users if u is not node and self.order[u] > self.order[node]]
+            if later or changed.op == "placeholder":
+                raise NotIncremental(f"{node.name} changes {changed.name} in place, which is used elsewhere")
+            module = self.model.get_submodule(str(changed.target)) if changed.op == "call_module" else None
+            same = isinstance(module, nn.Identity | nn.Dropout | nn.Dropout2d) or changed.op == "call_method"
+            same = same or changed.target in (F.dropout, operator.getitem, torch.flatten)
+            changed = changed.args[0] if same and changed.args else None
+
+    def of_module(self, step: Step, node: fx.Node, module: nn.Module) -> None:
+        """A layer's kind, and how it slides."""
+        if type(module) is nn.Conv2d and module.padding_mode == "zeros":
+            users = list(node.users)
+            norm = (
+                self.model.get_submodule(str(users[0].target))
+                if len(users) == 1 and users[0].op == "call_module"
+                else None
+            )
+            if type(norm) is nn.BatchNorm2d and norm.track_running_stats:
+                module = fuse_conv_bn_eval(module, norm)
+                self.renamed[users[0].name] = step.name
+            weight = module.weight.detach().contiguous(memory_format=torch.channels_last)
+            bias = None if module.bias is None else module.bias.detach()
+            stride, padding, dilation, groups = module.stride, module.padding, module.dilation, module.groups
+            step.run = lambda x: F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+            self.convolves(step, conv_of(weight, bias, stride, padding, dilation, groups), weight, groups)
+        elif type(module) is nn.MaxPool2d and not module.return_indices:
+            self.pools(step, max_pool_of(module.kernel_size, module.stride, module.padding, module.dilation))
+        elif type(module) is nn.AvgPool2d:
+            m = module
+            options = m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, m.divisor_override
+            self.pools(step, average_pool_of(*options))
+        elif type(module) in EACH_MODULES or type(module).__name__ in EACH_BY_NAME:
+            step.kind = "each"
+        elif isinstance(module, nn.Linear):
+            step.work = ("conv", 2.0 * module.weight.numel())
+
+    def convolves(self, step: Step, slides: Sliding | None, weight: Tensor, groups: int) -> None:
+        """A convolution, and what an output pixel costs."""
+        if slides is not None:
+            name = "grouped" if groups > 1 else "pointwise" if math.prod(slides.size) == 1 else "conv"
+            step.kind, step.sliding, step.work = "sliding", slides, (name, 2.0 * weight.numel() / len(weight))
+
+    def of_function(self, step: Step, node: fx.Node) -> None:
+        """A function's or method's kind."""
+        target, args = node.target, node.args
+        kwargs: dict[str, Any] = dict(node.kwargs)
+        method = node.op == "call_method"
+        if target in (F.dropout, F.dropout2d) and (kwargs.get("training", args[2] if len(args) > 2 else True)):
+            raise NotIncremental(f"{node.name} drops values also in evaluation mode")
+        if target in (F.conv2d, torch.conv2d) and set(step.inputs[1:]) <= set(self.constants):
+            self.of_conv(step, dict(zip(CONV, args, strict=False)) | kwargs)
+        elif target in POOLS:
+            kwargs.pop("input", None)
+            given: dict[str, Any] = dict(zip(POOLS[target], args, strict=False)) | kwargs
+            given.pop("input", None)
+            if not given.pop("return_indices", False):
+                self.pools(step, max_pool_of(**given) if target is not F.avg_pool2d else average_pool_of(**given))
+        elif target in (torch.cat, torch.concat):
+            if kwargs.get("dim", args[1] if len(args) > 1 else 0) in (1, -3):
+                step.kind = "join"
+        elif target in JOINS or (method and target in JOIN_METHODS):
+            step.kind = "join" if len(step.inputs) > 1 else "each"
+        elif target in EACH_FUNCTIONS or (method and target in EACH_METHODS):
+            step.kind = "each" if len(step.inputs) == 1 else "join"
+
+    def of_conv(self, step: Step, given: dict[str, Any]) -> None:
+        """A convolution called as a function, with constant weights."""
+        weight, bias = (self.constants[given[n].name] if given.get(n) is not None else None for n in ("weight", "bias"))
+        stride, padding, dilation, groups = (given.get(n, d) for n, d in zip(CONV[3:], (1, 0, 1, 1), strict=True))
+        if isinstance(weight, Tensor):
+            self.convolves(step, conv_of(weight, bias, stride, padding, dilation, groups), weight, groups)
+
+    def pools(self, step: Step, slides: Sliding | None) -> None:
+        """A pooling; None is left to whole maps."""
+        if slides is not None:
+            step.kind, step.sliding, step.work = "sliding", slides, ("memory", 4.0 * math.prod(slides.size))
+
+    def values(self, image: Tensor, keep: Callable[[Step, Any], None]) -> Any:
+        """The network on whole images, step by step; `keep` sees every value."""
+        env: dict[str, Any] = dict(self.constants)
+        for step in self.steps:
+            env[step.name] = image if step.kind == "source" else step.run(*(env[n] for n in step.inputs))
+            keep(step, env[step.name])
+            for n in step.last:
+                if n not in self.constants:
+                    env.pop(n, None)
+        return env[self.output]
+
+    def plan(
+        self, shape: tuple[int, ...], patch: tuple[int, int], rows: int, costs: Costs, device: torch.device
+    ) -> Plan:
+        """Up to where patches are carried, for images of this shape; kept for the next image."""
+        key = (shape, patch, rows, costs)
+        if key not in self.plans:
+
+            def note(step: Step, value: Any) -> None:
+                step.shape = tuple(value.shape) if isinstance(value, Tensor) else ()
+
+            self.values(torch.zeros(shape, device=device).contiguous(memory_format=torch.channels_last), note)
+            self.plans[key] = Plan.make(self.steps, self.constants, patch, rows, costs)
+        return self.plans[key]
+
+
+NETWORKS: WeakKeyDictionary[nn.Module, tuple[Any, Network | NotIncremental]] = WeakKeyDictionary()
+
+
+def network_of(model: Any) -> Network:
+    """The traced model; kept until a weight changes.
+
+    Raises:
+        NotIncremental: why it cannot be.
+    """
+    refusals(model)
+    tensors = [*model.parameters(), *model.buffers()]
+    state = (
+        None if any(t.is_inference() for t in tensors) else tuple((id(t), t.data_ptr(), t._version) for t in tensors)
+    )
+    known = NETWORKS.get(model)
+    if known is None or state is None or known[0] != state:
+        try:
+            known = state, Network(model)
+        except NotIncremental as e:
+            known = state, e
+        NETWORKS[model] = known
+    if isinstance(known[1], NotIncremental):
+        raise known[1]
+    return known[1]

@@ -1,0 +1,181 @@
+"""Patches of feature maps: where they lie, what surrounds them, how a step moves them on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_xai.incremental.network import Network
+from lit_xai.incremental.operations import NotIncremental, Sliding, Step
+from lit_xai.incremental.plan import Plan, reads
+
+AGREE = 1e-4  # relative; a traced network that differs by more from the model on the image itself is not used
+
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+
+class Patch(NamedTuple):
+    """A part of a feature map that differs from the image's own.
+
+    Attributes:
+        data: `[r, c, h, w]`, channels-last.
+        top, left: `[r]` where it lies, wholly inside of the map.
+    """
+
+    data: Tensor
+    top: Ints
+    left: Ints
+
+
+class Table(NamedTuple):
+    """The image's own map, a row of channels a pixel, then a row of zeros and one of minus infinity."""
+
+    rows: Tensor
+    height: int
+    width: int
+
+
+def rows_of(data: Tensor) -> Tensor:
+    """`[r, c, h, w]` as rows of channels."""
+    return data.permute(0, 2, 3, 1).reshape(-1, data.shape[1])
+
+
+def table_of(value: Tensor) -> Table:
+    """The table of `[1, c, h, w]`."""
+    rows = rows_of(value)
+    outside = torch.stack([torch.zeros_like(rows[0]), torch.full_like(rows[0], -math.inf)])
+    return Table(torch.cat([rows, outside]), value.shape[2], value.shape[3])
+
+
+def places(top: Ints, left: Ints, h: int, w: int, table: Table, fill: float = 0.0) -> Ints:
+    """The table's rows of these parts of the map, `[r, h, w]`."""
+    ys, xs = top[:, None] + np.arange(h), left[:, None] + np.arange(w)
+    flat = ys[:, :, None] * table.width + xs[:, None, :]
+    if ys[:, 0].min() < 0 or xs[:, 0].min() < 0 or ys[:, -1].max() >= table.height or xs[:, -1].max() >= table.width:
+        out_y, out_x = (ys < 0) | (ys >= table.height), (xs < 0) | (xs >= table.width)
+        flat[out_y[:, :, None] | out_x[:, None, :]] = table.height * table.width + (fill != 0.0)
+    return flat
+
+
+def on_device(index: Ints, like: Tensor) -> Tensor:
+    """An index where it is used."""
+    return torch.from_numpy(index.reshape(-1)).to(like.device, non_blocking=True)
+
+
+def surrounded(p: Patch, table: Table, top: Ints, left: Ints, h: int, w: int, fill: float = 0.0) -> Tensor:
+    """This part of the map `[r, c, h, w]`, with the patch in it."""
+    if p.data.shape[-2:] == (h, w) and np.array_equal(p.top, top) and np.array_equal(p.left, left):
+        return p.data
+    n, inner = len(p.top), p.data.shape[-2:]
+    out = table.rows.index_select(0, on_device(places(top, left, h, w, table, fill), table.rows))
+    ys, xs = (p.top - top)[:, None] + np.arange(inner[0]), (p.left - left)[:, None] + np.arange(inner[1])
+    where = (np.arange(n)[:, None, None] * h + ys[:, :, None]) * w + xs[:, None, :]
+    rows = rows_of(p.data)
+    if ys[:, 0].min() < 0 or xs[:, 0].min() < 0 or ys[:, -1].max() >= h or xs[:, -1].max() >= w:
+        inside = ((ys >= 0) & (ys < h))[:, :, None] & ((xs >= 0) & (xs < w))[:, None, :]
+        rows = rows.index_select(0, on_device(np.flatnonzero(inside), rows))
+        where = where[inside]
+    out.index_copy_(0, on_device(where, out), rows)
+    return out.view(n, h, w, -1).permute(0, 3, 1, 2)
+
+
+def whole_maps(p: Patch, table: Table) -> Tensor:
+    """The whole map of every row `[r, c, height, width]`."""
+    n, h, w = len(p.top), table.height, table.width
+    if p.data.shape[-2:] == (h, w):
+        return p.data
+    out = table.rows[: h * w].repeat(n, 1)
+    where = places(p.top, p.left, p.data.shape[2], p.data.shape[3], table) + (np.arange(n) * h * w)[:, None, None]
+    out.index_copy_(0, on_device(where, out), rows_of(p.data))
+    return out.view(n, h, w, -1).permute(0, 3, 1, 2)
+
+
+def outputs_of(start: Ints, size: int, slides: Sliding, axis: int, side: int) -> tuple[Ints, int]:
+    """Where the outputs that read a part of the map begin, and how many they are, inside of `side`."""
+    reach, stride, padding = slides.reach(axis), slides.stride[axis], slides.padding[axis]
+    first = -(-(start + padding - reach) // stride)
+    last = (start + size - 1 + padding) // stride
+    number = min(side, max(1, int((last - first).max()) + 1))
+    return np.clip(first, 0, side - number), number
+
+
+class Incremental:
+    """The logits of one image with windows replaced.
+
+    Args:
+        network: the model.
+        plan: how far patches are carried.
+        image: `[1, c, h, w]`.
+
+    Attributes:
+        kept: bytes of feature maps that are kept.
+        logits: `[1, k]` of the image itself.
+
+    Raises:
+        NotIncremental: the traced network differs from the model on this image.
+    """
+
+    def __init__(self, network: Network, plan: Plan, image: Tensor) -> None:
+        self.network, self.plan = network, plan
+        self.tables: dict[str, Table] = {}
+        image = image.contiguous(memory_format=torch.channels_last)
+
+        def keep(step: Step, value: Any) -> None:
+            if step.name in plan.read:
+                self.tables[step.name] = table_of(value)
+
+        found, self.logits = network.values(image, keep), network.model(image)
+        if found.shape != self.logits.shape or found.ndim != 2:
+            raise NotIncremental(f"its output is of shape {tuple(self.logits.shape)}, not one row of logits an image")
+        off = float((found - self.logits).abs().max() / self.logits.abs().max().clamp_min(1e-12))
+        if not off <= AGREE:
+            raise NotIncremental(f"its traced form differs from it by {off:.1g} on the image itself")
+        self.kept = sum(t.rows.numel() * t.rows.element_size() for t in self.tables.values())
+
+    def __call__(self, pixels: Tensor, top: Ints, left: Ints) -> Tensor:
+        """Logits `[r, k]` of the image where the window at `top`, `left` shows `pixels` `[r, c, h, w]`."""
+        plan, constants = self.plan, self.network.constants
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        env: dict[str, Any] = dict(constants)
+        for i, step in enumerate(plan.steps):
+            if step.kind == "source":
+                env[step.name] = Patch(pixels, top, left)
+            elif i < plan.cut and step.name in plan.sides:
+                env[step.name] = self.carried(step, [env[n] for n in step.inputs])
+            else:
+                for n in step.inputs:
+                    if isinstance(env[n], Patch):
+                        env[n] = whole_maps(env[n], self.tables[n])
+                env[step.name] = step.run(*(env[n] for n in step.inputs))
+            for n in step.last:
+                if n not in constants:
+                    env.pop(n, None)
+        out = env[self.network.output]
+        return whole_maps(out, self.tables[self.network.output]) if isinstance(out, Patch) else out
+
+    def carried(self, step: Step, values: Sequence[Any]) -> Patch:
+        """One step on patches."""
+        patches = [(n, v) for n, v in zip(step.inputs, values, strict=True) if isinstance(v, Patch)]
+        name, first = patches[0]
+        if step.kind == "each":
+            return first._replace(data=step.run(*(v.data if isinstance(v, Patch) else v for v in values)))
+        if step.sliding is not None:
+            s, side = step.sliding, step.shape[2:]
+            top, h = outputs_of(first.top, first.data.shape[2], s, 0, side[0])
+            left, w = outputs_of(first.left, first.data.shape[3], s, 1, side[1])
+            start = top * s.stride[0] - s.padding[0], left * s.stride[1] - s.padding[1]
+            size = (h - 1) * s.stride[0] + s.reach(0) + 1, (w - 1) * s.stride[1] + s.reach(1) + 1
+            x = surrounded(first, self.tables[name], *start, *size, s.fill) if reads(step, True) else first.data
+            return Patch(s.apply(x), top, left)
+        top = np.minimum.reduce([p.top for _, p in patches])
+        left = np.minimum.reduce([p.left for _, p in patches])
+        h = int(max((p.top + p.data.shape[2] - top).max() for _, p in patches))
+        w = int(max((p.left + p.data.shape[3] - left).max() for _, p in patches))
+        top, left = np.minimum(top, step.shape[2] - h), np.minimum(left, step.shape[3] - w)
+        same = iter([surrounded(p, self.tables[n], top, left, h, w) for n, p in patches])
+        return Patch(step.run(*(next(same) if isinstance(v, Patch) else v for v in values)), top, left)
