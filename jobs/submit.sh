@@ -60,7 +60,7 @@ for option in "${options[@]}"; do
   for sampler in "${samplers[@]}"; do
     [[ $key != "$sampler".* ]] || { own[$sampler]+=" ${option#"$sampler".}"; continue 2; }
   done
-  case $parts:${key#[+~]} in
+  case $parts:${key//[+~]/} in
     1:*) training+=("$option") ;;
     *:explainer | *:explainer.*) ;;
     *) training+=("$option") ;;

@@ -33,13 +33,13 @@ SMALL = [
     "progress=false",
 ]
 EXPLAINERS = ["explainer=[saliency,rise,random]", "explainer.rise.masks=20"]
-EPOCHS = 30
+EPOCHS = 60
 LONG = [
     *SMALL,
     *EXPLAINERS[:1],
     "data.folds=2",
     "shard_size=2",
-    "explainer.rise.masks=1000",
+    "explainer.rise.masks=2000",
     f"trainer.max_epochs={EPOCHS}",
 ]
 
@@ -236,10 +236,11 @@ def test_hydras_launcher_equals_a_local_multirun(cluster: Cluster, tmp_path: Pat
 
 
 def test_hydras_launcher_goes_on_after_a_preemption(cluster: Cluster, undisturbed: Path, tmp_path: Path) -> None:
+    queue = lambda: set(cluster.run("squeue", "--noheader", "--format=%A").split())  # noqa: E731
+    others = queue()
     process = multirun(cluster, tmp_path, *LONG, "fold=0")
-    queued = lambda: cluster.run("squeue", "--noheader", "--format=%A").split()  # noqa: E731
-    cluster.until(queued, "the launcher's submission")
-    (job,) = queued()
+    cluster.until(lambda: queue() - others, "the launcher's submission")
+    (job,) = queue() - others
     interrupted(
         cluster,
         job,
@@ -253,7 +254,7 @@ def test_hydras_launcher_goes_on_after_a_preemption(cluster: Cluster, undisturbe
     assert shards(tmp_path) == shards(undisturbed)
 
 
-DISTRIBUTED = [*SMALL, "data.folds=2", "explainer=[saliency]", "logger=none", "fold=0", "trainer.max_epochs=12"]
+DISTRIBUTED = [*SMALL, "data.folds=2", "explainer=[saliency]", "logger=none", "fold=0", "trainer.max_epochs=30"]
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +276,7 @@ def test_two_nodes_train_the_weights_of_two_processes(
     if disturbed:
         signal = lambda: cluster.run("scancel", "--signal=USR1", job)  # noqa: E731
         interrupted(cluster, job, lambda: list(tmp_path.rglob("last.ckpt")), signal)
-        assert 0 <= resumed_after(tmp_path) < 11
+        assert 0 <= resumed_after(tmp_path) < 29
     cluster.wait(job)
     assert cluster.records(job)[0]["NumNodes"] == "2"
     assert cluster.restarts(job) == disturbed
