@@ -39,9 +39,11 @@ test: lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 test-all: lint types
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m 'not slurm'
-test-slurm: setup
+$(VENV)/.slurm: $(VENV)/.ready
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[slurm]'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm tests/slurm
+	touch $@
+test-slurm: $(VENV)/.slurm
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm -n 2 --dist worksteal tests/slurm
 bench: setup
 	OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks
 clean:

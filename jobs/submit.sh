@@ -24,7 +24,7 @@ usage() { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' jobs/submit.sh; }
 # --------------------------------------------------------------------------------------------------------- the options
 
 [ $# -gt 0 ] || { usage; exit 0; }
-folds=5 parts=1 seconds="" concurrent="" nodes="" tasks="" name=lit_xai dry=""
+folder=() folds=5 parts=1 seconds="" concurrent="" nodes="" tasks="" name=lit_xai dry=""
 samplers=() options=() measuring=()
 for argument in "$@"; do
   key=${argument%%=*} value=${argument#*=}
@@ -42,7 +42,8 @@ for argument in "$@"; do
     samplers) IFS=, read -ra samplers <<<"$value" ;;
     fold | part | probes) fail "$key= is what the jobs set: leave it out" ;;
     definition | distance | only) measuring+=("$argument") ;;
-    name) name=$value options+=("$argument") ;;
+    name) name=$value folder+=("$argument") options+=("$argument") ;;
+    root | data | model) folder+=("$argument") options+=("$argument") ;;
     *) options+=("$argument") ;;
   esac
 done
@@ -59,7 +60,7 @@ for option in "${options[@]}"; do
   for sampler in "${samplers[@]}"; do
     [[ $key != "$sampler".* ]] || { own[$sampler]+=" ${option#"$sampler".}"; continue 2; }
   done
-  case $parts:${key#[+~]} in
+  case $parts:${key//[+~]/} in
     1:*) training+=("$option") ;;
     *:explainer | *:explainer.*) ;;
     *) training+=("$option") ;;
@@ -153,6 +154,7 @@ submit "evaluate" EVALUATE "${cpus[@]}" --dependency=afterok:"$(joined "${last[@
 
 [ -n "$dry" ] || cat <<END
 state:   squeue --jobs=$(IFS=,; echo "${jobs[*]}")
+         python -m lit_xai.evaluate --status ${folder[*]}
 logs:    jobs/logs/$name-*
 cancel:  scancel ${jobs[*]}
 END

@@ -33,13 +33,13 @@ SMALL = [
     "progress=false",
 ]
 EXPLAINERS = ["explainer=[saliency,rise,random]", "explainer.rise.masks=20"]
-EPOCHS = 30
+EPOCHS = 60
 LONG = [
     *SMALL,
     *EXPLAINERS[:1],
     "data.folds=2",
     "shard_size=2",
-    "explainer.rise.masks=1000",
+    "explainer.rise.masks=2000",
     f"trainer.max_epochs={EPOCHS}",
 ]
 
@@ -98,7 +98,7 @@ def test_a_submitted_chain_equals_a_local_run(cluster: Cluster, tmp_path: Path) 
     printed = cluster.run("jobs/submit.sh", "folds=5", "parts=4,1", "concurrent=2", *options)
     jobs = [line.split()[0] for line in printed.splitlines() if line.split()[0].isdigit()]
     assert len(jobs) == 1 + 5 + 5 + 1
-    assert all(job in printed.splitlines()[-3] for job in jobs), "the line that shows the state names every job"
+    assert all(job in printed.splitlines()[-4] for job in jobs), "the line that shows the state names every job"
     cluster.wait(*jobs, timeout=480)
     trained_alone(root, again)
     folds = ["-m", "fold=range(5)", "data.folds=5", *EXPLAINERS]
@@ -236,10 +236,11 @@ def test_hydras_launcher_equals_a_local_multirun(cluster: Cluster, tmp_path: Pat
 
 
 def test_hydras_launcher_goes_on_after_a_preemption(cluster: Cluster, undisturbed: Path, tmp_path: Path) -> None:
+    queue = lambda: set(cluster.run("squeue", "--noheader", "--format=%A").split())  # noqa: E731
+    others = queue()
     process = multirun(cluster, tmp_path, *LONG, "fold=0")
-    queued = lambda: cluster.run("squeue", "--noheader", "--format=%A").split()  # noqa: E731
-    cluster.until(queued, "the launcher's submission")
-    (job,) = queued()
+    cluster.until(lambda: queue() - others, "the launcher's submission")
+    (job,) = queue() - others
     interrupted(
         cluster,
         job,
@@ -253,23 +254,34 @@ def test_hydras_launcher_goes_on_after_a_preemption(cluster: Cluster, undisturbe
     assert shards(tmp_path) == shards(undisturbed)
 
 
-def test_two_nodes_train_the_weights_of_two_local_processes(cluster: Cluster, tmp_path: Path) -> None:
-    options = [*SMALL, "data.folds=2", "explainer=[saliency]", "logger=none", "fold=0"]
-    job = cluster.sbatch(
-        "--nodes=2",
-        "--ntasks-per-node=1",
-        "jobs/multi_gpu.sbatch",
-        f"root={tmp_path / 'slurm'}",
-        *options,
-        MASTER_ADDR="127.0.0.1",  # these nodes' names do not resolve
-    )
-    here = [sys.executable, "-m", "lit_xai.train", "trainer=ddp_cpu", f"root={tmp_path / 'local'}", *options]
+DISTRIBUTED = [*SMALL, "data.folds=2", "explainer=[saliency]", "logger=none", "fold=0", "trainer.max_epochs=30"]
+
+
+@pytest.fixture(scope="module")
+def two_processes(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One fold trained and explained by two processes, without SLURM."""
+    root = tmp_path_factory.mktemp("two_processes")
+    command = [sys.executable, "-m", "lit_xai.train", "trainer=ddp_cpu", f"root={root}", *DISTRIBUTED]
     environment = {k: v for k, v in cluster.environment.items() if k != "SLURM_CONF"}
-    subprocess.run(here, check=True, cwd=cluster.project, env={**environment, "OMP_NUM_THREADS": "1"}, timeout=240)
+    subprocess.run(command, check=True, cwd=cluster.project, env={**environment, "OMP_NUM_THREADS": "1"}, timeout=240)
+    return root
+
+
+@pytest.mark.parametrize("disturbed", [False, True])
+def test_two_nodes_train_the_weights_of_two_processes(
+    disturbed: bool, cluster: Cluster, two_processes: Path, tmp_path: Path
+) -> None:
+    nodes = ["--nodes=2", "--ntasks-per-node=1", "jobs/multi_gpu.sbatch"]
+    job = cluster.sbatch(*nodes, f"root={tmp_path}", *DISTRIBUTED, MASTER_ADDR="127.0.0.1")  # n1 does not resolve
+    if disturbed:
+        signal = lambda: cluster.run("scancel", "--signal=USR1", job)  # noqa: E731
+        interrupted(cluster, job, lambda: list(tmp_path.rglob("last.ckpt")), signal)
+        assert 0 <= resumed_after(tmp_path) < 29
     cluster.wait(job)
     assert cluster.records(job)[0]["NumNodes"] == "2"
-    assert weights(tmp_path / "slurm") == weights(tmp_path / "local")
-    assert shards(tmp_path / "slurm") == shards(tmp_path / "local")
+    assert cluster.restarts(job) == disturbed
+    assert weights(tmp_path) == weights(two_processes)
+    assert shards(tmp_path) == shards(two_processes)
 
 
 def test_samplers_are_trained_first_and_a_failure_cancels_what_waits_for_it(cluster: Cluster, tmp_path: Path) -> None:
@@ -279,7 +291,7 @@ def test_samplers_are_trained_first_and_a_failure_cancels_what_waits_for_it(clus
     submitted = cluster.run("jobs/submit.sh", "folds=2", *few, *mine, *sampler)
     jobs = re.findall(r"^ *(\d+)  ", submitted, re.M)
     broken = cluster.run(
-        "jobs/submit.sh", "folds=2", "parts=2", "name=broken", "data=npz", "data.root=/nowhere", *few[2:]
+        "jobs/submit.sh", "folds=2", "parts=2", "name=broken", "data=folder", "data.root=/nowhere", *few[2:]
     )
     doomed = re.findall(r"^ *(\d+)  ", broken, re.M)
     cluster.wait(*jobs)
