@@ -60,16 +60,12 @@ for option in "${options[@]}"; do
   for sampler in "${samplers[@]}"; do
     [[ $key != "$sampler".* ]] || { own[$sampler]+=" ${option#"$sampler".}"; continue 2; }
   done
-  case $parts:${key//[+~]/} in
-    1:*) training+=("$option") ;;
-    *:explainer | *:explainer.*) ;;
-    *) training+=("$option") ;;
-  esac
+  training+=("$option")
   case $key in logger | logger.*) ;; *) explaining+=("$option") ;; esac  # parts of a fold would write one W&B run
   measuring+=("$option")
   case $key in data | data.* | root | seed | trainer | logger | logger.*) sampling+=("$option") ;; esac
 done
-[ "$parts" = 1 ] || training+=("explainer=[]")
+[ "$parts" = 1 ] || training+=("explain=false")
 
 check() {  # DOOR OPTION... : a mistyped key ends here, not in the queue
   ( environment; python -m "lit_xai.$1" fold=0 "${@:2}" --cfg job >/dev/null ) || exit 1

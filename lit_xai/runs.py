@@ -204,7 +204,7 @@ class Run:
     @cached_property
     def explainers(self) -> dict[str, Explainer]:
         """By name."""
-        return build(self.cfg.get("explainer"))
+        return {} if self.job_type == "train" and not self.cfg.explain else build(self.cfg.get("explainer"))
 
     @cached_property
     def fillers(self) -> dict[str, Filler]:
@@ -244,7 +244,11 @@ class Run:
         if not config.exists() or (self.job_type == "train" and read_config(config) != mine):
             write_atomically(config, OmegaConf.to_yaml(OmegaConf.create(mine)))
         if self.job_type == "train":
-            counts = {"folds": self.cfg.data.folds, "explains": int(bool(self.explainers) and not self.is_sampler)}
+            counts = {
+                "folds": self.cfg.data.folds,
+                "explains": int(bool(self.explainers)),
+                "sampler": int(self.is_sampler),
+            }
             plan = plan_text("train", self.overrides, **counts)
             write_atomically(self.store.root / PLANS / "train.json", plan)
 
@@ -400,8 +404,9 @@ def check_values(cfg: Any) -> None:
     for key in ("label_noise", "weight_noise"):
         if not isinstance(cfg[key], int | float) or not 0 <= cfg[key] <= 1:
             raise UsageError(f"{key} must lie in [0, 1], found {cfg[key]}")
-    if not isinstance(cfg.get("curves", False), bool):
-        raise UsageError(f"curves must be true or false, found {cfg.curves}")
+    for key in ("curves", "explain"):
+        if not isinstance(cfg.get(key, False), bool):
+            raise UsageError(f"{key} must be true or false, found {cfg[key]}")
     pairs = plain(cfg.get("pairs", []))
     if not isinstance(pairs, list) or any(
         not isinstance(p, list) or len(p) != 2 or not all(isinstance(n, str) for n in p) for p in pairs

@@ -93,6 +93,7 @@ class Status:
         counts: `{kind: {explainer: {fold: Count}}}`.
         processes: that live, by fold.
         commands: what completes the experiment, in order.
+        sampler: it is trained for fillers and explains nothing.
     """
 
     folder: Path
@@ -100,12 +101,15 @@ class Status:
     counts: dict[str, dict[str, dict[int, Count]]]
     processes: dict[int, list[Beat]]
     commands: list[str]
+    sampler: bool = False
 
     @property
     def complete(self) -> bool:
         """Whether nothing is left but evaluating."""
         every = [c for kind in self.counts.values() for row in kind.values() for c in row.values()]
-        return not any(c.missing or c.running or not c.known for c in every) and "absent" not in self.folds.values()
+        unexplained = not every and not self.sampler
+        there = not {"absent", "training"} & set(self.folds.values())
+        return there and not unexplained and not any(c.missing or c.running or not c.known for c in every)
 
     def plain(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -178,7 +182,8 @@ def status(folder: Path) -> Status:
             name: {f: count(folder / f"fold={f}", kind, name, shared, processes.get(f, [])) for f in folds}
             for name in sorted(names)
         }
-    found = Status(folder, folds, counts, processes, [])
+    sampler = any(read_plan(p / PLANS / "train.json").get("sampler") for p in paths.values())
+    found = Status(folder, folds, counts, processes, [], sampler)
     found.commands = commands(found)
     return found
 
@@ -256,6 +261,8 @@ def commands(found: Status) -> list[str]:
         for f, state in found.folds.items():
             if state in ("absent", "training") and kind == RANDOM and plan_of(f, "train.json").get("explains"):
                 continue  # training goes on to explain
+            if not rows and kind == RANDOM and not found.sampler:
+                out.append(line({**plan_of(f, "train.json"), "door": "explain"}, "explain", f))
             groups: dict[str, list[str]] = {}
             for name, row in rows.items():
                 if row[f].missing or row[f].running or not row[f].known:

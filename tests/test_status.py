@@ -94,6 +94,16 @@ def test_a_fold_that_is_not_there_is_trained_by_the_command_shown(folder: Path) 
     assert status(folder).complete
 
 
+def test_folds_that_are_only_trained_are_explained_by_the_command_shown(finished: Path, tmp_path: Path) -> None:
+    run("train", tmp_path, "-m", "fold=range(2)", "explain=false", small=SMALL)
+    found = status(tmp_path / NAME)
+    assert not found.complete
+    assert [c.split()[2] for c in found.commands] == ["lit_xai.explain"] * 2
+    obey(tmp_path / NAME)
+    expected = {k: v for k, v in files(finished / NAME).items() if DISAGREEMENTS not in k}
+    assert files(tmp_path / NAME) == expected
+
+
 def test_the_shard_that_a_process_computes_is_running(folder: Path) -> None:
     path = shard_paths(folder / "fold=1" / RANDOM / "saliency")[1]
     path.unlink()
