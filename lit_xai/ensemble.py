@@ -33,7 +33,17 @@ from lit_xai.metrics.statistics import (
     share_estimate,
 )
 from lit_xai.shards import read_head
-from lit_xai.store import DISAGREEMENTS, RANDOM, FoldStore, MapReader, Predictions, differences, mend
+from lit_xai.store import (
+    DISAGREEMENTS,
+    RANDOM,
+    FoldStore,
+    MapReader,
+    Predictions,
+    as_slice,
+    common_samples,
+    differences,
+    mend,
+)
 
 VALUES = 1 << 19  # map values of one fold in memory at once
 NULL = "random"  # the explainer that is the null of every table
@@ -251,8 +261,7 @@ class Ensemble:
 
     def probes(self, readers: dict[int, MapReader]) -> Tensor:
         """The random probes, fold by fold: those that every fold has explained."""
-        common = set.intersection(*(set(r.where) for r in readers.values()))
-        samples = torch.tensor(sorted(common), dtype=torch.long)
+        samples = common_samples(readers.values())
         return samples[self.split.fold(samples).sort(stable=True).indices]
 
     # -------------------------------------------------------------------------------------------------------- pairs
@@ -269,23 +278,24 @@ class Ensemble:
             return
         first = next(r for r in readers.values() if int(samples[0]) in r)
         pixels = first.rows(samples[:1]).numel()
+        correct = {f: self.predictions[f].correct for f in readers}
         for part in samples.split(max(8, VALUES // pixels)):
-            prepared = {}
-            rows_of = {}
-            for f, reader in readers.items():
-                here = torch.tensor([int(s) in reader for s in part.tolist()])
-                if here.any():
-                    prepared[f] = d.prepare(reader.rows(part[here]))
-                    rows_of[f] = torch.full((len(part),), -1).masked_scatter_(here, torch.arange(int(here.sum())))
             home = self.split.fold(part)
             index = torch.searchsorted(self.split.samples, part)
-            for i in prepared:
+            prepared: dict[int, Tensor] = {}
+            rows_of: dict[int, Tensor] = {}  # where a sample's map is among the prepared ones; -1: there is none
+            for f, reader in readers.items():
+                here = reader.holds(part)
+                if bool(here.any()):
+                    prepared[f] = d.prepare(reader.rows(part[here]))
+                    rows_of[f] = torch.full((len(part),), -1).masked_scatter_(here, torch.arange(int(here.sum())))
+            for i in (f for f in home.unique().tolist() if f in prepared):
                 for j in prepared:
                     both = (home == i) & (rows_of[i] >= 0) & (rows_of[j] >= 0)
                     if i == j or not bool(both.any()):
                         continue
-                    value = d.compare(prepared[i][rows_of[i][both]], prepared[j][rows_of[j][both]])
-                    right = [self.predictions[f].correct[index[both]] for f in (i, j)]
+                    value = d.compare(*(prepared[f][as_slice(rows_of[f][both])] for f in (i, j)))
+                    right = [correct[f][index[both]] for f in (i, j)]
                     yield value.double(), right[0], right[1], part[both]
 
     def disagreements(self, readers: dict[int, MapReader]) -> Disagreements | None:
@@ -323,11 +333,11 @@ class Ensemble:
             use = equal if found is not None else right_i | right_j
             rows.append((d[use], equal[use], sample[use], rate[self.split.fold(sample[use])]))
         if found is not None:
-            weight_of = dict(zip(found.samples.tolist(), found.weight.tolist(), strict=True))
+            ascending = found.samples.argsort()
             for d, right_i, right_j, sample in self.pairs(pass_two, found.samples, distance):
                 use = right_i ^ right_j
-                weight = torch.tensor([weight_of[s] for s in sample[use].tolist()], dtype=torch.float64)
-                rows.append((d[use], torch.zeros(int(use.sum()), dtype=torch.bool), sample[use], weight))
+                at = ascending[torch.searchsorted(found.samples[ascending], sample[use])]
+                rows.append((d[use], torch.zeros(len(at), dtype=torch.bool), sample[use], found.weight[at]))
         for name, metric in measures.items():
             for d, equal, sample, weight in rows:
                 # 1 - |rho| is known: Xplique's distance is its root
@@ -410,9 +420,9 @@ class Ensemble:
         probes: dict[str, Tensor] = {}
         for family, members in families.items():
             readers = [self.readers(m)[self.folds[0]] for m in members]
-            common = sorted(set.intersection(*(set(r.where) for r in readers)))
-            if len(members) > 1 and common:
-                probes[family] = torch.tensor(common)
+            common = common_samples(readers)
+            if len(members) > 1 and len(common):
+                probes[family] = common
                 maps = torch.stack([r.rows(probes[family]) for r in readers])
                 out.update(robustness_table({family: maps}, self.seed))
         return out, probes
