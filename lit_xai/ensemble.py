@@ -279,9 +279,10 @@ class Ensemble:
         first = next(r for r in readers.values() if int(samples[0]) in r)
         pixels = first.rows(samples[:1]).numel()
         correct = {f: self.predictions[f].correct for f in readers}
-        for part in samples.split(max(8, VALUES // pixels)):
-            home = self.split.fold(part)
-            index = torch.searchsorted(self.split.samples, part)
+        each = max(8, VALUES // pixels)
+        homes = self.split.fold(samples).split(each)
+        indices = torch.searchsorted(self.split.samples, samples).split(each)
+        for part, home, index in zip(samples.split(each), homes, indices, strict=True):
             prepared: dict[int, Tensor] = {}
             rows_of: dict[int, Tensor] = {}  # where a sample's map is among the prepared ones; -1: there is none
             for f, reader in readers.items():
@@ -294,7 +295,7 @@ class Ensemble:
                     both = (home == i) & (rows_of[i] >= 0) & (rows_of[j] >= 0)
                     if i == j or not bool(both.any()):
                         continue
-                    value = d.compare(*(prepared[f][as_slice(rows_of[f][both])] for f in (i, j)))
+                    value = d.compare(*(prepared[f][as_slice(rows_of[f][both].numpy())] for f in (i, j)))
                     right = [correct[f][index[both]] for f in (i, j)]
                     yield value.double(), right[0], right[1], part[both]
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from safetensors.torch import save as save_bytes
@@ -297,10 +298,15 @@ class MapReader:
 
     def holds(self, samples: Int[Tensor, "p"]) -> Bool[Tensor, "p"]:
         """Which of these samples are there."""
-        if not len(self.samples):
-            return torch.zeros(len(samples), dtype=torch.bool)
-        index = torch.searchsorted(self.samples, samples).clamp_max(len(self.samples) - 1)
-        return self.samples[index] == samples
+        return torch.from_numpy(self.find(samples)[1])
+
+    def find(self, samples: Int[Tensor, "p"]) -> tuple[np.ndarray, np.ndarray]:
+        """Where each sample lies, shard after shard (anywhere if it is not there), and whether it is there."""
+        mine, theirs = self.samples.numpy(), samples.numpy()  # in NumPy: torch wakes all its threads for a look-up
+        if not len(mine):
+            return np.zeros(len(theirs), dtype=np.int64), np.zeros(len(theirs), dtype=bool)
+        index = np.searchsorted(mine, theirs).clip(max=len(mine) - 1)
+        return self.place.numpy()[index], mine[index] == theirs
 
     def has(self, samples: Int[Tensor, "p"]) -> bool:
         """Whether all of these samples are there."""
@@ -327,43 +333,43 @@ class MapReader:
         Raises:
             KeyError: a sample is not there; DamagedFile: a shard is not whole.
         """
-        if not self.has(samples):
-            raise KeyError(f"sample {int(samples[~self.holds(samples)][0])} is not in {self.files[:1]}")
-        place = self.place[torch.searchsorted(self.samples, samples)]
-        number = torch.searchsorted(self.begins, place, right=True) - 1
+        place, there = self.find(samples)
+        if not there.all():
+            raise KeyError(f"sample {int(samples[~torch.from_numpy(there)][0])} is not in {self.files[:1]}")
+        number = np.searchsorted(self.begins.numpy(), place, side="right") - 1
         if key != "maps":
-            missing = number.unique()
-            for _ in side_by_side(self.read, missing[~self.known[missing]].tolist()):
+            missing = [n for n in np.unique(number).tolist() if not self.known[n]]
+            for _ in side_by_side(self.read, missing):
                 pass
-            return self.columns[key][place]
-        order = torch.arange(len(place)) if bool((number[1:] >= number[:-1]).all()) else number.argsort(stable=True)
-        shards, counts = number[order].unique_consecutive(return_counts=True)
-        out: Tensor | None = None
-        done = 0
+            return self.columns[key][torch.from_numpy(place)]
+        order = number.argsort(kind="stable")
+        shards, counts = np.unique(number, return_counts=True)
         wanted = [n for n in shards.tolist() if n != self.open[0]]
         fresh = side_by_side(self.read, wanted) if len(wanted) > 1 else map(self.read, wanted)
+        out: np.ndarray | None = None
+        done = 0
         for n, count in zip(shards.tolist(), counts.tolist(), strict=True):
-            maps = self.open[1] if n == self.open[0] else next(fresh)
-            to = order[done : done + count]
-            rows = place[to] - self.begins[n]
+            tensor = self.open[1] if n == self.open[0] else next(fresh)
+            maps = tensor.numpy()
             if out is None:
-                out = torch.empty(len(samples), *maps.shape[1:], dtype=maps.dtype)
-            out[as_slice(to)] = maps[as_slice(rows)]
+                out = np.empty((len(place), *maps.shape[1:]), dtype=maps.dtype)
+            to = order[done : done + count]
+            out[as_slice(to)] = maps[as_slice(place[to] - int(self.begins[n]))]
             done += count
-            if n == shards[-1]:
-                self.open = (n, maps)
-        return out if out is not None else torch.empty(0)
+        if out is None:
+            return torch.empty(0)
+        self.open = (n, tensor)
+        return torch.from_numpy(out)
 
     def scores(self) -> list[str]:
         """Names of the scores that every shard holds."""
         return sorted(self.meta.get("scores", {}))
 
 
-def as_slice(index: Int[Tensor, "p"]) -> Int[Tensor, "p"] | slice:
+def as_slice(index: Int[np.ndarray, "p"]) -> Int[np.ndarray, "p"] | slice:
     """An index of consecutive rows as a slice, which copies nothing."""
-    first, last = int(index[0]), int(index[-1])
-    consecutive = last - first == len(index) - 1 and bool((index[1:] > index[:-1]).all())
-    return slice(first, last + 1) if consecutive else index
+    consecutive = len(index) > 0 and (index[1:] - index[:-1] == 1).all()
+    return slice(int(index[0]), int(index[-1]) + 1) if consecutive else index
 
 
 def read_samples(path: Path) -> tuple[Head, Int[Tensor, "s"]]:

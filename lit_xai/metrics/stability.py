@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
 from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
@@ -22,6 +22,7 @@ from torchmetrics import Metric
 
 from lit_xai.core import Maps, UsageError
 from lit_xai.metrics.distance import map_distance
+from lit_xai.metrics.gaps import Gaps, Sums, dealt
 from lit_xai.metrics.statistics import (
     CHUNK,
     RESAMPLES,
@@ -128,6 +129,20 @@ def reco_xplique(equal: Float[Tensor, "e"], differ: Float[Tensor, "d"]) -> float
         tn, fp = int((differ > gamma).sum()), int((differ < gamma).sum())
         best = max(best, tp / (tp + fn + 1e-10) + tn / (tn + fp + 1e-10) - 1.0)
     return best
+
+
+def xplique_of_counts(t: Thresholds, counts: Int[np.ndarray, "p"]) -> float:
+    """`reco_xplique` of the pairs of `t`, each taken `counts` times (in ascending order of distance)."""
+    everything, equal = (np.concatenate([[0], c.cumsum()]) for c in (counts, counts * t.equal.numpy()))
+    differ, number = everything - equal, int(everything[-1])
+    if not equal[-1] or not differ[-1]:
+        return math.nan
+    pair = np.searchsorted(everything, np.arange(0, number, number // 20 + 1), side="right") - 1
+    run = np.searchsorted(t.first.numpy(), pair, side="right") - 1
+    first, end = t.first.numpy()[run], t.end.numpy()[run]
+    tp, fn = equal[first], equal[-1] - equal[end]
+    tn, fp = differ[-1] - differ[end], differ[first]
+    return max(0.0, float((tp / (tp + fn + 1e-10) + tn / (tn + fp + 1e-10) - 1.0).max()))
 
 
 # --------------------------------------------------------------------------------------------------------- the metrics
@@ -356,46 +371,47 @@ class ReCo(PairMetric):
         if self.variant == "xplique":
             draws = self._xplique_draws(rows, index, differs)
             return finish(value, draws, basic_interval, **counts)
-        measure = MEASURES[self.KINDS[self.variant]]
         t = Thresholds(rows[:, 0], rows[:, 1] == 1)
-        out, cluster, weight = [], index[t.order], rows[t.order, 3]
+        gaps = Gaps(t.equal.numpy(), t.first.numpy(), index[t.order].numpy(), rows[t.order, 3].numpy())
+        out = []
         for block in resamples(differs, self.resamples, self.seed):
             for part in block.split(max(1, CHUNK // len(rows))):
-                out.append(measure(t, t.rates(part[:, cluster] * weight)))
+                sums = gaps.sums(part.numpy(), last=self.variant == "paper")
+                out.append(torch.from_numpy(self.of_sums(sums)))
         least = -1.0 if self.variant == "auc" else 0.0
         estimate = finish(value, torch.cat(out), partial(basic_interval, least=least), **counts)
         estimate.null = self._null(rows, index, t)
         return estimate
+
+    def of_sums(self, sums: Sums) -> Float[np.ndarray, "r"]:
+        """This form of ReCo of every weighting."""
+        return {"default": sums.reco, "paper": sums.eq6, "auc": sums.auc}[self.variant]()
 
     def _null(self, rows: Tensor, index: Tensor, t: Thresholds) -> float:
         """The mean value when the labels S_equal / S_differ are dealt anew to the groups of pairs of one sample."""
         group, member = (index * 2 + (rows[:, 1] == 1)).unique(return_inverse=True)
         label = (group % 2) == 1
         generator = torch.Generator().manual_seed(self.seed)
-        measure, values = MEASURES[self.KINDS[self.variant]], []
-        for start in range(0, PERMUTATIONS, size := max(1, CHUNK // len(rows))):
-            n = min(size, PERMUTATIONS - start)
-            dealt = torch.stack([label[torch.randperm(len(label), generator=generator)] for _ in range(n)])
-            equal = dealt[:, member[t.order]]
-            # the weight of a set is its sampling rate's: it goes with the label, not with the sample
-            weight = torch.where(equal, self._mean_weight(rows, True), self._mean_weight(rows, False))
-            values.append(measure(t, t.rates(weight, equal)))
-        finite = torch.cat(values)
-        return float(finite[torch.isfinite(finite)].mean())
+        # the weight of a set is its sampling rate's: it goes with the label, not with the sample
+        weights = float(self._mean_weight(rows, True)), float(self._mean_weight(rows, False))
+        values, member, first = [], member[t.order], t.first.numpy()
+        for _ in range(PERMUTATIONS):
+            equal = label[torch.randperm(len(label), generator=generator)][member]
+            values.append(self.of_sums(dealt(equal.numpy(), first, *weights)))
+        finite = np.concatenate(values)
+        return float(finite[np.isfinite(finite)].mean())
 
     @staticmethod
     def _mean_weight(rows: Tensor, equal: bool) -> Tensor:
         return rows[rows[:, 1] == float(equal), 3].mean()
 
     def _xplique_draws(self, rows: Tensor, index: Tensor, differs: Tensor) -> Tensor:
-        def draws() -> Iterator[float]:
-            for block in resamples(differs, min(self.resamples, 200), self.seed):
-                for counts in block:
-                    pair = counts[index].long()
-                    drawn = rows[:, :2].repeat_interleave(pair, dim=0)
-                    yield reco_xplique(drawn[drawn[:, 1] == 1, 0], drawn[drawn[:, 1] == 0, 0])
-
-        return torch.tensor(list(draws()), dtype=torch.float64)
+        t = Thresholds(rows[:, 0], rows[:, 1] == 1)
+        cluster = index[t.order].numpy()
+        draws = []
+        for block in resamples(differs, min(self.resamples, 200), self.seed):
+            draws += [xplique_of_counts(t, counts[cluster].astype(np.int64)) for counts in block.numpy()]
+        return torch.tensor(draws, dtype=torch.float64)
 
 
 def check_definition(name: str, known: tuple[str, ...] = ("default", "paper", "xplique")) -> None:

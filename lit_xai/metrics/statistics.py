@@ -52,15 +52,17 @@ def resamples(strata: Int[Tensor, "n"], resamples: int = RESAMPLES, seed: int = 
     """Blocks of bootstrap counts: how often each of n samples was drawn, with replacement within its stratum."""
     generator = torch.Generator().manual_seed(seed)
     n = len(strata)
-    groups = [torch.nonzero(strata == s)[:, 0] for s in strata.unique()]
+    groups = [torch.nonzero(strata == s)[:, 0].numpy() for s in strata.unique()]
     rows = max(1, CHUNK // max(1, n))
     for start in range(0, resamples, rows):
         block = min(rows, resamples - start)
-        counts = torch.zeros(block, n, dtype=torch.float64)
+        counts = np.zeros((block, n))
         for members in groups:
-            drawn = torch.randint(len(members), (block, len(members)), generator=generator)
-            counts.scatter_add_(1, members[drawn], torch.ones(1, dtype=torch.float64).expand_as(drawn))
-        yield counts
+            m = len(members)
+            drawn = torch.randint(m, (block, m), generator=generator).numpy()
+            drawn += np.arange(block)[:, None] * m  # every row has its own bins
+            counts[:, members] = np.bincount(drawn.ravel(), minlength=block * m).reshape(block, m)
+        yield torch.from_numpy(counts)
 
 
 def quantiles(draws: Tensor) -> tuple[float, float]:
