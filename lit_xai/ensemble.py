@@ -64,6 +64,29 @@ def measures_for(distance: str, seed: int) -> dict[str, MeGe | ReCo]:
     }
 
 
+NO_PAIRS = (
+    torch.zeros(0, dtype=torch.float64),
+    torch.zeros(0, dtype=torch.bool),
+    torch.zeros(0, dtype=torch.long),
+)
+
+
+def add_pairs(measures: Sequence[MeGe | ReCo], d: Tensor, equal: Tensor, sample: Tensor, weight: Tensor) -> None:
+    """The same pairs to several measures, kept once."""
+    for number, measure in enumerate(measures):
+        if number == 0:
+            measure.add_distances(d, equal, sample, weight)
+        else:
+            measure.share(measures[0])
+
+
+def estimates_of(measures: dict[str, MeGe | ReCo]) -> dict[str, Estimate]:
+    """Every measure's estimate; forms of ReCo that hold the same pairs are made together."""
+    together = {n: m for n, m in measures.items() if isinstance(m, ReCo) and m.variant != "xplique"}
+    forms = next(iter(together.values())).forms([m.variant for m in together.values()]) if together else {}
+    return {n: forms[m.variant] if n in together else m.estimate() for n, m in measures.items()}
+
+
 @dataclass
 class Row:
     """One explainer's numbers: an estimate a column, and its paired differences to the null explainer and, where a score
@@ -328,25 +351,29 @@ class Ensemble:
         rate = number / drawn.clamp_min(1)
         pass_two = self.readers(explainer, DISAGREEMENTS)
         found = self.disagreements(pass_two)
-        rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # distance, equal, sample, weight
+        rows: list[tuple[Tensor, Tensor, Tensor]] = []  # distance, equal, sample
         for d, right_i, right_j, sample in self.pairs(readers, random, distance):
             equal = right_i & right_j
             use = equal if found is not None else right_i | right_j
-            rows.append((d[use], equal[use], sample[use], rate[self.split.fold(sample[use])]))
+            rows.append((d[use], equal[use], sample[use]))
+        d, equal, sample = (torch.cat(column) for column in zip(*rows, strict=True)) if rows else NO_PAIRS
+        weight = rate[self.split.fold(sample)]
         if found is not None:
-            ascending = found.samples.argsort()
-            for d, right_i, right_j, sample in self.pairs(pass_two, found.samples, distance):
+            rows = []
+            for apart, right_i, right_j, of in self.pairs(pass_two, found.samples, distance):
                 use = right_i ^ right_j
-                at = ascending[torch.searchsorted(found.samples[ascending], sample[use])]
-                rows.append((d[use], torch.zeros(len(at), dtype=torch.bool), sample[use], found.weight[at]))
-        for name, metric in measures.items():
-            for d, equal, sample, weight in rows:
-                # 1 - |rho| is known: Xplique's distance is its root
-                root = name.endswith("xplique") and distance == "spearman"
-                if name.endswith("xplique") and not root:
-                    continue
-                metric.add_distances(d.clamp_min(0).sqrt() if root else d, equal, sample, weight)
-        estimates = {n: m.estimate() for n, m in measures.items()}
+                rows.append((apart[use], torch.zeros(int(use.sum()), dtype=torch.bool), of[use]))
+            more = tuple(torch.cat(column) for column in zip(*rows, strict=True)) if rows else NO_PAIRS
+            ascending = found.samples.argsort()
+            at = ascending[torch.searchsorted(found.samples[ascending], more[2])]
+            d, equal, sample = (torch.cat([a, b]) for a, b in zip((d, equal, sample), more, strict=True))
+            weight = torch.cat([weight, found.weight[at]])
+        # 1 - |rho| is known: Xplique's distance is its root
+        add_pairs([m for n, m in measures.items() if not n.endswith("xplique")], d, equal, sample, weight)
+        if distance == "spearman":
+            others = [m for n, m in measures.items() if n.endswith("xplique")]
+            add_pairs(others, d.clamp_min(0).sqrt(), equal, sample, weight)
+        estimates = estimates_of(measures)
         for name, e in estimates.items():
             if name.endswith("xplique") and distance != "spearman":
                 e.reason = "only for distance=spearman"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -100,6 +101,7 @@ class Thresholds:
 
 
 MEASURES = {"reco": Thresholds.reco, "reco_eq6": Thresholds.eq6, "reco_auc": Thresholds.auc}
+FORMS = {"default": Sums.reco, "paper": Sums.eq6, "auc": Sums.auc}
 
 
 def of_sets(
@@ -201,6 +203,11 @@ class PairMetric(Metric):
         rows = [distance.double(), equal.double(), sample.double(), weight.double()]
         self.pairs.append(torch.stack([r.to(self.device) for r in rows], dim=1))
         self._computed, self._update_count = None, max(1, self._update_count)  # as torchmetrics does around `update`
+
+    def share(self, other: PairMetric) -> None:
+        """Hold the pairs that another metric holds, without a copy."""
+        self.pairs = list(other.pairs)
+        self._computed, self._update_count = None, max(1, self._update_count)
 
     def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
         if not self.pairs:  # a rank without pairs must still send a tensor of the right shape and type
@@ -334,8 +341,9 @@ class ReCo(PairMetric):
             "null": f"mean of {PERMUTATIONS} permutations of the labels of samples",
         }
 
-    def value(self) -> tuple[float, str]:
-        """ReCo of the local state."""
+    def value(self, variant: str | None = None) -> tuple[float, str]:
+        """ReCo of the local state, in this or another form."""
+        variant = variant or self.variant
         rows = self.table()
         known = torch.isfinite(rows[:, 0])
         rows = rows[known]
@@ -351,62 +359,75 @@ class ReCo(PairMetric):
             return math.nan, "no disagreements explained: run lit_xai.explain with probes=disagreements for every fold"
         if disagreeing < self.min_samples:
             return math.nan, f"only {disagreeing} disagreeing samples, fewer than {self.min_samples}"
-        if self.variant == "xplique":
+        if variant == "xplique":
             return reco_xplique(rows[is_equal, 0], rows[~is_equal, 0]), ""
         weight = torch.cat([rows[is_equal, 3], rows[~is_equal, 3]])
-        return of_sets(self.KINDS[self.variant], rows[is_equal, 0], rows[~is_equal, 0], weight), ""
+        return of_sets(self.KINDS[variant], rows[is_equal, 0], rows[~is_equal, 0], weight), ""
 
     def _estimate(self) -> Estimate:
-        value, reason = self.value()
+        return self.forms((self.variant,))[self.variant]
+
+    def forms(self, variants: Sequence[str]) -> dict[str, Estimate]:
+        """The estimate of several forms (see `definition`) of the local state; they share resamples and permutations."""
+        values = {v: self.value(v) for v in variants}
         rows = self.table()
         known = torch.isfinite(rows[:, 0])
-        counts: dict[str, Any] = {"pairs": int(known.sum()), "dropped": int((~known).sum()), "reason": reason}
-        if reason:
-            return Estimate(value, **counts)
+        counts: dict[str, Any] = {"pairs": int(known.sum()), "dropped": int((~known).sum())}
+        if any(reason for _, reason in values.values()):
+            return {v: Estimate(value, reason=reason, **counts) for v, (value, reason) in values.items()}
         samples, index = rows[:, 2].unique(return_inverse=True)
         differs = torch.zeros(len(samples), dtype=torch.long)
         differs[index[rows[:, 1] == 0]] = 1  # strata: samples with a disagreement, and the others
         rows, index = rows[known], index[known]
         counts["samples"] = len(index.unique())
-        if self.variant == "xplique":
-            draws = self._xplique_draws(rows, index, differs)
-            return finish(value, draws, basic_interval, **counts)
         t = Thresholds(rows[:, 0], rows[:, 1] == 1)
+        out = {}
+        if "xplique" in variants:
+            draws = self._xplique_draws(t, index, differs)
+            out["xplique"] = finish(values["xplique"][0], draws, basic_interval, **counts)
+        found = self._draws([v for v in variants if v != "xplique"], rows, index, differs, t)
+        for variant, (draws, null) in found.items():
+            least = -1.0 if variant == "auc" else 0.0
+            out[variant] = finish(values[variant][0], draws, partial(basic_interval, least=least), **counts)
+            out[variant].null = null
+        return out
+
+    def _draws(
+        self, variants: Sequence[str], rows: Tensor, index: Tensor, differs: Tensor, t: Thresholds
+    ) -> dict[str, tuple[Tensor, float]]:
+        """The replicates of every form, and its mean value when the labels S_equal / S_differ are dealt anew to the groups
+        of pairs of one sample.
+        """
+        if not variants:
+            return {}
+        draws: dict[str, list[np.ndarray]] = {v: [] for v in variants}
+        dealt_anew: dict[str, list[np.ndarray]] = {v: [] for v in variants}
         gaps = Gaps(t.equal.numpy(), t.first.numpy(), index[t.order].numpy(), rows[t.order, 3].numpy())
-        out = []
         for block in resamples(differs, self.resamples, self.seed):
             for part in block.split(max(1, CHUNK // len(rows))):
-                sums = gaps.sums(part.numpy(), last=self.variant == "paper")
-                out.append(torch.from_numpy(self.of_sums(sums)))
-        least = -1.0 if self.variant == "auc" else 0.0
-        estimate = finish(value, torch.cat(out), partial(basic_interval, least=least), **counts)
-        estimate.null = self._null(rows, index, t)
-        return estimate
-
-    def of_sums(self, sums: Sums) -> Float[np.ndarray, "r"]:
-        """This form of ReCo of every weighting."""
-        return {"default": sums.reco, "paper": sums.eq6, "auc": sums.auc}[self.variant]()
-
-    def _null(self, rows: Tensor, index: Tensor, t: Thresholds) -> float:
-        """The mean value when the labels S_equal / S_differ are dealt anew to the groups of pairs of one sample."""
+                sums = gaps.sums(part.numpy(), last="paper" in variants)
+                for v in variants:
+                    draws[v].append(FORMS[v](sums))
         group, member = (index * 2 + (rows[:, 1] == 1)).unique(return_inverse=True)
-        label = (group % 2) == 1
+        label, place, first = ((group % 2) == 1).numpy(), member[t.order].numpy(), t.first.numpy()
         generator = torch.Generator().manual_seed(self.seed)
         # the weight of a set is its sampling rate's: it goes with the label, not with the sample
         weights = float(self._mean_weight(rows, True)), float(self._mean_weight(rows, False))
-        values, member, first = [], member[t.order], t.first.numpy()
         for _ in range(PERMUTATIONS):
-            equal = label[torch.randperm(len(label), generator=generator)][member]
-            values.append(self.of_sums(dealt(equal.numpy(), first, *weights)))
-        finite = np.concatenate(values)
-        return float(finite[np.isfinite(finite)].mean())
+            sums = dealt(label[torch.randperm(len(label), generator=generator).numpy()][place], first, *weights)
+            for v in variants:
+                dealt_anew[v].append(FORMS[v](sums))
+        out = {}
+        for v in variants:
+            nulls = np.concatenate(dealt_anew[v])
+            out[v] = torch.from_numpy(np.concatenate(draws[v])), float(nulls[np.isfinite(nulls)].mean())
+        return out
 
     @staticmethod
     def _mean_weight(rows: Tensor, equal: bool) -> Tensor:
         return rows[rows[:, 1] == float(equal), 3].mean()
 
-    def _xplique_draws(self, rows: Tensor, index: Tensor, differs: Tensor) -> Tensor:
-        t = Thresholds(rows[:, 0], rows[:, 1] == 1)
+    def _xplique_draws(self, t: Thresholds, index: Tensor, differs: Tensor) -> Tensor:
         cluster = index[t.order].numpy()
         draws = []
         for block in resamples(differs, min(self.resamples, 200), self.seed):
