@@ -29,6 +29,10 @@ BENCHMARKS = {
     "generative": (True, "DDIM and flow samplers, alone and inside POMELO, against the bare passes of their networks"),
     "memory": (True, "peak memory of perturbation explainers for 1,000 and 50,000 model inputs"),
     "evaluate": (True, "memory and time of the final numbers over large stores"),
+    "scale": (
+        True,
+        "parts side by side, the scan of a store, evaluate against its floor, the cost model (short; see docs/scale.md)",
+    ),
     "coverage": (False, "simulated coverage of the intervals of MeGe and ReCo (minutes; only when named)"),
 }
 RESULTS = Path(__file__).parent / "results" / "latest.json"

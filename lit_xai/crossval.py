@@ -20,7 +20,7 @@ from lit_xai.data.sources import digest
 from lit_xai.ensemble import Ensemble, Summary
 from lit_xai.files import load_weights, read_checkpoint, save_weights
 from lit_xai.runs import build_module, check_targets, read_config
-from lit_xai.store import DISAGREEMENTS, RANDOM, FoldStore, MapReader
+from lit_xai.store import DISAGREEMENTS, RANDOM, FoldStore, MapReader, common_samples
 
 Train = Callable[[nn.Module, Dataset, int], None]
 
@@ -217,8 +217,7 @@ class MapsOf(Mapping[str, Tensor]):
 
     def __init__(self, store: FoldStore, split: Split) -> None:
         self.readers = {n: MapReader(store, RANDOM, n) for n in store.explainers()}
-        common = set.intersection(*(set(r.where) for r in self.readers.values())) if self.readers else set()
-        samples = torch.tensor(sorted(common), dtype=torch.long)
+        samples = common_samples(self.readers.values())
         self.samples = samples[split.fold(samples).sort(stable=True).indices]
 
     def __getitem__(self, explainer: str) -> Tensor:

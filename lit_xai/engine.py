@@ -10,12 +10,10 @@ import contextlib
 import hashlib
 import json
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -41,7 +39,7 @@ from lit_xai.data.sources import ImageSet, digest
 from lit_xai.data.truth import Truth
 from lit_xai.errors import DamagedFile
 from lit_xai.models.lipschitz import local_lipschitz
-from lit_xai.shards import Identity, identity_of, is_settled, read_head, shard_name, verify
+from lit_xai.shards import Identity, identity_of, is_settled, read_head, shard_name, side_by_side, verify
 from lit_xai.store import (
     DISAGREEMENTS,
     RANDOM,
@@ -53,10 +51,7 @@ from lit_xai.store import (
     write_tensors,
 )
 
-READERS = 8  # threads that wait for files
-BLOCK = 32  # shards that one of them looks at
-A = TypeVar("A")
-B = TypeVar("B")
+BLOCK = 32  # shards that one thread looks at
 
 
 def model_hash(model: nn.Module) -> str:
@@ -355,18 +350,6 @@ def finished(job: Explained, explainers: Mapping[str, Explainer], scores: Mappin
         return all(set(scores) <= set(head.meta.get("scores", {})) for head in heads)
     except DamagedFile:
         return False
-
-
-def side_by_side(work: Callable[[A], B], things: Iterable[A]) -> Iterator[B]:
-    """`work(thing)` for every thing, in order, by a few threads: for what waits for files, or checks their bytes."""
-    waiting: deque[Future[B]] = deque()
-    with ThreadPoolExecutor(READERS) as pool:
-        for thing in things:
-            waiting.append(pool.submit(work, thing))
-            if len(waiting) > 2 * READERS:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def stale_layouts(job: Explained, explainers: Mapping[str, Explainer]) -> None:

@@ -33,7 +33,17 @@ from lit_xai.metrics.statistics import (
     share_estimate,
 )
 from lit_xai.shards import read_head
-from lit_xai.store import DISAGREEMENTS, RANDOM, FoldStore, MapReader, Predictions, differences, mend
+from lit_xai.store import (
+    DISAGREEMENTS,
+    RANDOM,
+    FoldStore,
+    MapReader,
+    Predictions,
+    as_slice,
+    common_samples,
+    differences,
+    mend,
+)
 
 VALUES = 1 << 19  # map values of one fold in memory at once
 NULL = "random"  # the explainer that is the null of every table
@@ -52,6 +62,29 @@ def measures_for(distance: str, seed: int) -> dict[str, MeGe | ReCo]:
         "mege_xplique": MeGe("xplique", **alone),
         "reco_xplique": ReCo("xplique", **alone),
     }
+
+
+NO_PAIRS = (
+    torch.zeros(0, dtype=torch.float64),
+    torch.zeros(0, dtype=torch.bool),
+    torch.zeros(0, dtype=torch.long),
+)
+
+
+def add_pairs(measures: Sequence[MeGe | ReCo], d: Tensor, equal: Tensor, sample: Tensor, weight: Tensor) -> None:
+    """The same pairs to several measures, kept once."""
+    for number, measure in enumerate(measures):
+        if number == 0:
+            measure.add_distances(d, equal, sample, weight)
+        else:
+            measure.share(measures[0])
+
+
+def estimates_of(measures: dict[str, MeGe | ReCo]) -> dict[str, Estimate]:
+    """Every measure's estimate; forms of ReCo that hold the same pairs are made together."""
+    together = {n: m for n, m in measures.items() if isinstance(m, ReCo) and m.variant != "xplique"}
+    forms = next(iter(together.values())).forms([m.variant for m in together.values()]) if together else {}
+    return {n: forms[m.variant] if n in together else m.estimate() for n, m in measures.items()}
 
 
 @dataclass
@@ -251,8 +284,7 @@ class Ensemble:
 
     def probes(self, readers: dict[int, MapReader]) -> Tensor:
         """The random probes, fold by fold: those that every fold has explained."""
-        common = set.intersection(*(set(r.where) for r in readers.values()))
-        samples = torch.tensor(sorted(common), dtype=torch.long)
+        samples = common_samples(readers.values())
         return samples[self.split.fold(samples).sort(stable=True).indices]
 
     # -------------------------------------------------------------------------------------------------------- pairs
@@ -269,23 +301,25 @@ class Ensemble:
             return
         first = next(r for r in readers.values() if int(samples[0]) in r)
         pixels = first.rows(samples[:1]).numel()
-        for part in samples.split(max(8, VALUES // pixels)):
-            prepared = {}
-            rows_of = {}
+        correct = {f: self.predictions[f].correct for f in readers}
+        each = max(8, VALUES // pixels)
+        homes = self.split.fold(samples).split(each)
+        indices = torch.searchsorted(self.split.samples, samples).split(each)
+        for part, home, index in zip(samples.split(each), homes, indices, strict=True):
+            prepared: dict[int, Tensor] = {}
+            rows_of: dict[int, Tensor] = {}  # where a sample's map is among the prepared ones; -1: there is none
             for f, reader in readers.items():
-                here = torch.tensor([int(s) in reader for s in part.tolist()])
-                if here.any():
+                here = reader.holds(part)
+                if bool(here.any()):
                     prepared[f] = d.prepare(reader.rows(part[here]))
                     rows_of[f] = torch.full((len(part),), -1).masked_scatter_(here, torch.arange(int(here.sum())))
-            home = self.split.fold(part)
-            index = torch.searchsorted(self.split.samples, part)
-            for i in prepared:
+            for i in (f for f in home.unique().tolist() if f in prepared):
                 for j in prepared:
                     both = (home == i) & (rows_of[i] >= 0) & (rows_of[j] >= 0)
                     if i == j or not bool(both.any()):
                         continue
-                    value = d.compare(prepared[i][rows_of[i][both]], prepared[j][rows_of[j][both]])
-                    right = [self.predictions[f].correct[index[both]] for f in (i, j)]
+                    value = d.compare(*(prepared[f][as_slice(rows_of[f][both].numpy())] for f in (i, j)))
+                    right = [correct[f][index[both]] for f in (i, j)]
                     yield value.double(), right[0], right[1], part[both]
 
     def disagreements(self, readers: dict[int, MapReader]) -> Disagreements | None:
@@ -317,25 +351,29 @@ class Ensemble:
         rate = number / drawn.clamp_min(1)
         pass_two = self.readers(explainer, DISAGREEMENTS)
         found = self.disagreements(pass_two)
-        rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # distance, equal, sample, weight
+        rows: list[tuple[Tensor, Tensor, Tensor]] = []  # distance, equal, sample
         for d, right_i, right_j, sample in self.pairs(readers, random, distance):
             equal = right_i & right_j
             use = equal if found is not None else right_i | right_j
-            rows.append((d[use], equal[use], sample[use], rate[self.split.fold(sample[use])]))
+            rows.append((d[use], equal[use], sample[use]))
+        d, equal, sample = (torch.cat(column) for column in zip(*rows, strict=True)) if rows else NO_PAIRS
+        weight = rate[self.split.fold(sample)]
         if found is not None:
-            weight_of = dict(zip(found.samples.tolist(), found.weight.tolist(), strict=True))
-            for d, right_i, right_j, sample in self.pairs(pass_two, found.samples, distance):
+            rows = []
+            for apart, right_i, right_j, of in self.pairs(pass_two, found.samples, distance):
                 use = right_i ^ right_j
-                weight = torch.tensor([weight_of[s] for s in sample[use].tolist()], dtype=torch.float64)
-                rows.append((d[use], torch.zeros(int(use.sum()), dtype=torch.bool), sample[use], weight))
-        for name, metric in measures.items():
-            for d, equal, sample, weight in rows:
-                # 1 - |rho| is known: Xplique's distance is its root
-                root = name.endswith("xplique") and distance == "spearman"
-                if name.endswith("xplique") and not root:
-                    continue
-                metric.add_distances(d.clamp_min(0).sqrt() if root else d, equal, sample, weight)
-        estimates = {n: m.estimate() for n, m in measures.items()}
+                rows.append((apart[use], torch.zeros(int(use.sum()), dtype=torch.bool), of[use]))
+            more = tuple(torch.cat(column) for column in zip(*rows, strict=True)) if rows else NO_PAIRS
+            ascending = found.samples.argsort()
+            at = ascending[torch.searchsorted(found.samples[ascending], more[2])]
+            d, equal, sample = (torch.cat([a, b]) for a, b in zip((d, equal, sample), more, strict=True))
+            weight = torch.cat([weight, found.weight[at]])
+        # 1 - |rho| is known: Xplique's distance is its root
+        add_pairs([m for n, m in measures.items() if not n.endswith("xplique")], d, equal, sample, weight)
+        if distance == "spearman":
+            others = [m for n, m in measures.items() if n.endswith("xplique")]
+            add_pairs(others, d.clamp_min(0).sqrt(), equal, sample, weight)
+        estimates = estimates_of(measures)
         for name, e in estimates.items():
             if name.endswith("xplique") and distance != "spearman":
                 e.reason = "only for distance=spearman"
@@ -410,9 +448,9 @@ class Ensemble:
         probes: dict[str, Tensor] = {}
         for family, members in families.items():
             readers = [self.readers(m)[self.folds[0]] for m in members]
-            common = sorted(set.intersection(*(set(r.where) for r in readers)))
-            if len(members) > 1 and common:
-                probes[family] = torch.tensor(common)
+            common = common_samples(readers)
+            if len(members) > 1 and len(common):
+                probes[family] = common
                 maps = torch.stack([r.rows(probes[family]) for r in readers])
                 out.update(robustness_table({family: maps}, self.seed))
         return out, probes

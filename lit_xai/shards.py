@@ -13,9 +13,11 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from lit_xai.errors import DamagedFile
 
@@ -26,7 +28,10 @@ NAME = re.compile(r"(\d{9,})-(\d{9,})\.safetensors")
 ITEMSIZE = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2, "BOOL": 1, "U8": 1, "I8": 1}
 MAX_HEADER = 1 << 26  # bytes; a longer one is no header of ours
 BLOCK = 1 << 20  # bytes read at once
+READERS = 8  # threads that wait for files
 SETTLED = 2_000_000_000  # ns after which a file's time of change tells it from its successor on every file system
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 class Entry(NamedTuple):
@@ -229,3 +234,15 @@ def verify(path: Path) -> Head:
     if identity is not None and is_settled(identity):
         VERIFIED.add(identity)
     return head
+
+
+def side_by_side(work: Callable[[A], B], things: Iterable[A]) -> Iterator[B]:
+    """`work(thing)` for every thing, in order, by a few threads: for what waits for files, or checks their bytes."""
+    waiting: deque[Future[B]] = deque()
+    with ThreadPoolExecutor(READERS) as pool:
+        for thing in things:
+            waiting.append(pool.submit(work, thing))
+            if len(waiting) > 2 * READERS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

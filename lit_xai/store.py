@@ -14,11 +14,12 @@ import contextlib
 import json
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from safetensors.torch import save as save_bytes
@@ -41,8 +42,10 @@ from lit_xai.shards import (
     mend,
     meta_checksum,
     parse_head,
+    read_open_head,
     shard_name,
     shard_paths,
+    side_by_side,
 )
 
 DTYPES = {
@@ -232,48 +235,165 @@ def check_shard(path: Path, head: Head) -> Head:
 
 
 class MapReader:
-    """Maps and scores of one predictor and one explainer by sample, holding one shard at a time."""
+    """Maps and scores of one predictor and one explainer by sample.
+
+    Opening it reads heads and sample numbers. A shard is read whole and checked when rows of it are asked for; its maps go
+    when the next shard comes, its scores and details stay (a number a map and score).
+
+    Attributes:
+        files: the shards.
+        samples: `[n]` what they hold, ascending.
+        fingerprint, meta: of all of them; the scores are those that every shard has.
+        extra: names of the details and references (`detail/...`, `reference/...`) that every shard has.
+    """
 
     def __init__(self, store: FoldStore, kind: str, explainer: str) -> None:
         self.files = store.shards(kind, explainer)
-        self.where: dict[int, tuple[int, int]] = {}
         self.fingerprint: dict[str, Any] = {}
         self.meta: dict[str, Any] = {}
         self.extra: set[str] = set()
-        for number, path in enumerate(self.files):
-            tensors, meta = read_shard(path)
-            if self.meta:
-                common = {n: s for n, s in self.meta["scores"].items() if n in meta["scores"]}
-                theirs = {n: meta["scores"][n]["definition"] for n in common}
+        heads = []
+        samples = []
+        for path, (head, own) in zip(self.files, side_by_side(read_samples, self.files), strict=True):
+            self.take_over(path, head)
+            heads.append({n: t for n, t in head.tensors.items() if n not in ("sample", "maps")})
+            samples.append(own)
+        sizes = torch.tensor([len(s) for s in samples], dtype=torch.long)
+        self.begins = torch.cat([torch.zeros(1, dtype=torch.long), sizes.cumsum(0)])  # row of a shard's first sample
+        everything = torch.cat(samples) if samples else torch.zeros(0, dtype=torch.long)
+        self.samples, self.place = everything.sort(stable=True)
+        keep = torch.ones(len(everything), dtype=torch.bool)
+        keep[:-1] = self.samples[1:] != self.samples[:-1]
+        self.samples, self.place = self.samples[keep], self.place[keep]
+        self.columns: dict[str, Tensor] = {}
+        for name in set.intersection(*(set(h) for h in heads)) if heads else ():
+            kinds = {(h[name].dtype, h[name].shape[1:]) for h in heads}
+            if len(kinds) == 1:
+                dtype, tail = kinds.pop()
+                self.columns[name] = torch.empty(len(everything), *tail, dtype=DTYPES[dtype])
+        self.known = torch.zeros(len(self.files), dtype=torch.bool)  # whose columns have been read
+        self.open: tuple[int, Tensor] = (-1, everything)
+
+    def take_over(self, path: Path, head: Head) -> None:
+        """One more shard's description; refuse it if another run left it."""
+        meta = head.meta
+        own = {k for k in head.tensors if k.startswith(("detail/", "reference/"))}
+        self.extra = self.extra & own if self.meta else own
+        if self.meta:
+            mine = self.meta["scores"]
+            common = {n: s for n, s in mine.items() if n in meta["scores"]}
+            difference = []
+            if self.fingerprint != meta["fingerprint"]:
                 difference = differences(self.fingerprint, meta["fingerprint"])
-                difference += differences({n: s["definition"] for n, s in common.items()}, theirs, "score.")
-                if difference:
-                    raise UsageError(f"{path.parent} holds shards of different runs ({difference[0]}): {mend(path)}")
-                meta = {**meta, "scores": common}
-            self.fingerprint, self.meta = meta["fingerprint"], meta
-            own = {k for k in tensors if k.startswith(("detail/", "reference/"))}
-            self.extra = own if number == 0 else self.extra & own
-            for row, sample in enumerate(tensors["sample"].tolist()):
-                self.where[sample] = (number, row)
-        self.open: tuple[int, dict[str, Tensor]] = (-1, {})
+            for n, s in common.items():
+                if s["definition"] != meta["scores"][n]["definition"]:
+                    difference += differences(s["definition"], meta["scores"][n]["definition"], f"score.{n}.")
+            if difference:
+                raise UsageError(f"{path.parent} holds shards of different runs ({difference[0]}): {mend(path)}")
+            meta = {**meta, "scores": common}
+        self.fingerprint, self.meta = meta["fingerprint"], meta
 
     def __contains__(self, sample: int) -> bool:
-        return sample in self.where
+        return self.has(torch.tensor([sample]))
+
+    def holds(self, samples: Int[Tensor, "p"]) -> Bool[Tensor, "p"]:
+        """Which of these samples are there."""
+        return torch.from_numpy(self.find(samples)[1])
+
+    def find(self, samples: Int[Tensor, "p"]) -> tuple[np.ndarray, np.ndarray]:
+        """Where each sample lies, shard after shard (anywhere if it is not there), and whether it is there."""
+        mine, theirs = self.samples.numpy(), samples.numpy()  # in NumPy: torch wakes all its threads for a look-up
+        if not len(mine):
+            return np.zeros(len(theirs), dtype=np.int64), np.zeros(len(theirs), dtype=bool)
+        index = np.searchsorted(mine, theirs).clip(max=len(mine) - 1)
+        return self.place.numpy()[index], mine[index] == theirs
 
     def has(self, samples: Int[Tensor, "p"]) -> bool:
         """Whether all of these samples are there."""
-        return all(s in self.where for s in samples.tolist())
+        return bool(self.holds(samples).all())
+
+    def read(self, number: int) -> Tensor:
+        """The maps of a shard, read whole and checked; what lies beside them is kept."""
+        tensors, head = read_whole(self.files[number])
+        check_shard(self.files[number], head)
+        begin, end = self.begins[number : number + 2].tolist()
+        parts = {name: column[begin:end] for name, column in self.columns.items()}
+        if len(tensors["sample"]) != end - begin or any(
+            n not in tensors or tensors[n].shape != p.shape for n, p in parts.items()
+        ):
+            raise DamagedFile(f"{self.files[number]} was replaced while it was read: run the same command again")
+        for name, part in parts.items():
+            part.copy_(tensors[name])
+        self.known[number] = True
+        return tensors["maps"]
 
     def rows(self, samples: Int[Tensor, "p"], key: str = "maps") -> Tensor:
-        """`maps`, `score/<name>`, `reference/<name>` or `detail/<name>` of these samples, in this order."""
-        out: list[Tensor] = []
-        for s in samples.tolist():
-            number, row = self.where[s]
-            if self.open[0] != number:
-                self.open = (number, read_shard(self.files[number])[0])
-            out.append(self.open[1][key][row])
-        return torch.stack(out)
+        """`maps`, `score/<name>`, `reference/<name>` or `detail/<name>` of these samples, in this order.
+
+        Raises:
+            KeyError: a sample is not there; DamagedFile: a shard is not whole.
+        """
+        place, there = self.find(samples)
+        if not there.all():
+            raise KeyError(f"sample {int(samples[~torch.from_numpy(there)][0])} is not in {self.files[:1]}")
+        number = np.searchsorted(self.begins.numpy(), place, side="right") - 1
+        if key != "maps":
+            missing = [n for n in np.unique(number).tolist() if not self.known[n]]
+            for _ in side_by_side(self.read, missing):
+                pass
+            return self.columns[key][torch.from_numpy(place)]
+        order = number.argsort(kind="stable")
+        shards, counts = np.unique(number, return_counts=True)
+        wanted = [n for n in shards.tolist() if n != self.open[0]]
+        fresh = side_by_side(self.read, wanted) if len(wanted) > 1 else map(self.read, wanted)
+        out: np.ndarray | None = None
+        done = 0
+        for n, count in zip(shards.tolist(), counts.tolist(), strict=True):
+            tensor = self.open[1] if n == self.open[0] else next(fresh)
+            maps = tensor.numpy()
+            if out is None:
+                out = np.empty((len(place), *maps.shape[1:]), dtype=maps.dtype)
+            to = order[done : done + count]
+            out[as_slice(to)] = maps[as_slice(place[to] - int(self.begins[n]))]
+            done += count
+        if out is None:
+            return torch.empty(0)
+        self.open = (n, tensor)
+        return torch.from_numpy(out)
 
     def scores(self) -> list[str]:
         """Names of the scores that every shard holds."""
         return sorted(self.meta.get("scores", {}))
+
+
+def as_slice(index: Int[np.ndarray, "p"]) -> Int[np.ndarray, "p"] | slice:
+    """An index of consecutive rows as a slice, which copies nothing."""
+    consecutive = len(index) > 0 and (index[1:] - index[:-1] == 1).all()
+    return slice(int(index[0]), int(index[-1]) + 1) if consecutive else index
+
+
+def read_samples(path: Path) -> tuple[Head, Int[Tensor, "s"]]:
+    """A shard's head and sample numbers, without its maps.
+
+    Raises:
+        DamagedFile: it is cut, or no shard.
+    """
+    try:
+        with open(path, "rb", buffering=0) as file:
+            head = check_shard(path, read_open_head(path, file))
+            where = head.tensors["sample"]
+            file.seek(where.start)
+            data = bytearray(where.stop - where.start)
+            if file.readinto(data) != len(data):
+                raise damaged(path, "cut")
+    except OSError as e:
+        raise damaged(path, e) from None
+    return head, tensor_at(data, where._replace(start=0, stop=len(data)))
+
+
+def common_samples(readers: Iterable[MapReader]) -> Int[Tensor, "p"]:
+    """What every reader holds, ascending."""
+    common: Tensor | None = None
+    for reader in readers:
+        common = reader.samples if common is None else common[reader.holds(common)]
+    return torch.zeros(0, dtype=torch.long) if common is None else common

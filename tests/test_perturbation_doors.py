@@ -63,7 +63,7 @@ def test_the_setting_is_chosen_on_other_probes_than_it_is_reported_on(summary: d
 
 def test_the_whole_image_stands_beside_every_score_against_a_mask(finished: Path, summary: dict) -> None:
     lime = reader(finished, "lime")
-    samples = torch.tensor(sorted(lime.where))
+    samples = lime.samples
     area = lime.rows(samples, "reference/pointing_game").double().mean()
     cell = summary["rows"]["lime"]["pointing_game"]
     assert cell["null"] == pytest.approx(float(area))
@@ -76,7 +76,7 @@ def test_what_a_method_knows_of_its_maps_is_kept(finished: Path, summary: dict) 
     assert set(details) == {"r2", "samples", "standard_error", "superpixels"}
     assert details["samples"]["mean"] == 120
     changed = reader(finished, "meaningful_perturbation").rows(
-        torch.tensor([0]).new_tensor(sorted(reader(finished, "meaningful_perturbation").where)), "detail/pixels_changed"
+        reader(finished, "meaningful_perturbation").samples, "detail/pixels_changed"
     )
     assert 0 <= float(changed.min()) <= float(changed.max()) <= 1
     with (finished / "shapes-resnet18" / "fold=0" / "scores.csv").open() as file:

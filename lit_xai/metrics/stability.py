@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
@@ -22,6 +23,7 @@ from torchmetrics import Metric
 
 from lit_xai.core import Maps, UsageError
 from lit_xai.metrics.distance import map_distance
+from lit_xai.metrics.gaps import Gaps, Sums, dealt
 from lit_xai.metrics.statistics import (
     CHUNK,
     RESAMPLES,
@@ -99,6 +101,7 @@ class Thresholds:
 
 
 MEASURES = {"reco": Thresholds.reco, "reco_eq6": Thresholds.eq6, "reco_auc": Thresholds.auc}
+FORMS = {"default": Sums.reco, "paper": Sums.eq6, "auc": Sums.auc}
 
 
 def of_sets(
@@ -128,6 +131,20 @@ def reco_xplique(equal: Float[Tensor, "e"], differ: Float[Tensor, "d"]) -> float
         tn, fp = int((differ > gamma).sum()), int((differ < gamma).sum())
         best = max(best, tp / (tp + fn + 1e-10) + tn / (tn + fp + 1e-10) - 1.0)
     return best
+
+
+def xplique_of_counts(t: Thresholds, counts: Int[np.ndarray, "p"]) -> float:
+    """`reco_xplique` of the pairs of `t`, each taken `counts` times (in ascending order of distance)."""
+    everything, equal = (np.concatenate([[0], c.cumsum()]) for c in (counts, counts * t.equal.numpy()))
+    differ, number = everything - equal, int(everything[-1])
+    if not equal[-1] or not differ[-1]:
+        return math.nan
+    pair = np.searchsorted(everything, np.arange(0, number, number // 20 + 1), side="right") - 1
+    run = np.searchsorted(t.first.numpy(), pair, side="right") - 1
+    first, end = t.first.numpy()[run], t.end.numpy()[run]
+    tp, fn = equal[first], equal[-1] - equal[end]
+    tn, fp = differ[-1] - differ[end], differ[first]
+    return max(0.0, float((tp / (tp + fn + 1e-10) + tn / (tn + fp + 1e-10) - 1.0).max()))
 
 
 # --------------------------------------------------------------------------------------------------------- the metrics
@@ -186,6 +203,11 @@ class PairMetric(Metric):
         rows = [distance.double(), equal.double(), sample.double(), weight.double()]
         self.pairs.append(torch.stack([r.to(self.device) for r in rows], dim=1))
         self._computed, self._update_count = None, max(1, self._update_count)  # as torchmetrics does around `update`
+
+    def share(self, other: PairMetric) -> None:
+        """Hold the pairs that another metric holds, without a copy."""
+        self.pairs = list(other.pairs)
+        self._computed, self._update_count = None, max(1, self._update_count)
 
     def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
         if not self.pairs:  # a rank without pairs must still send a tensor of the right shape and type
@@ -319,8 +341,9 @@ class ReCo(PairMetric):
             "null": f"mean of {PERMUTATIONS} permutations of the labels of samples",
         }
 
-    def value(self) -> tuple[float, str]:
-        """ReCo of the local state."""
+    def value(self, variant: str | None = None) -> tuple[float, str]:
+        """ReCo of the local state, in this or another form."""
+        variant = variant or self.variant
         rows = self.table()
         known = torch.isfinite(rows[:, 0])
         rows = rows[known]
@@ -336,66 +359,80 @@ class ReCo(PairMetric):
             return math.nan, "no disagreements explained: run lit_xai.explain with probes=disagreements for every fold"
         if disagreeing < self.min_samples:
             return math.nan, f"only {disagreeing} disagreeing samples, fewer than {self.min_samples}"
-        if self.variant == "xplique":
+        if variant == "xplique":
             return reco_xplique(rows[is_equal, 0], rows[~is_equal, 0]), ""
         weight = torch.cat([rows[is_equal, 3], rows[~is_equal, 3]])
-        return of_sets(self.KINDS[self.variant], rows[is_equal, 0], rows[~is_equal, 0], weight), ""
+        return of_sets(self.KINDS[variant], rows[is_equal, 0], rows[~is_equal, 0], weight), ""
 
     def _estimate(self) -> Estimate:
-        value, reason = self.value()
+        return self.forms((self.variant,))[self.variant]
+
+    def forms(self, variants: Sequence[str]) -> dict[str, Estimate]:
+        """The estimate of several forms (see `definition`) of the local state; they share resamples and permutations."""
+        values = {v: self.value(v) for v in variants}
         rows = self.table()
         known = torch.isfinite(rows[:, 0])
-        counts: dict[str, Any] = {"pairs": int(known.sum()), "dropped": int((~known).sum()), "reason": reason}
-        if reason:
-            return Estimate(value, **counts)
+        counts: dict[str, Any] = {"pairs": int(known.sum()), "dropped": int((~known).sum())}
+        if any(reason for _, reason in values.values()):
+            return {v: Estimate(value, reason=reason, **counts) for v, (value, reason) in values.items()}
         samples, index = rows[:, 2].unique(return_inverse=True)
         differs = torch.zeros(len(samples), dtype=torch.long)
         differs[index[rows[:, 1] == 0]] = 1  # strata: samples with a disagreement, and the others
         rows, index = rows[known], index[known]
         counts["samples"] = len(index.unique())
-        if self.variant == "xplique":
-            draws = self._xplique_draws(rows, index, differs)
-            return finish(value, draws, basic_interval, **counts)
-        measure = MEASURES[self.KINDS[self.variant]]
         t = Thresholds(rows[:, 0], rows[:, 1] == 1)
-        out, cluster, weight = [], index[t.order], rows[t.order, 3]
+        out = {}
+        if "xplique" in variants:
+            draws = self._xplique_draws(t, index, differs)
+            out["xplique"] = finish(values["xplique"][0], draws, basic_interval, **counts)
+        found = self._draws([v for v in variants if v != "xplique"], rows, index, differs, t)
+        for variant, (draws, null) in found.items():
+            least = -1.0 if variant == "auc" else 0.0
+            out[variant] = finish(values[variant][0], draws, partial(basic_interval, least=least), **counts)
+            out[variant].null = null
+        return out
+
+    def _draws(
+        self, variants: Sequence[str], rows: Tensor, index: Tensor, differs: Tensor, t: Thresholds
+    ) -> dict[str, tuple[Tensor, float]]:
+        """The replicates of every form, and its mean value when the labels S_equal / S_differ are dealt anew to the groups
+        of pairs of one sample.
+        """
+        if not variants:
+            return {}
+        draws: dict[str, list[np.ndarray]] = {v: [] for v in variants}
+        dealt_anew: dict[str, list[np.ndarray]] = {v: [] for v in variants}
+        gaps = Gaps(t.equal.numpy(), t.first.numpy(), index[t.order].numpy(), rows[t.order, 3].numpy())
         for block in resamples(differs, self.resamples, self.seed):
             for part in block.split(max(1, CHUNK // len(rows))):
-                out.append(measure(t, t.rates(part[:, cluster] * weight)))
-        least = -1.0 if self.variant == "auc" else 0.0
-        estimate = finish(value, torch.cat(out), partial(basic_interval, least=least), **counts)
-        estimate.null = self._null(rows, index, t)
-        return estimate
-
-    def _null(self, rows: Tensor, index: Tensor, t: Thresholds) -> float:
-        """The mean value when the labels S_equal / S_differ are dealt anew to the groups of pairs of one sample."""
+                sums = gaps.sums(part.numpy(), last="paper" in variants)
+                for v in variants:
+                    draws[v].append(FORMS[v](sums))
         group, member = (index * 2 + (rows[:, 1] == 1)).unique(return_inverse=True)
-        label = (group % 2) == 1
+        label, place, first = ((group % 2) == 1).numpy(), member[t.order].numpy(), t.first.numpy()
         generator = torch.Generator().manual_seed(self.seed)
-        measure, values = MEASURES[self.KINDS[self.variant]], []
-        for start in range(0, PERMUTATIONS, size := max(1, CHUNK // len(rows))):
-            n = min(size, PERMUTATIONS - start)
-            dealt = torch.stack([label[torch.randperm(len(label), generator=generator)] for _ in range(n)])
-            equal = dealt[:, member[t.order]]
-            # the weight of a set is its sampling rate's: it goes with the label, not with the sample
-            weight = torch.where(equal, self._mean_weight(rows, True), self._mean_weight(rows, False))
-            values.append(measure(t, t.rates(weight, equal)))
-        finite = torch.cat(values)
-        return float(finite[torch.isfinite(finite)].mean())
+        # the weight of a set is its sampling rate's: it goes with the label, not with the sample
+        weights = float(self._mean_weight(rows, True)), float(self._mean_weight(rows, False))
+        for _ in range(PERMUTATIONS):
+            sums = dealt(label[torch.randperm(len(label), generator=generator).numpy()][place], first, *weights)
+            for v in variants:
+                dealt_anew[v].append(FORMS[v](sums))
+        out = {}
+        for v in variants:
+            nulls = np.concatenate(dealt_anew[v])
+            out[v] = torch.from_numpy(np.concatenate(draws[v])), float(nulls[np.isfinite(nulls)].mean())
+        return out
 
     @staticmethod
     def _mean_weight(rows: Tensor, equal: bool) -> Tensor:
         return rows[rows[:, 1] == float(equal), 3].mean()
 
-    def _xplique_draws(self, rows: Tensor, index: Tensor, differs: Tensor) -> Tensor:
-        def draws() -> Iterator[float]:
-            for block in resamples(differs, min(self.resamples, 200), self.seed):
-                for counts in block:
-                    pair = counts[index].long()
-                    drawn = rows[:, :2].repeat_interleave(pair, dim=0)
-                    yield reco_xplique(drawn[drawn[:, 1] == 1, 0], drawn[drawn[:, 1] == 0, 0])
-
-        return torch.tensor(list(draws()), dtype=torch.float64)
+    def _xplique_draws(self, t: Thresholds, index: Tensor, differs: Tensor) -> Tensor:
+        cluster = index[t.order].numpy()
+        draws = []
+        for block in resamples(differs, min(self.resamples, 200), self.seed):
+            draws += [xplique_of_counts(t, counts[cluster].astype(np.int64)) for counts in block.numpy()]
+        return torch.tensor(draws, dtype=torch.float64)
 
 
 def check_definition(name: str, known: tuple[str, ...] = ("default", "paper", "xplique")) -> None:

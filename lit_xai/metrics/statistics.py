@@ -49,17 +49,40 @@ class Estimate:
 
 
 def resamples(strata: Int[Tensor, "n"], resamples: int = RESAMPLES, seed: int = 0) -> Iterator[Float[Tensor, "r n"]]:
-    """Blocks of bootstrap counts: how often each of n samples was drawn, with replacement within its stratum."""
+    """Blocks of bootstrap counts: how often each of n samples was drawn, with replacement within its stratum.
+
+    Scores of one explainer use the same resamples: the last ones are kept, unless they are large.
+    """
+    rows = max(1, CHUNK // max(1, len(strata)))
+    key = (strata.numpy().tobytes(), resamples, seed)
+    if key not in KEPT:
+        blocks = draw_resamples(strata, resamples, seed, rows)
+        if resamples * len(strata) > KEEP:
+            yield from map(torch.from_numpy, blocks)
+            return
+        KEPT.clear()
+        kept = [block.astype(np.uint8 if block.max(initial=0) < 256 else np.int64) for block in blocks]
+        KEPT[key] = kept
+    for block in KEPT[key]:
+        yield torch.from_numpy(block.astype(np.float64))
+
+
+KEEP = 1 << 26  # counts that are kept, a byte each
+KEPT: dict[tuple[bytes, int, int], list[np.ndarray]] = {}
+
+
+def draw_resamples(strata: Int[Tensor, "n"], resamples: int, seed: int, rows: int) -> Iterator[np.ndarray]:
+    """See `resamples`, anew; `rows` of them in a block."""
     generator = torch.Generator().manual_seed(seed)
-    n = len(strata)
-    groups = [torch.nonzero(strata == s)[:, 0] for s in strata.unique()]
-    rows = max(1, CHUNK // max(1, n))
+    groups = [torch.nonzero(strata == s)[:, 0].numpy() for s in strata.unique()]
     for start in range(0, resamples, rows):
         block = min(rows, resamples - start)
-        counts = torch.zeros(block, n, dtype=torch.float64)
+        counts = np.zeros((block, len(strata)))
         for members in groups:
-            drawn = torch.randint(len(members), (block, len(members)), generator=generator)
-            counts.scatter_add_(1, members[drawn], torch.ones(1, dtype=torch.float64).expand_as(drawn))
+            m = len(members)
+            drawn = torch.randint(m, (block, m), generator=generator).numpy()
+            drawn += np.arange(block)[:, None] * m  # every row has its own bins
+            counts[:, members] = np.bincount(drawn.ravel(), minlength=block * m).reshape(block, m)
         yield counts
 
 
