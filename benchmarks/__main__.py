@@ -26,6 +26,7 @@ BENCHMARKS = {
         True,
         "PMI and information gain with PatchSampler, against the bare passes of classifier and sampler",
     ),
+    "incremental": (True, "windows answered from what they change, against whole passes; predicted beside measured"),
     "generative": (True, "DDIM and flow samplers, alone and inside POMELO, against the bare passes of their networks"),
     "memory": (True, "peak memory of perturbation explainers for 1,000 and 50,000 model inputs"),
     "evaluate": (True, "memory and time of the final numbers over large stores"),

@@ -21,11 +21,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lit_xai.core import UsageError
+from lit_xai.incremental.costs import COSTS, Costs, measure
 from lit_xai.incremental.network import network_of
-from lit_xai.incremental.operations import COSTS, Costs, NotIncremental
+from lit_xai.incremental.operations import NotIncremental
 from lit_xai.incremental.patches import Incremental, Ints
 
-__all__ = ["COSTS", "Costs", "Incremental", "NotIncremental", "WindowLogits", "network_of"]
+__all__ = ["COSTS", "Costs", "Incremental", "NotIncremental", "WindowLogits", "measure", "network_of"]
 
 LOG = logging.getLogger(__name__)
 GAIN = 0.85  # of the naive cost, by prediction: above it the model itself is used

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from lit_xai.incremental.costs import Costs
 from lit_xai.incremental.operations import (
     EACH_BY_NAME,
     EACH_FUNCTIONS,
@@ -22,7 +23,6 @@ from lit_xai.incremental.operations import (
     IN_PLACE,
     JOIN_METHODS,
     JOINS,
-    Costs,
     NotIncremental,
     Sliding,
     Step,

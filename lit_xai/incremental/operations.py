@@ -17,35 +17,6 @@ class NotIncremental(Exception):
     """Why the model itself is to be used, in one line."""
 
 
-# ---------------------------------------------------------------------------------------------------------------- costs
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What a device takes; decisions rest on these constants, not on a clock, so that two runs decide alike.
-
-    Attributes:
-        conv, pointwise, grouped: floating-point operations a second in convolutions: k > 1, 1 x 1, in groups.
-        memory: bytes a second in element-wise work.
-        gather: bytes a second when rows of feature maps are picked.
-        call, patch: seconds of one call of an operation, and of one on patches.
-    """
-
-    conv: float
-    pointwise: float
-    grouped: float
-    memory: float
-    gather: float
-    call: float
-    patch: float
-
-
-COSTS = {
-    "cpu": Costs(conv=1.2e11, pointwise=1.0e11, grouped=1.5e10, memory=8e9, gather=3e9, call=1e-5, patch=1.5e-4),
-    "cuda": Costs(conv=2e13, pointwise=1.5e13, grouped=1e12, memory=1e12, gather=5e11, call=1e-5, patch=2e-4),
-}
-
-
 # ------------------------------------------------------------------------------------------------------------ operations
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lit_xai.incremental.operations import Costs, Step
+from lit_xai.incremental.costs import Costs
+from lit_xai.incremental.operations import Step
 
 
 @dataclass
