@@ -31,7 +31,7 @@ class Costs:
 
 
 COSTS = {
-    "cpu": Costs(conv=1.2e11, pointwise=1.0e11, grouped=1.5e10, memory=8e9, gather=3e9, call=1e-5, patch=1.5e-4),
+    "cpu": Costs(conv=3e11, pointwise=3.5e11, grouped=3e10, memory=2e10, gather=1e10, call=1e-5, patch=1.2e-4),
     "cuda": Costs(conv=2e13, pointwise=1.5e13, grouped=1e12, memory=1e12, gather=5e11, call=1e-5, patch=2e-4),
 }
 
