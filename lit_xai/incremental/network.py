@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -256,11 +257,13 @@ class Network:
         key = (shape, patch, rows, costs)
         if key not in self.plans:
 
+            steps = []
+
             def note(step: Step, value: Any) -> None:
-                step.shape = tuple(value.shape) if isinstance(value, Tensor) else ()
+                steps.append(replace(step, shape=tuple(value.shape) if isinstance(value, Tensor) else ()))
 
             self.values(torch.zeros(shape, device=device).contiguous(memory_format=torch.channels_last), note)
-            self.plans[key] = Plan.make(self.steps, self.constants, patch, rows, costs)
+            self.plans[key] = Plan.make(steps, self.constants, patch, rows, costs)
         return self.plans[key]
 
 
