@@ -36,14 +36,51 @@ from lit_xai.incremental.plan import Plan
 CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 MAX_POOL = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 AVERAGE_POOL = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+SAME = {nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout}
+FRESH_MODULES = (  # their values lie in memory of their own
+    *(m for m in EACH_MODULES if m not in SAME),
+    nn.Conv2d, nn.Linear, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.LayerNorm, nn.GroupNorm,
+)  # fmt: skip
+FRESH_METHODS = (EACH_METHODS | JOIN_METHODS | {"size", "dim", "numel", "mean", "sum"}) - {
+    "contiguous", "float", "add_", "sub_", "mul_", "div_",
+}  # fmt: skip
+FRESH_FUNCTIONS = ((EACH_FUNCTIONS | set(JOINS)) - IN_PLACE - {F.dropout, F.dropout2d}) | {
+    torch.cat, torch.concat, F.conv2d, torch.conv2d, F.linear, F.max_pool2d, torch.max_pool2d, F.avg_pool2d,
+    F.adaptive_avg_pool2d, F.batch_norm, F.interpolate,
+}  # fmt: skip
 POOLS: dict[Any, tuple[str, ...]] = {F.max_pool2d: MAX_POOL, torch.max_pool2d: MAX_POOL, F.avg_pool2d: AVERAGE_POOL}
+
+
+class Value(fx.Proxy):
+    """A traced value; torch.fx alone takes `x += y` for `x = x + y`, although others may hold the same x."""
+
+    def __iadd__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __isub__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+
+    def __imul__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
 
 
 class Tracer(fx.Tracer):
     """Layers of torch and activations that are known by name stay whole."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m).__name__ in EACH_BY_NAME or super().is_leaf_module(m, module_qualified_name)
+        return pixelwise(m) or super().is_leaf_module(m, module_qualified_name)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return Value(node, self)
+
+
+def pixelwise(m: nn.Module) -> bool:
+    """Whether a layer is one of deel-torchlip's activations over channels."""
+    known = type(m).__name__ in EACH_BY_NAME and type(m).__module__.startswith("deel.")
+    return known and getattr(m, "_dim", None) in (None, 1)
 
 
 def refusals(model: Any) -> None:
@@ -139,11 +176,12 @@ class Network:
         Raises:
             NotIncremental: in place, on a value that is used elsewhere, too.
         """
-        changes = getattr(module, "inplace", False) or node.kwargs.get("inplace") or node.target in IN_PLACE
         method = str(node.target) if node.op == "call_method" else ""
-        changes = changes or (method.endswith("_") and not method.endswith("__"))
-        if node.target in (F.relu, F.relu6) and len(node.args) > 1 and node.args[1] is True:
-            changes = True
+        name = method or getattr(node.target, "__name__", "")
+        changes = getattr(module, "inplace", False) or node.kwargs.get("inplace") or node.target in IN_PLACE
+        changes = changes or (name.endswith("_") and not name.endswith("__") and not hasattr(operator, name))
+        if "out" in node.kwargs:
+            raise NotIncremental(f"{node.name} writes into a given tensor")
         if changes:
             self.check_alone(node, node.args[0])
         if module is not None:
@@ -155,20 +193,34 @@ class Network:
         if method:
             name = method.removesuffix("_") if changes else method
             return lambda x, *a, **k: getattr(x, name)(*a, **k)
-        if node.target in (F.relu, F.relu6):
-            return lambda x, *a, **k: node.target(x)  # type: ignore[operator]
         return JOINS.get(node.target, node.target)  # type: ignore[arg-type, return-value]
 
     def check_alone(self, node: fx.Node, changed: Any) -> None:
-        """Refuse an operation in place whose input is read again later, under this name or another."""
-        while isinstance(changed, fx.Node):
-            later = [u for u in changed.users if u is not node and self.order[u] > self.order[node]]
-            if later or changed.op == "placeholder":
+        """Refuse an operation in place whose input is read again later, under this name or another.
+
+        Raises:
+            NotIncremental: it is, or may be.
+        """
+        group, found = [changed], {changed}
+        for n in group:  # grows: whatever may share memory
+            near = [*(n.all_input_nodes if self.shares(n) else ()), *(u for u in n.users if self.shares(u))]
+            for other in near:
+                if self.order[other] < self.order[node] and other not in found:
+                    found.add(other)
+                    group.append(other)
+        for n in group:
+            if n.op in ("placeholder", "get_attr") or any(self.order[u] > self.order[node] for u in n.users):
                 raise NotIncremental(f"{node.name} changes {changed.name} in place, which is used elsewhere")
-            module = self.model.get_submodule(str(changed.target)) if changed.op == "call_module" else None
-            same = isinstance(module, nn.Identity | nn.Dropout | nn.Dropout2d) or changed.op == "call_method"
-            same = same or changed.target in (F.dropout, operator.getitem, torch.flatten)
-            changed = changed.args[0] if same and changed.args else None
+
+    def shares(self, node: fx.Node) -> bool:
+        """Whether a value may lie in the memory of what it was computed from."""
+        if node.op == "call_module":
+            module = self.model.get_submodule(str(node.target))
+            return getattr(module, "inplace", False) or not isinstance(module, FRESH_MODULES)
+        if node.op == "call_method":
+            return node.target not in FRESH_METHODS
+        fresh = node.target in FRESH_FUNCTIONS or (node.target is getattr and node.args[1] != "T")
+        return node.op == "call_function" and (bool(node.kwargs.get("inplace")) or not fresh)
 
     def of_module(self, step: Step, node: fx.Node, module: nn.Module) -> None:
         """A layer's kind, and how it slides."""
@@ -193,7 +245,7 @@ class Network:
             m = module
             options = m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, m.divisor_override
             self.pools(step, average_pool_of(*options))
-        elif type(module) in EACH_MODULES or type(module).__name__ in EACH_BY_NAME:
+        elif type(module) in EACH_MODULES or pixelwise(module):
             step.kind = "each"
         elif isinstance(module, nn.Linear):
             step.work = ("conv", 2.0 * module.weight.numel())
@@ -209,8 +261,8 @@ class Network:
         target, args = node.target, node.args
         kwargs: dict[str, Any] = dict(node.kwargs)
         method = node.op == "call_method"
-        if target in (F.dropout, F.dropout2d) and (kwargs.get("training", args[2] if len(args) > 2 else True)):
-            raise NotIncremental(f"{node.name} drops values also in evaluation mode")
+        if kwargs.get("training") or kwargs.get("train") or (target is torch.dropout and args[2:3] == (True,)):
+            raise NotIncremental(f"{node.name} is in training mode, also in evaluation mode of the model")
         if target in (F.conv2d, torch.conv2d) and set(step.inputs[1:]) <= set(self.constants):
             self.of_conv(step, dict(zip(CONV, args, strict=False)) | kwargs)
         elif target in POOLS:
@@ -256,7 +308,6 @@ class Network:
         """Up to where patches are carried, for images of this shape; kept for the next image."""
         key = (shape, patch, rows, costs)
         if key not in self.plans:
-
             steps = []
 
             def note(step: Step, value: Any) -> None:
