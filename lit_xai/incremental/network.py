@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
-from weakref import WeakKeyDictionary
+from typing import Any, cast
+from weakref import WeakKeyDictionary, ref
 
 import torch
 import torch.fx as fx
@@ -95,6 +96,8 @@ def refusals(model: Any) -> None:
         where = f"{name or 'the model'} ({type(m).__name__})"
         if m.training:
             raise NotIncremental(f"{where} is in training mode: call eval()")
+        if "forward" in vars(m):
+            raise NotIncremental(f"{where} has a forward pass that is not its class's")
         if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
             raise NotIncremental(f"{where} has hooks: remove them")
         if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None:
@@ -118,13 +121,16 @@ class Network:
 
     def __init__(self, model: nn.Module) -> None:
         refusals(model)
+        with untouched(model):
+            self.trace(model)
+
+    def trace(self, model: nn.Module) -> None:
+        """Its steps."""
         try:
             graph = Tracer().trace(model)
         except Exception as e:
-            raise NotIncremental(
-                f"torch.fx cannot trace it ({(str(e).splitlines() or [type(e).__name__])[0][:150]})"
-            ) from None
-        self.model = model
+            raise NotIncremental(f"torch.fx cannot trace it ({in_a_line(e)})") from None
+        self.kept = ref(model)
         self.steps: list[Step] = []
         self.constants: dict[str, Any] = {}
         self.order = {node: i for i, node in enumerate(graph.nodes)}
@@ -149,6 +155,11 @@ class Network:
         used = {n: s.name for s in self.steps for n in s.inputs}
         for s in self.steps:
             s.last = [n for n, user in used.items() if user == s.name and n != self.output]
+
+    @property
+    def model(self) -> nn.Module:
+        """The model; it is not kept alive, since networks are kept for as long as their models live."""
+        return cast(nn.Module, self.kept())
 
     def step_of(self, node: fx.Node) -> Step:
         """What one node does."""
@@ -318,27 +329,100 @@ class Network:
         return self.plans[key]
 
 
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """What tracing writes into a model is taken out again.
+
+    Raises:
+        NotIncremental: its forward pass keeps values.
+    """
+    holders: list[Any] = [
+        v for m in model.modules() for v in (vars(m), *vars(m).values()) if isinstance(v, dict | list)
+    ]
+    before = [(v, v.copy()) for v in holders]
+    try:
+        yield
+    finally:
+        touched = False
+        for now, was in before:
+            pairs = (list(now.items()), list(was.items())) if isinstance(now, dict) else (now, was)
+            new = [item for item in pairs[0] if not (isinstance(item, tuple) and "_tensor_constant" in str(item[0]))]
+            touched |= list(map(identities, new)) != list(map(identities, pairs[1]))
+            now.clear()
+            now.update(was) if isinstance(now, dict) else now.extend(was)
+    if touched:
+        raise NotIncremental("its forward pass keeps values for later")
+
+
+def identities(item: Any) -> Any:
+    """An item of a dictionary or a list, for comparison."""
+    return (item[0], id(item[1])) if isinstance(item, tuple) and len(item) == 2 else id(item)
+
+
+def in_a_line(e: Exception) -> str:
+    """What an error says, in short."""
+    return (str(e).splitlines() or [type(e).__name__])[0][:150]
+
+
 NETWORKS: WeakKeyDictionary[nn.Module, tuple[Any, Network | NotIncremental]] = WeakKeyDictionary()
+INTERNAL = set(vars(nn.Module()))
+
+
+def tensors_of(model: nn.Module) -> list[Tensor]:
+    """What a model computes with: parameters, buffers, and tensors that are mere attributes."""
+    others = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor)]
+    return [*model.parameters(), *model.buffers(), *others]
+
+
+def versions(tensors: list[Tensor]) -> list[Any]:
+    """Which tensors these are, and how often they were changed."""
+    return [(id(t), t.data_ptr(), t.dtype, None if t.is_inference() else t._version) for t in tensors]
+
+
+def layout(model: nn.Module) -> list[Any]:
+    """The modules of a model, and how they are set."""
+    plain = int | float | str | bool | tuple | list | None
+    return [
+        (
+            name,
+            id(m),
+            type(m),
+            [(k, repr(v) if isinstance(v, plain) else id(v)) for k, v in vars(m).items() if k not in INTERNAL],
+        )
+        for name, m in model.named_modules()
+    ]
+
+
+def sums(tensors: list[Tensor]) -> list[float]:
+    """Weighted sums: `.data` changes without a new version, and memory that was freed is taken again."""
+    found = []
+    for t in tensors:
+        by_row = t.detach().reshape(len(t) if t.ndim else 1, -1).sum(1)
+        ramp = torch.arange(2, len(by_row) + 2, device=t.device, dtype=torch.float64).sqrt()
+        found.append((by_row.double() * ramp).sum())
+    groups = {t.device: [f for f in found if f.device == t.device] for t in found}
+    return [value for group in groups.values() for value in torch.stack(group).tolist()]
 
 
 def network_of(model: Any) -> Network:
-    """The traced model; kept until a weight changes.
+    """The traced model; kept until the model changes.
 
     Raises:
         NotIncremental: why it cannot be.
     """
     refusals(model)
-    tensors = [*model.parameters(), *model.buffers()]
-    state = (
-        None if any(t.is_inference() for t in tensors) else tuple((id(t), t.data_ptr(), t._version) for t in tensors)
-    )
-    known = NETWORKS.get(model)
-    if known is None or state is None or known[0] != state:
-        try:
-            known = state, Network(model)
-        except NotIncremental as e:
-            known = state, e
-        NETWORKS[model] = known
+    with torch.inference_mode(False), torch.no_grad():  # what is kept serves either
+        tensors = tensors_of(model)
+        state = layout(model), versions(tensors), sums(tensors)
+        known = NETWORKS.get(model)
+        if known is None or known[0] != state:
+            try:
+                known = state, Network(model)
+            except NotIncremental as e:
+                known = state, e
+            except Exception as e:
+                known = state, NotIncremental(f"its traced form cannot be read ({in_a_line(e)})")
+            NETWORKS[model] = known
     if isinstance(known[1], NotIncremental):
         raise known[1]
     return known[1]
