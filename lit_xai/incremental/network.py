@@ -203,6 +203,8 @@ class Network:
             return module
         if method:
             name = method.removesuffix("_") if changes else method
+            if name in ("view", "view_as") and not isinstance(node.args[1], torch.dtype):
+                name = name.replace("view", "reshape")  # maps are channels-last here
             return lambda x, *a, **k: getattr(x, name)(*a, **k)
         return JOINS.get(node.target, node.target)  # type: ignore[arg-type, return-value]
 
