@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lit_xai.core import UsageError
 from lit_xai.incremental.costs import COSTS, Costs, measure
-from lit_xai.incremental.network import network_of
+from lit_xai.incremental.network import in_a_line, network_of, refusals, tensors_of, versions
 from lit_xai.incremental.operations import NotIncremental
 from lit_xai.incremental.patches import Incremental, Ints
 
@@ -73,17 +73,32 @@ class WindowLogits:
             raise UsageError(f"windows of {patch[0]} x {patch[1]} do not fit an image of shape {tuple(image.shape)}")
         self.model, self.image, self.patch, self.rows = model, image, patch, rows
         self.why, self.kept, self.share = "incremental=never", 0, 1.0
+        self.mode, self.costs = mode, costs
         self.incremental: Incremental | None = None
-        if mode == "never":
-            return
+        if mode != "never":
+            self.prepare()
+
+    def prepare(self) -> None:
+        """The image's own feature maps, if patches can be carried.
+
+        Raises:
+            UsageError: with `always`, they cannot.
+        """
+        self.incremental, self.kept, self.share = None, 0, 1.0
         try:
-            self.incremental, self.why = self.carrying(mode, costs), ""
+            with torch.no_grad():
+                self.incremental, self.why = self.carrying(self.mode, self.costs), ""
             self.kept, self.share = self.incremental.kept, self.incremental.plan.share
+            self.state = self.seen()
         except NotIncremental as e:
-            if mode == "always":
+            if self.mode == "always":
                 raise UsageError(f"incremental=always is not possible: {e}") from None
             self.why = str(e)
             LOG.info("the model itself is called for every window: %s", e)
+
+    def seen(self) -> list[Any]:
+        """What the kept feature maps belong to."""
+        return versions([self.image, *tensors_of(self.model)])
 
     def carrying(self, mode: str, costs: Costs | None) -> Incremental:
         """The way by patches.
@@ -100,10 +115,13 @@ class WindowLogits:
         if known is None:
             raise NotIncremental(f"nothing is known of the speed of {device.type}")
         network = network_of(self.model)
-        plan = network.plan(tuple(self.image.shape), self.patch, self.rows, known, device)
-        if mode == "auto" and plan.share > GAIN:
-            raise NotIncremental(f"it would take {plan.share:.2f} of the model's own time")
-        return Incremental(network, plan, self.image)
+        try:
+            plan = network.plan(tuple(self.image.shape), self.patch, self.rows, known, device)
+            if mode == "auto" and plan.share > GAIN:
+                raise NotIncremental(f"it would take {plan.share:.2f} of the model's own time")
+            return Incremental(network, plan, self.image)
+        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError) as e:
+            raise NotIncremental(f"its traced form does not run ({in_a_line(e)})") from None
 
     def __call__(self, pixels: Float[Tensor, "r c k l"], top: Any, left: Any) -> Float[Tensor, "r n"]:
         """Row t is the image with the window at `top[t]`, `left[t]` replaced by `pixels[t]`."""
@@ -115,6 +133,8 @@ class WindowLogits:
             )
         if len(ys) and (min(ys.min(), xs.min()) < 0 or ys.max() > height - h or xs.max() > width - w):
             raise UsageError(f"a window of {h} x {w} lies outside of the image of {height} x {width} pixels")
+        if self.incremental is not None:
+            self.check()
         return torch.cat(
             [
                 self.of_rows(pixels[i : i + self.rows], ys[i : i + self.rows], xs[i : i + self.rows])
@@ -122,10 +142,27 @@ class WindowLogits:
             ]
         )
 
+    def check(self) -> None:
+        """Prepare anew where the model or the image was changed since.
+
+        Raises:
+            UsageError: with `always`, it is not possible any more.
+        """
+        try:
+            refusals(self.model)
+            if torch.is_autocast_enabled(self.image.device.type):
+                raise NotIncremental("autocast is on")
+            changed = self.seen() != self.state
+        except NotIncremental:
+            changed = True
+        if changed:
+            self.prepare()
+
     def of_rows(self, pixels: Tensor, top: Ints, left: Ints) -> Tensor:
         """One call."""
         if self.incremental is not None and len(pixels):
-            return self.incremental(pixels, top, left)
+            with torch.no_grad():
+                return self.incremental(pixels.to(self.image), top, left)
         x = self.image.expand(len(pixels), -1, -1, -1).clone(memory_format=torch.channels_last)
         for row, (t, s) in enumerate(zip(top.tolist(), left.tolist(), strict=True)):
             x[row, :, t : t + self.patch[0], s : s + self.patch[1]] = pixels[row]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
-from typing import Any
-from weakref import WeakKeyDictionary
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, cast
+from weakref import WeakKeyDictionary, ref
 
 import torch
 import torch.fx as fx
@@ -35,14 +37,51 @@ from lit_xai.incremental.plan import Plan
 CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 MAX_POOL = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 AVERAGE_POOL = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+SAME = {nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout}
+FRESH_MODULES = (  # their values lie in memory of their own
+    *(m for m in EACH_MODULES if m not in SAME),
+    nn.Conv2d, nn.Linear, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.LayerNorm, nn.GroupNorm,
+)  # fmt: skip
+FRESH_METHODS = (EACH_METHODS | JOIN_METHODS | {"size", "dim", "numel", "mean", "sum"}) - {
+    "contiguous", "float", "add_", "sub_", "mul_", "div_",
+}  # fmt: skip
+FRESH_FUNCTIONS = ((EACH_FUNCTIONS | set(JOINS)) - IN_PLACE - {F.dropout, F.dropout2d}) | {
+    torch.cat, torch.concat, F.conv2d, torch.conv2d, F.linear, F.max_pool2d, torch.max_pool2d, F.avg_pool2d,
+    F.adaptive_avg_pool2d, F.batch_norm, F.interpolate,
+}  # fmt: skip
 POOLS: dict[Any, tuple[str, ...]] = {F.max_pool2d: MAX_POOL, torch.max_pool2d: MAX_POOL, F.avg_pool2d: AVERAGE_POOL}
+
+
+class Value(fx.Proxy):
+    """A traced value; torch.fx alone takes `x += y` for `x = x + y`, although others may hold the same x."""
+
+    def __iadd__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __isub__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+
+    def __imul__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
 
 
 class Tracer(fx.Tracer):
     """Layers of torch and activations that are known by name stay whole."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m).__name__ in EACH_BY_NAME or super().is_leaf_module(m, module_qualified_name)
+        return pixelwise(m) or super().is_leaf_module(m, module_qualified_name)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return Value(node, self)
+
+
+def pixelwise(m: nn.Module) -> bool:
+    """Whether a layer is one of deel-torchlip's activations over channels."""
+    known = type(m).__name__ in EACH_BY_NAME and type(m).__module__.startswith("deel.")
+    return known and getattr(m, "_dim", None) in (None, 1)
 
 
 def refusals(model: Any) -> None:
@@ -57,6 +96,8 @@ def refusals(model: Any) -> None:
         where = f"{name or 'the model'} ({type(m).__name__})"
         if m.training:
             raise NotIncremental(f"{where} is in training mode: call eval()")
+        if "forward" in vars(m):
+            raise NotIncremental(f"{where} has a forward pass that is not its class's")
         if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
             raise NotIncremental(f"{where} has hooks: remove them")
         if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None:
@@ -80,13 +121,16 @@ class Network:
 
     def __init__(self, model: nn.Module) -> None:
         refusals(model)
+        with untouched(model):
+            self.trace(model)
+
+    def trace(self, model: nn.Module) -> None:
+        """Its steps."""
         try:
             graph = Tracer().trace(model)
         except Exception as e:
-            raise NotIncremental(
-                f"torch.fx cannot trace it ({(str(e).splitlines() or [type(e).__name__])[0][:150]})"
-            ) from None
-        self.model = model
+            raise NotIncremental(f"torch.fx cannot trace it ({in_a_line(e)})") from None
+        self.kept = ref(model)
         self.steps: list[Step] = []
         self.constants: dict[str, Any] = {}
         self.order = {node: i for i, node in enumerate(graph.nodes)}
@@ -111,6 +155,11 @@ class Network:
         used = {n: s.name for s in self.steps for n in s.inputs}
         for s in self.steps:
             s.last = [n for n, user in used.items() if user == s.name and n != self.output]
+
+    @property
+    def model(self) -> nn.Module:
+        """The model; it is not kept alive, since networks are kept for as long as their models live."""
+        return cast(nn.Module, self.kept())
 
     def step_of(self, node: fx.Node) -> Step:
         """What one node does."""
@@ -138,11 +187,12 @@ class Network:
         Raises:
             NotIncremental: in place, on a value that is used elsewhere, too.
         """
-        changes = getattr(module, "inplace", False) or node.kwargs.get("inplace") or node.target in IN_PLACE
         method = str(node.target) if node.op == "call_method" else ""
-        changes = changes or (method.endswith("_") and not method.endswith("__"))
-        if node.target in (F.relu, F.relu6) and len(node.args) > 1 and node.args[1] is True:
-            changes = True
+        name = method or getattr(node.target, "__name__", "")
+        changes = getattr(module, "inplace", False) or node.kwargs.get("inplace") or node.target in IN_PLACE
+        changes = changes or (name.endswith("_") and not name.endswith("__") and not hasattr(operator, name))
+        if "out" in node.kwargs:
+            raise NotIncremental(f"{node.name} writes into a given tensor")
         if changes:
             self.check_alone(node, node.args[0])
         if module is not None:
@@ -153,21 +203,37 @@ class Network:
             return module
         if method:
             name = method.removesuffix("_") if changes else method
+            if name in ("view", "view_as") and not isinstance(node.args[1], torch.dtype):
+                name = name.replace("view", "reshape")  # maps are channels-last here
             return lambda x, *a, **k: getattr(x, name)(*a, **k)
-        if node.target in (F.relu, F.relu6):
-            return lambda x, *a, **k: node.target(x)  # type: ignore[operator]
         return JOINS.get(node.target, node.target)  # type: ignore[arg-type, return-value]
 
     def check_alone(self, node: fx.Node, changed: Any) -> None:
-        """Refuse an operation in place whose input is read again later, under this name or another."""
-        while isinstance(changed, fx.Node):
-            later = [u for u in changed.users if u is not node and self.order[u] > self.order[node]]
-            if later or changed.op == "placeholder":
+        """Refuse an operation in place whose input is read again later, under this name or another.
+
+        Raises:
+            NotIncremental: it is, or may be.
+        """
+        group, found = [changed], {changed}
+        for n in group:  # grows: whatever may share memory
+            near = [*(n.all_input_nodes if self.shares(n) else ()), *(u for u in n.users if self.shares(u))]
+            for other in near:
+                if self.order[other] < self.order[node] and other not in found:
+                    found.add(other)
+                    group.append(other)
+        for n in group:
+            if n.op in ("placeholder", "get_attr") or any(self.order[u] > self.order[node] for u in n.users):
                 raise NotIncremental(f"{node.name} changes {changed.name} in place, which is used elsewhere")
-            module = self.model.get_submodule(str(changed.target)) if changed.op == "call_module" else None
-            same = isinstance(module, nn.Identity | nn.Dropout | nn.Dropout2d) or changed.op == "call_method"
-            same = same or changed.target in (F.dropout, operator.getitem, torch.flatten)
-            changed = changed.args[0] if same and changed.args else None
+
+    def shares(self, node: fx.Node) -> bool:
+        """Whether a value may lie in the memory of what it was computed from."""
+        if node.op == "call_module":
+            module = self.model.get_submodule(str(node.target))
+            return getattr(module, "inplace", False) or not isinstance(module, FRESH_MODULES)
+        if node.op == "call_method":
+            return node.target not in FRESH_METHODS
+        fresh = node.target in FRESH_FUNCTIONS or (node.target is getattr and node.args[1] != "T")
+        return node.op == "call_function" and (bool(node.kwargs.get("inplace")) or not fresh)
 
     def of_module(self, step: Step, node: fx.Node, module: nn.Module) -> None:
         """A layer's kind, and how it slides."""
@@ -192,7 +258,7 @@ class Network:
             m = module
             options = m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, m.divisor_override
             self.pools(step, average_pool_of(*options))
-        elif type(module) in EACH_MODULES or type(module).__name__ in EACH_BY_NAME:
+        elif type(module) in EACH_MODULES or pixelwise(module):
             step.kind = "each"
         elif isinstance(module, nn.Linear):
             step.work = ("conv", 2.0 * module.weight.numel())
@@ -208,8 +274,8 @@ class Network:
         target, args = node.target, node.args
         kwargs: dict[str, Any] = dict(node.kwargs)
         method = node.op == "call_method"
-        if target in (F.dropout, F.dropout2d) and (kwargs.get("training", args[2] if len(args) > 2 else True)):
-            raise NotIncremental(f"{node.name} drops values also in evaluation mode")
+        if kwargs.get("training") or kwargs.get("train") or (target is torch.dropout and args[2:3] == (True,)):
+            raise NotIncremental(f"{node.name} is in training mode, also in evaluation mode of the model")
         if target in (F.conv2d, torch.conv2d) and set(step.inputs[1:]) <= set(self.constants):
             self.of_conv(step, dict(zip(CONV, args, strict=False)) | kwargs)
         elif target in POOLS:
@@ -255,36 +321,110 @@ class Network:
         """Up to where patches are carried, for images of this shape; kept for the next image."""
         key = (shape, patch, rows, costs)
         if key not in self.plans:
+            steps = []
 
             def note(step: Step, value: Any) -> None:
-                step.shape = tuple(value.shape) if isinstance(value, Tensor) else ()
+                steps.append(replace(step, shape=tuple(value.shape) if isinstance(value, Tensor) else ()))
 
             self.values(torch.zeros(shape, device=device).contiguous(memory_format=torch.channels_last), note)
-            self.plans[key] = Plan.make(self.steps, self.constants, patch, rows, costs)
+            self.plans[key] = Plan.make(steps, self.constants, patch, rows, costs)
         return self.plans[key]
 
 
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """What tracing writes into a model is taken out again.
+
+    Raises:
+        NotIncremental: its forward pass keeps values.
+    """
+    holders: list[Any] = [
+        v for m in model.modules() for v in (vars(m), *vars(m).values()) if isinstance(v, dict | list)
+    ]
+    before = [(v, v.copy()) for v in holders]
+    try:
+        yield
+    finally:
+        touched = False
+        for now, was in before:
+            pairs = (list(now.items()), list(was.items())) if isinstance(now, dict) else (now, was)
+            new = [item for item in pairs[0] if not (isinstance(item, tuple) and "_tensor_constant" in str(item[0]))]
+            touched |= list(map(identities, new)) != list(map(identities, pairs[1]))
+            now.clear()
+            now.update(was) if isinstance(now, dict) else now.extend(was)
+    if touched:
+        raise NotIncremental("its forward pass keeps values for later")
+
+
+def identities(item: Any) -> Any:
+    """An item of a dictionary or a list, for comparison."""
+    return (item[0], id(item[1])) if isinstance(item, tuple) and len(item) == 2 else id(item)
+
+
+def in_a_line(e: Exception) -> str:
+    """What an error says, in short."""
+    return (str(e).splitlines() or [type(e).__name__])[0][:150]
+
+
 NETWORKS: WeakKeyDictionary[nn.Module, tuple[Any, Network | NotIncremental]] = WeakKeyDictionary()
+INTERNAL = set(vars(nn.Module()))
+
+
+def tensors_of(model: nn.Module) -> list[Tensor]:
+    """What a model computes with: parameters, buffers, and tensors that are mere attributes."""
+    others = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor)]
+    return [*model.parameters(), *model.buffers(), *others]
+
+
+def versions(tensors: list[Tensor]) -> list[Any]:
+    """Which tensors these are, and how often they were changed."""
+    return [(id(t), t.data_ptr(), t.dtype, None if t.is_inference() else t._version) for t in tensors]
+
+
+def layout(model: nn.Module) -> list[Any]:
+    """The modules of a model, and how they are set."""
+    plain = int | float | str | bool | tuple | list | None
+    return [
+        (
+            name,
+            id(m),
+            type(m),
+            [(k, repr(v) if isinstance(v, plain) else id(v)) for k, v in vars(m).items() if k not in INTERNAL],
+        )
+        for name, m in model.named_modules()
+    ]
+
+
+def sums(tensors: list[Tensor]) -> list[float]:
+    """Weighted sums: `.data` changes without a new version, and memory that was freed is taken again."""
+    found = []
+    for t in tensors:
+        by_row = t.detach().reshape(len(t) if t.ndim else 1, -1).sum(1)
+        ramp = torch.arange(2, len(by_row) + 2, device=t.device, dtype=torch.float64).sqrt()
+        found.append((by_row.double() * ramp).sum())
+    groups = {t.device: [f for f in found if f.device == t.device] for t in found}
+    return [value for group in groups.values() for value in torch.stack(group).tolist()]
 
 
 def network_of(model: Any) -> Network:
-    """The traced model; kept until a weight changes.
+    """The traced model; kept until the model changes.
 
     Raises:
         NotIncremental: why it cannot be.
     """
     refusals(model)
-    tensors = [*model.parameters(), *model.buffers()]
-    state = (
-        None if any(t.is_inference() for t in tensors) else tuple((id(t), t.data_ptr(), t._version) for t in tensors)
-    )
-    known = NETWORKS.get(model)
-    if known is None or state is None or known[0] != state:
-        try:
-            known = state, Network(model)
-        except NotIncremental as e:
-            known = state, e
-        NETWORKS[model] = known
+    with torch.inference_mode(False), torch.no_grad():  # what is kept serves either
+        tensors = tensors_of(model)
+        state = layout(model), versions(tensors), sums(tensors)
+        known = NETWORKS.get(model)
+        if known is None or known[0] != state:
+            try:
+                known = state, Network(model)
+            except NotIncremental as e:
+                known = state, e
+            except Exception as e:
+                known = state, NotIncremental(f"its traced form cannot be read ({in_a_line(e)})")
+            NETWORKS[model] = known
     if isinstance(known[1], NotIncremental):
         raise known[1]
     return known[1]

@@ -148,10 +148,10 @@ class Incremental:
             elif i < plan.cut and step.name in plan.sides:
                 env[step.name] = self.carried(step, [env[n] for n in step.inputs])
             else:
-                for n in step.inputs:
-                    if isinstance(env[n], Patch):
-                        env[n] = whole_maps(env[n], self.tables[n])
-                env[step.name] = step.run(*(env[n] for n in step.inputs))
+                whole = {n: whole_maps(env[n], self.tables[n]) for n in step.inputs if isinstance(env[n], Patch)}
+                env[step.name] = step.run(*(whole.get(n, env[n]) for n in step.inputs))
+                if i >= plan.cut:  # before, others still carry the patch
+                    env.update(whole)
             for n in step.last:
                 if n not in constants:
                     env.pop(n, None)
