@@ -101,7 +101,7 @@ class Thresholds:
 
 
 MEASURES = {"reco": Thresholds.reco, "reco_eq6": Thresholds.eq6, "reco_auc": Thresholds.auc}
-FORMS = {"default": Sums.reco, "paper": Sums.eq6, "auc": Sums.auc}
+FORMS = {"default": Sums.reco, "paper": Sums.eq6, "auc": Sums.auc}  # the same by definition, of many weightings
 
 
 def of_sets(
