@@ -20,8 +20,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+<<<<<<< HEAD
 from lit_xai.core import UsageError
 from lit_xai.incremental.costs import COSTS, Costs, measure
+=======
+from lit_xai.core import UsageError, in_format_of
+>>>>>>> d7532d1c802122157bf0f917ea4186fddf7aa6f0
 from lit_xai.incremental.network import in_a_line, network_of, refusals, tensors_of, versions
 from lit_xai.incremental.operations import NotIncremental
 from lit_xai.incremental.patches import Incremental, Ints
@@ -163,7 +167,7 @@ class WindowLogits:
         if self.incremental is not None and len(pixels):
             with torch.no_grad():
                 return self.incremental(pixels.to(self.image), top, left)
-        x = self.image.expand(len(pixels), -1, -1, -1).clone(memory_format=torch.channels_last)
+        x = in_format_of(self.image.repeat(len(pixels), 1, 1, 1), self.image)
         for row, (t, s) in enumerate(zip(top.tolist(), left.tolist(), strict=True)):
             x[row, :, t : t + self.patch[0], s : s + self.patch[1]] = pixels[row]
         return self.model(x)

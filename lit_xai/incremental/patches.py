@@ -123,13 +123,15 @@ class Incremental:
     def __init__(self, network: Network, plan: Plan, image: Tensor) -> None:
         self.network, self.plan = network, plan
         self.tables: dict[str, Table] = {}
-        image = image.contiguous(memory_format=torch.channels_last)
 
         def keep(step: Step, value: Any) -> None:
             if step.name in plan.read:
                 self.tables[step.name] = table_of(value)
 
-        found, self.logits = network.values(image, keep), network.model(image)
+        found, self.logits = (
+            network.values(image.contiguous(memory_format=torch.channels_last), keep),
+            network.model(image),
+        )
         if found.shape != self.logits.shape or found.ndim != 2:
             raise NotIncremental(f"its output is of shape {tuple(self.logits.shape)}, not one row of logits an image")
         off = float((found - self.logits).abs().max() / self.logits.abs().max().clamp_min(1e-12))
