@@ -20,12 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-<<<<<<< HEAD
-from lit_xai.core import UsageError
-from lit_xai.incremental.costs import COSTS, Costs, measure
-=======
 from lit_xai.core import UsageError, in_format_of
->>>>>>> d7532d1c802122157bf0f917ea4186fddf7aa6f0
+from lit_xai.incremental.costs import COSTS, Costs, measure
 from lit_xai.incremental.network import in_a_line, network_of, refusals, tensors_of, versions
 from lit_xai.incremental.operations import NotIncremental
 from lit_xai.incremental.patches import Incremental, Ints
