@@ -857,6 +857,17 @@ def test_kept_is_the_bytes_of_the_tables():
     assert logits.kept == sum(4 * r.numel() for r in rows) > 0
 
 
+def test_too_little_memory_leaves_it_to_the_model():
+    model, image = net(), torch.rand(1, 3, 20, 20, generator=torch.Generator().manual_seed(0))
+    refused = WindowLogits(model, image, (3, 3), mode="auto", costs=LATE, memory=1000)
+    assert "MB of feature maps are more than memory=" in refused.why
+    assert refused.kept == 0
+    allowed = WindowLogits(model, image, (3, 3), mode="auto", costs=LATE)
+    assert not allowed.why
+    pixels = torch.zeros(1, 3, 3, 3)
+    assert torch.allclose(refused(pixels, [4], [9]), allowed(pixels, [4], [9]), atol=1e-5)
+
+
 @pytest.mark.slow
 def test_vgg19_keeps_less_than_300_mb_an_image():
     for costs in (LATE, EARLY, COSTS["cpu"]):

@@ -30,6 +30,7 @@ __all__ = ["COSTS", "Costs", "Incremental", "NotIncremental", "WindowLogits", "m
 
 LOG = logging.getLogger(__name__)
 GAIN = 0.85  # of the naive cost, by prediction: above it the model itself is used
+MEMORY = 1 << 30  # bytes of feature maps that may be kept of an image
 MODES = ("auto", "always", "never")
 
 
@@ -44,6 +45,7 @@ class WindowLogits:
         mode: `auto` carries patches where it is possible and pays by prediction, `always` where it is possible, `never`
             calls the model.
         costs: of the device; None takes `COSTS`.
+        memory: most bytes of feature maps to keep.
 
     Attributes:
         why: in one line, why the model itself is called; empty where patches are carried.
@@ -62,6 +64,7 @@ class WindowLogits:
         rows: int = 16,
         mode: str = "auto",
         costs: Costs | None = None,
+        memory: int = MEMORY,
     ) -> None:
         if mode not in MODES:
             raise UsageError(f"incremental must be one of {', '.join(MODES)}, found {mode!r}")
@@ -73,7 +76,7 @@ class WindowLogits:
             raise UsageError(f"windows of {patch[0]} x {patch[1]} do not fit an image of shape {tuple(image.shape)}")
         self.model, self.image, self.patch, self.rows = model, image, patch, rows
         self.why, self.kept, self.share = "incremental=never", 0, 1.0
-        self.mode, self.costs = mode, costs
+        self.mode, self.costs, self.memory = mode, costs, memory
         self.incremental: Incremental | None = None
         if mode != "never":
             self.prepare()
@@ -119,6 +122,10 @@ class WindowLogits:
             plan = network.plan(tuple(self.image.shape), self.patch, self.rows, known, device)
             if mode == "auto" and plan.share > GAIN:
                 raise NotIncremental(f"it would take {plan.share:.2f} of the model's own time")
+            if plan.kept > self.memory:
+                raise NotIncremental(
+                    f"{plan.kept / 1e6:.0f} MB of feature maps are more than memory={self.memory / 1e6:.0f} MB"
+                )
             return Incremental(network, plan, self.image)
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError) as e:
             raise NotIncremental(f"its traced form does not run ({in_a_line(e)})") from None

@@ -38,6 +38,11 @@ class Plan:
         """Of the naive time, predicted."""
         return self.seconds / self.naive
 
+    @property
+    def kept(self) -> int:
+        """Bytes of the image's feature maps that are read."""
+        return sum(4 * math.prod(s.shape) for s in self.steps if s.name in self.read)
+
     @staticmethod
     def make(steps: list[Step], constants: dict[str, Any], patch: tuple[int, int], rows: int, costs: Costs) -> Plan:
         """The cheapest cut by the cost model."""
