@@ -26,6 +26,7 @@ from lit_xai.data.folds import Disagreements, Split
 from lit_xai.explainers import RISE, Random, SmoothGrad
 from lit_xai.metrics import Deletion
 from lit_xai.models import resnet18
+from lit_xai.segments import Quickshift
 from lit_xai.shards import RANDOM
 from lit_xai.store import DISAGREEMENTS, FoldStore, Predictions, write_tensors
 
@@ -296,12 +297,39 @@ def cpu_rates(model: torch.nn.Module, images: torch.Tensor) -> tuple[float, floa
     return times[0], max(0.0, times[1] - times[0])
 
 
+def quickshift(side: int) -> float:
+    """Processor seconds of the superpixels of one smooth random picture."""
+    noise = torch.rand(1, 3, 14, 14, generator=torch.Generator().manual_seed(0))
+    picture = torch.nn.functional.interpolate(noise, (side, side), mode="bicubic").clamp(0, 1)
+    Quickshift()(picture[:, :, :32, :32])  # imports
+    began = time.process_time()
+    Quickshift()(picture)
+    return time.process_time() - began
+
+
 # -------------------------------------------------------------------------------------------------------------- reports
+
+
+def parallel(report: Report, samples: int) -> None:
+    """Two single-thread processes against one, as rows of a report."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        runs = [throughput(Path(folder) / str(i), of, samples) for i, of in enumerate((1, 2, 2, 1))]
+        one, two = (sum(f[0] for f in pair) / 2 for pair in ((runs[0], runs[3]), runs[1:3]))
+        cpu_one, cpu_two = (sum(f[1] for f in pair) / 2 for pair in ((runs[0], runs[3]), runs[1:3]))
+        report.rows += [
+            ["one single-thread process explains", one, "maps/s"],
+            ["two explain side by side", two, "maps/s"],
+            ["  per second of processor time, one", cpu_one, "maps/s"],
+            ["  per second of processor time, two", cpu_two, "maps/s"],
+            ["  start-up of one (imports, network)", runs[0][2], "s"],
+            ["  start-up of two at once", runs[1][2], "s"],
+        ]
+        report.targets.append(Target("two processes against one", two / one, 1.8, at_least=True))
 
 
 def scale(full: bool = False) -> Report:
     """Parallel parts, the scan of a store, `--status`, and the evaluation against its floor."""
-    per_fold, shards, side, samples = (8_000, 10_000, 32, 192) if full else (800, 1_000, 16, 48)
+    per_fold, large, shards, side, samples = (8_000, 256, 10_000, 32, 192) if full else (800, 64, 1_000, 16, 96)
     report = Report(
         f"scale: {FOLDS * FOLDS * per_fold:,} maps of {SIDE} px, {shards:,} shards", ["what", "value", "unit"]
     )
@@ -330,6 +358,18 @@ def scale(full: bool = False) -> Report:
             Target("evaluate: peak GB", found["peak_gb"], 1.5),
         ]
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        root = Path(folder) / "large"
+        write_store(root, large, side=224)
+        found = in_own_process("evaluate", root)
+        maps = FOLDS * FOLDS * large
+        report.rows += [
+            [f"evaluate {maps:,} maps of 224 px", found["seconds"], "s"],
+            ["  read and compared", maps * 224 * 224 * 4 / 1e6 / found["seconds"], "MB/s"],
+            ["  peak memory (of it imports)", f"{found['peak_gb']:.2f} ({found['imports_gb']:.2f})", "GB"],
+            ["Quickshift of one picture of 224 px, on the CPU", quickshift(224), "s"],
+        ]
+        report.targets.append(Target("evaluate at 224 px: peak GB", found["peak_gb"], 1.5))
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         root = Path(folder) / "scan"
         write_scan(root, shards, side)
         found = in_own_process("scan", root, shards)
@@ -344,19 +384,7 @@ def scale(full: bool = False) -> Report:
         report.rows.append(
             ["--status of the same store", seconds(lambda: subprocess.run(command, capture_output=True)), "s"]
         )
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        runs = [throughput(Path(folder) / str(i), of, samples) for i, of in enumerate((1, 2, 2, 1))]
-        one, two = (sum(f[0] for f in pair) / 2 for pair in ((runs[0], runs[3]), runs[1:3]))
-        cpu_one, cpu_two = (sum(f[1] for f in pair) / 2 for pair in ((runs[0], runs[3]), runs[1:3]))
-        report.rows += [
-            ["one single-thread process explains", one, "maps/s"],
-            ["two explain side by side", two, "maps/s"],
-            ["  per second of processor time, one", cpu_one, "maps/s"],
-            ["  per second of processor time, two", cpu_two, "maps/s"],
-            ["  start-up of one (imports, network)", runs[0][2], "s"],
-            ["  start-up of two at once", runs[1][2], "s"],
-        ]
-        report.targets.append(Target("two processes against one", two / one, 1.8, at_least=True))
+    parallel(report, samples)
     for name, forward, backward, predicted, measured in cost_table():
         passes = f"{forward:,} + {backward:,} passes"
         report.rows.append([f"{name}: {passes}, predicted {predicted:.3g} s", measured, "s an explanation"])
@@ -415,7 +443,9 @@ def predict(options: argparse.Namespace) -> Report:
     report.notes += [
         f"{maps:,} maps, {maps * size / 1e12:.2f} TB in {shards * folds * len(TEN):,} files of {each * size / 1e6:.1f} MB",
         f"evaluate at {options.evaluate:g} MB/s: {maps * size / 1e6 / options.evaluate / 3600:.1f} h in one process, "
-        f"{maps * size / 1e6 / options.evaluate / 3600 / len(TEN):.1f} h in one for each explainer",
+        f"{maps * size / 1e6 / options.evaluate / 3600 / len(TEN):.1f} h an explainer",
+        f"Quickshift: {probes * folds * options.quickshift / 3600:,.0f} processor hours, "
+        f"{100 * options.quickshift / (total / probes / folds + options.quickshift):.1f} % of a process's time",
         f"writing: {maps * size / 1e6 / (total / options.gpus[-1]):.0f} MB/s on {options.gpus[-1]} GPUs",
     ]
     return report
@@ -433,6 +463,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("full", help="200,000 maps and 10,000 shards (minutes)")
+    two = commands.add_parser("parallel", help="two single-thread processes against one")
+    two.add_argument("--samples", type=int, default=192)
     commands.add_parser("cost", help="predicted and measured seconds of an explanation")
     rate = commands.add_parser(
         "rate", help="forward and backward passes of ResNet-50 a second, on this machine's device"
@@ -444,7 +476,8 @@ def main() -> None:
         p.add_argument(f"--{name}", type=int, default=default)
     p.add_argument("--forward", type=float, default=1500.0, help="images a second and GPU")
     p.add_argument("--backward", type=float, default=1.0, help="cost of a backward pass in forward passes")
-    p.add_argument("--evaluate", type=float, default=60.0, help="MB/s of evaluate")
+    p.add_argument("--evaluate", type=float, default=80.0, help="MB/s of evaluate, two threads")
+    p.add_argument("--quickshift", type=float, default=0.24, help="processor seconds of one picture's superpixels")
     p.add_argument("--gpus", type=int, nargs="+", default=[8, 64, 512])
     for name in WORK:
         own = commands.add_parser(name)
@@ -453,6 +486,10 @@ def main() -> None:
     o = parser.parse_args()
     if o.command == "full":
         show(scale(full=True))
+    elif o.command == "parallel":
+        report = Report("parts of one fold side by side", ["what", "value", "unit"])
+        parallel(report, o.samples)
+        show(report)
     elif o.command == "predict":
         show(predict(o))
     elif o.command == "cost":
