@@ -330,7 +330,7 @@ def cases(draw) -> Case:
     layers: list[nn.Module] = []
     for i in range(draw(st.integers(1, 6))):
         c = x.shape[1]
-        kind = draw(st.sampled_from("ccnapjj")) if i else "c"
+        kind = draw(st.sampled_from("ccnapjj")) if layers else "c"
         layer = {
             "c": lambda c=c: draw(convolution(c)),
             "n": lambda c=c, i=i: random_norm(c, i),

@@ -29,6 +29,7 @@ from lit_xai.incremental.operations import (
     Sliding,
     Step,
     average_pool_of,
+    conv2d,
     conv_of,
     max_pool_of,
 )
@@ -206,6 +207,8 @@ class Network:
             if name in ("view", "view_as") and not isinstance(node.args[1], torch.dtype):
                 name = name.replace("view", "reshape")  # maps are channels-last here
             return lambda x, *a, **k: getattr(x, name)(*a, **k)
+        if node.target in (F.conv2d, torch.conv2d):
+            return conv2d
         return JOINS.get(node.target, node.target)  # type: ignore[arg-type, return-value]
 
     def check_alone(self, node: fx.Node, changed: Any) -> None:
@@ -250,7 +253,7 @@ class Network:
             weight = module.weight.detach().contiguous(memory_format=torch.channels_last)
             bias = None if module.bias is None else module.bias.detach()
             stride, padding, dilation, groups = module.stride, module.padding, module.dilation, module.groups
-            step.run = lambda x: F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+            step.run = lambda x: conv2d(x, weight, bias, stride, padding, dilation, groups)
             self.convolves(step, conv_of(weight, bias, stride, padding, dilation, groups), weight, groups)
         elif type(module) is nn.MaxPool2d and not module.return_indices:
             self.pools(step, max_pool_of(module.kernel_size, module.stride, module.padding, module.dilation))
