@@ -304,6 +304,9 @@ class Run:
         """Lightning's Trainer with what this project needs of it."""
         options = dict(plain(self.cfg.trainer))
         options.pop("_target_")
+        for file in self.store.root.glob("hpc_ckpt_*"):
+            # left by Lightning's own SLURM handler (of another program): it would be loaded over the weights we give
+            file.unlink(missing_ok=True)
         if options.get("accelerator") == "gpu" and not torch.cuda.is_available():
             raise UsageError("trainer=gpu, ddp and their bf16 forms need a GPU and none is found: use trainer=cpu")
         with warnings.catch_warnings():

@@ -6,20 +6,23 @@ import contextlib
 import importlib
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from cluster import ENDED, Cluster
+from cluster import ENDED, SCRIPT, Cluster
 
 pytestmark = pytest.mark.slurm
+
+ROOT = Path(__file__).resolve().parents[2]
 
 SMALL = [
     "data.train_subset=300",
@@ -42,6 +45,27 @@ LONG = [
     "explainer.rise.masks=2000",
     f"trainer.max_epochs={EPOCHS}",
 ]
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two nodes of four CPUs each (as they believe), stopped in the end whatever happens."""
+    base = tmp_path_factory.mktemp("slurm")
+    folder, project = base / "cluster", base / "project"
+    project.mkdir()
+    shutil.copytree(ROOT / "jobs", project / "jobs", ignore=shutil.ignore_patterns("*.out"))
+    for part in ("lit_xai", "configs"):
+        (project / part).symlink_to(ROOT / part)
+    begun = subprocess.run([str(SCRIPT), "start", str(folder), "2"], capture_output=True, text=True, timeout=400)
+    try:
+        assert begun.returncode == 0, begun.stderr
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SRUN_", "PYTEST_"))}
+        mine = {"VENV": sys.prefix, "GPUS": "0", "CPUS": "1", "MEMORY": "2G", "TIME_LIMIT": "10"}
+        quiet = {"WANDB_MODE": "offline", "PYTHONWARNINGS": "ignore"}
+        yield Cluster(folder, project, {**clean, **mine, **quiet, "SLURM_CONF": str(folder / "slurm.conf")})
+    finally:
+        subprocess.run([str(SCRIPT), "stop", str(folder)], check=True, timeout=120)
+        assert not folder.exists()
 
 
 def local(door: str, root: Path, *options: str) -> str:
