@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,6 +96,9 @@ class Interruption(pl.Callback):
         Raises:
             Interrupted: the work was ended by a signal.
         """
+        if threading.current_thread() is not threading.main_thread():  # where no handlers can be set
+            yield self
+            return
         before = {number: signal.getsignal(number) for number in (*GRACE, signal.SIGALRM)}
         self.listens = True
         self.listen()

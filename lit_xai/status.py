@@ -31,6 +31,7 @@ from lit_xai.shards import (
 )
 
 PLANS = "plans"
+UNTRAINED = ("absent", "begun", "training")
 OWN = (
     "fold",
     "part",
@@ -89,7 +90,8 @@ class Status:
 
     Attributes:
         folder: `checkpoints/<name>`.
-        folds: of every fold `trained`, `training`, `predicted` or `absent`.
+        folds: of every fold `absent`, `begun` (a training was interrupted), `training`, `trained`, or `predicted` (by a model
+            that is not trained here).
         counts: `{kind: {explainer: {fold: Count}}}`.
         processes: that live, by fold.
         commands: what completes the experiment, in order.
@@ -108,7 +110,7 @@ class Status:
         """Whether nothing is left but evaluating."""
         every = [c for kind in self.counts.values() for row in kind.values() for c in row.values()]
         unexplained = not every and not self.sampler
-        there = not {"absent", "training"} & set(self.folds.values())
+        there = not set(UNTRAINED) & set(self.folds.values())
         return there and not unexplained and not any(c.missing or c.running or not c.known for c in every)
 
     def plain(self) -> dict[str, Any]:
@@ -168,7 +170,7 @@ def status(folder: Path) -> Status:
     folds = {f: state_of(paths.get(f, folder / f"fold={f}")) for f in sorted({*every, *paths})}
     processes = {f: beats for f, p in paths.items() if (beats := alive(p))}
     for f, beats in processes.items():
-        if folds[f] == "absent" and any(b.task == "train" for b in beats):
+        if folds[f] in UNTRAINED and any(b.task == "train" for b in beats):
             folds[f] = "training"
     counts: dict[str, dict[str, dict[int, Count]]] = {}
     for kind in (RANDOM, DISAGREEMENTS):
@@ -201,6 +203,8 @@ def state_of(fold: Path) -> str:
     """How far the predictor of a fold is."""
     if (fold / "model.ckpt").exists():
         return "trained"
+    if (fold / "last.ckpt").exists():
+        return "begun"
     return "predicted" if (fold / PREDICTIONS).exists() else "absent"
 
 
@@ -255,11 +259,11 @@ def commands(found: Status) -> list[str]:
         return {}
 
     for f, state in found.folds.items():
-        if state in ("absent", "training"):
+        if state in UNTRAINED:
             out.append(line(plan_of(f, "train.json"), "train", f))
     for kind, rows in found.counts.items():
         for f, state in found.folds.items():
-            if state in ("absent", "training") and kind == RANDOM and plan_of(f, "train.json").get("explains"):
+            if state in UNTRAINED and kind == RANDOM and plan_of(f, "train.json").get("explains"):
                 continue  # training goes on to explain
             if not rows and kind == RANDOM and not found.sampler:
                 out.append(line({**plan_of(f, "train.json"), "door": "explain"}, "explain", f))

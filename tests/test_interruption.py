@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -116,6 +117,14 @@ def test_a_shard_that_takes_too_long_is_left(tmp_path: Path) -> None:
         listen(tmp_path, signal.SIGTERM, slow)
     assert 0 < left[0] <= 20
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+def test_a_thread_that_can_set_no_handlers_works_all_the_same(tmp_path: Path) -> None:
+    done: list[int] = []
+    thread = threading.Thread(target=listen, args=(tmp_path, 0, lambda: done.append(1)))
+    thread.start()
+    thread.join()
+    assert done == [1]
 
 
 def test_what_a_signal_breaks_counts_as_the_signal(tmp_path: Path) -> None:

@@ -104,6 +104,14 @@ def test_folds_that_are_only_trained_are_explained_by_the_command_shown(finished
     assert files(tmp_path / NAME) == expected
 
 
+def test_a_training_that_was_interrupted_is_begun(folder: Path) -> None:
+    (folder / "fold=1" / "model.ckpt").rename(folder / "fold=1" / "last.ckpt")
+    found = status(folder)
+    assert found.folds == {0: "trained", 1: "begun"}
+    assert not found.complete
+    assert found.commands[0].startswith("python -m lit_xai.train ")
+
+
 def test_the_shard_that_a_process_computes_is_running(folder: Path) -> None:
     path = shard_paths(folder / "fold=1" / RANDOM / "saliency")[1]
     path.unlink()
