@@ -213,7 +213,7 @@ def test_every_epoch_has_its_own_order_a_function_of_seed_and_epoch(digits):
     fit(classifier(), digits, max_epochs=3, callbacks=[recorder])
     loader = FoldData(lambda: digits, folds=2, train_subset=80, batch_size=20).train_dataloader()
     for epoch, labels in enumerate(recorder.labels):
-        loader.batch_sampler.epoch = lambda epoch=epoch: epoch
+        loader.batch_sampler.begins = lambda epoch=epoch: (epoch, 0)
         assert labels == [int(y) for _, batch in loader for y in batch]
     assert recorder.labels[0] != recorder.labels[1] != recorder.labels[2]
 
