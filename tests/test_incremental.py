@@ -84,7 +84,12 @@ def named(name: str, side: int) -> nn.Module:
         if name == "lipschitz":
             return nn.Sequential(Normalise(IMAGENET_MEAN, [1.0] * 3), plain(lipschitz(3, CLASSES, side, width=8)))
         options: dict[str, Any] = {"init_weights": False} if name in ("googlenet", "vgg19") else {}
-        return torchvision.models.get_model(name, weights=None, num_classes=CLASSES, **options)
+        model = torchvision.models.get_model(name, weights=None, num_classes=CLASSES, **options)
+        if name in ("vgg19", "squeezenet1_1"):  # signals would fade
+            for m in model.modules():
+                if isinstance(m, nn.Conv2d | nn.Linear):
+                    nn.init.kaiming_normal_(m.weight, nonlinearity="relu")
+        return model
 
 
 @functools.lru_cache(maxsize=1)
@@ -100,9 +105,9 @@ def places(height: int, width: int, patch: tuple[int, int]) -> tuple[list[int], 
     return [t for t, _ in some], [s for _, s in some]
 
 
-def drawn(rows: int, patch: tuple[int, int], channels: int = 3, seed: int = 5) -> Tensor:
+def drawn(rows: int, patch: tuple[int, int], channels: int = 3, side: int = 32, seed: int = 5) -> Tensor:
     """Pixels that a network cannot overlook: the fewer, the larger."""
-    scale = 2 + 30 / min(patch)
+    scale = 2 + 30 * max(1, side / 32) / min(patch)
     return scale * torch.randn(rows, channels, *patch, generator=seeded(seed))
 
 
@@ -117,10 +122,10 @@ def slides(logits: WindowLogits) -> tuple[int, int]:
 def check_network(name: str, side: int, k: int, costs: tuple[Costs, ...]) -> None:
     model, image = network(name, side), torch.rand(1, 3, side, side, generator=seeded(3))
     top, left = places(side, side, (k, k))
-    pixels = drawn(len(top), (k, k))
+    pixels = drawn(len(top), (k, k), side=side)
     expected = bare(model, image, pixels, top, left)
     with torch.no_grad():
-        assert float((expected - model(image)).abs().amax(1).min()) > 30 * TOLERANCE * float(expected.abs().max())
+        assert float((expected - model(image)).abs().amax(1).min()) > 10 * TOLERANCE * float(expected.abs().max())
     for cost in costs:
         logits = WindowLogits(model, image, (k, k), 5, "always", cost)
         assert off(logits(pixels, top, left), expected) < TOLERANCE
@@ -343,7 +348,7 @@ def cases(draw) -> Case:
                 y = layer(x)
         except RuntimeError:  # the map is too small for it
             continue
-        if 0 < y.numel() < 50_000 and y.shape[1] <= 24:
+        if 0 < y.numel() < 50_000 and y.shape[1] <= 24 and y.isfinite().all():  # a dilated pool may see -inf alone
             layers.append(layer)
             x = y
     layers += draw(st.sampled_from(HEADS))()
