@@ -7,6 +7,7 @@ import csv
 import io
 import os
 import platform
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,23 @@ def save_weights(module: torch.nn.Module, file: Path, config: Mapping[str, Any])
     write_atomically(file, buffer.getvalue())
 
 
+def load_whole(file: Path) -> Any:
+    """What `torch.save` wrote, without running code from it, once every byte agrees with its checksum: torch looks at none.
+
+    Raises:
+        OSError, RuntimeError, EOFError, pickle.UnpicklingError: the file is cut or altered.
+    """
+    if zipfile.is_zipfile(file):  # files of very old versions of torch are none
+        try:
+            with zipfile.ZipFile(file) as parts:
+                broken = parts.testzip()
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as e:
+            raise RuntimeError(f"its parts cannot be read: {type(e).__name__}") from None
+        if broken is not None:
+            raise RuntimeError(f"checksum of {broken} differs")
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
 def read_checkpoint(file: Path) -> dict[str, Any]:
     """A checkpoint's content, without running code from it.
 
@@ -61,7 +79,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     if not file.exists():
         raise UsageError(f"{file} is missing: train it by python -m lit_xai.train (root=, name= and fold= say where)")
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        content = load_whole(file)
     except Exception as e:
         raise UsageError(
             f"{file} is damaged or no checkpoint ({type(e).__name__}): name another, or train again"
@@ -82,7 +100,7 @@ def read_state(file: Path, again: str) -> dict[str, torch.Tensor]:
     if not file.is_file():
         raise UsageError(f"no weights at {file}: {again}")
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        state = load_whole(file)
     except Exception as e:
         raise UsageError(f"{file} is not a state dict that loads safely ({type(e).__name__}): {again}") from None
     if not isinstance(state, Mapping):

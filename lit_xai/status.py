@@ -263,14 +263,15 @@ def commands(found: Status) -> list[str]:
             out.append(line(plan_of(f, "train.json"), "train", f))
     for kind, rows in found.counts.items():
         for f, state in found.folds.items():
-            if state in UNTRAINED and kind == RANDOM and plan_of(f, "train.json").get("explains"):
-                continue  # training goes on to explain
-            if not rows and kind == RANDOM and not found.sampler:
+            goes_on = state in UNTRAINED and kind == RANDOM and plan_of(f, "train.json").get("explains")
+            if not rows and kind == RANDOM and not found.sampler and not goes_on:
                 out.append(line({**plan_of(f, "train.json"), "door": "explain"}, "explain", f))
             groups: dict[str, list[str]] = {}
             for name, row in rows.items():
                 if row[f].missing or row[f].running or not row[f].known:
-                    groups.setdefault(json.dumps(plan_of(f, kind, f"{name}.json")), []).append(name)
+                    plan = plan_of(f, kind, f"{name}.json")
+                    if not (goes_on and plan.get("door") == "train"):  # training goes on to explain
+                        groups.setdefault(json.dumps(plan), []).append(name)
             for text, names in groups.items():
                 plan = json.loads(text)
                 more = [f"explainer=[{','.join(names)}]"] if not plan else []

@@ -117,16 +117,15 @@ def origin(data: Any) -> dict[str, Any]:
 
 def fit(trainer: Any, module: Any, run: Any, resume: Any) -> None:
     """Train, from where an earlier run was interrupted or from its last complete epoch."""
-    import torch
-
     from lit_xai.cluster import begins_at
     from lit_xai.core import UsageError
+    from lit_xai.files import load_whole
 
     if resume is None:
         trainer.fit(module, run.data)
         return
     try:
-        saved = torch.load(resume, map_location="cpu", weights_only=True)
+        saved = load_whole(resume)
         run.data.first_epoch, run.data.first_batch = begins_at(saved, trainer.world_size)
         trainer.fit(module, run.data, ckpt_path=resume, weights_only=True)
     except (RuntimeError, EOFError, KeyError, OSError, pickle.UnpicklingError) as e:

@@ -8,6 +8,7 @@ import gc
 import operator
 import subprocess
 import sys
+import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -990,3 +991,60 @@ def test_maps_of_a_model_that_is_refused_are_the_models_own():
     assert torch.equal(found, expected)
     with pytest.raises(UsageError, match="has hooks"):
         SlidingPatch(4, 2, scale=False, incremental="always")(hooked, BATCH, CHOSEN)
+
+
+def test_threads_that_trace_and_threads_that_compute_leave_each_other_alone() -> None:
+    def network() -> nn.Module:
+        layers = [layer for _ in range(20) for layer in (nn.Conv2d(3, 3, 3, padding=1), nn.ReLU())]
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+
+    image, model, done, errors = torch.rand(1, 3, 16, 16), network(), threading.Event(), []
+
+    def compute() -> None:
+        with torch.no_grad():
+            expected = model(image)
+            while not done.is_set():
+                try:
+                    assert torch.equal(model(image), expected)
+                except Exception as e:
+                    errors.append(e)
+
+    def trace() -> None:
+        for _ in range(5):
+            try:
+                WindowLogits(network(), image, (3, 3), mode="always")
+            except Exception as e:
+                errors.append(e)
+
+    others = [threading.Thread(target=trace) for _ in range(3)]
+    one = threading.Thread(target=compute)
+    for thread in (one, *others):
+        thread.start()
+    for thread in others:
+        thread.join()
+    done.set()
+    one.join()
+    assert not errors
+    assert isinstance(network()(image), Tensor)
+
+
+def test_always_is_refused_in_bf16() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    explain = SlidingPatch(3, 3, scale=False, precision="bf16", incremental="always")
+    with pytest.raises(UsageError, match="incremental=always is not possible: precision=bf16"):
+        explain(model, torch.rand(1, 3, 8, 8), torch.zeros(1, dtype=torch.long))
+
+
+def test_what_is_set_item_by_item_is_refused() -> None:
+    class Sets(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.conv(x)
+            h.__setitem__((slice(None), 0), 0.0)
+            return self.second(h).mean((2, 3))
+
+    with pytest.raises(UsageError, match="in place"):
+        WindowLogits(Sets().eval(), torch.rand(1, 3, 16, 16), (3, 3), mode="always")

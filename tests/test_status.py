@@ -184,3 +184,18 @@ def test_parts_of_a_job_leave_the_same_plan() -> None:
     one = plan_text("explain", ["part=0/2", "fold=1", "explainer.rise.masks=20"], probes=9, shard_size=4)
     assert one == plan_text("explain", ["part=1/2", "fold=1", "explainer.rise.masks=20"], probes=9, shard_size=4)
     assert "rise.masks" in one
+
+
+def test_an_explainer_added_later_is_in_the_commands_of_a_fold_that_is_gone(folder: Path) -> None:
+    for fold in (0, 1):
+        run(
+            "explain",
+            folder.parent,
+            f"fold={fold}",
+            "explainer=[gradient_input]",
+            small=[o for o in SMALL if "explainer=" not in o],
+        )
+    shutil.rmtree(folder / "fold=1")
+    doors = [(c.split()[2], "gradient_input" in c, "disagreements" in c) for c in status(folder).commands]
+    assert doors[0][0] == "lit_xai.train"
+    assert ("lit_xai.explain", True, False) in doors

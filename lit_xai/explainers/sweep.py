@@ -40,7 +40,7 @@ from lit_xai.core import (
     row_chunks,
     scaled,
 )
-from lit_xai.incremental import WindowLogits
+from lit_xai.incremental import MODES, WindowLogits
 
 EPSILON = 1e-13  # of the published information maps: keeps logarithms finite
 GROUP = 64  # fillings of one window that are made together
@@ -284,6 +284,12 @@ class Outputs:
     def __init__(
         self, model: Model, images: Images, windows: Windows, max_batch: int, precision: str, mode: str, trusted: bool
     ) -> None:
+        if mode not in MODES:
+            raise UsageError(f"incremental must be one of {', '.join(MODES)}, found {mode!r}")
+        if mode == "always" and precision != "float32":
+            raise UsageError(
+                f"incremental=always is not possible: precision={precision} rounds windows otherwise than whole maps"
+            )
         self.model, self.images, self.windows, self.max_batch = model, images, windows, max_batch
         self.precision, self.mode, self.trusted = precision, mode if precision == "float32" else "never", trusted
         self.top, self.left = (t.cpu().numpy() for t in windows.corners())

@@ -26,7 +26,7 @@ from lit_xai.incremental.network import in_a_line, network_of, refusals, tensors
 from lit_xai.incremental.operations import NotIncremental
 from lit_xai.incremental.patches import Incremental, Ints
 
-__all__ = ["COSTS", "Costs", "Incremental", "NotIncremental", "WindowLogits", "measure", "network_of"]
+__all__ = ["COSTS", "MODES", "Costs", "Incremental", "NotIncremental", "WindowLogits", "measure", "network_of"]
 
 LOG = logging.getLogger(__name__)
 GAIN = 0.85  # of the naive cost, by prediction: above it the model itself is used
@@ -127,6 +127,8 @@ class WindowLogits:
                     f"{plan.kept / 1e6:.0f} MB of feature maps are more than memory={self.memory / 1e6:.0f} MB"
                 )
             return Incremental(network, plan, self.image)
+        except torch.OutOfMemoryError:
+            raise  # a command that goes on otherwise where memory was short would give other last bits
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError) as e:
             raise NotIncremental(f"its traced form does not run ({in_a_line(e)})") from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -70,7 +71,25 @@ class Value(fx.Proxy):
 
 
 class Tracer(fx.Tracer):
-    """Layers of torch and activations that are known by name stay whole."""
+    """Layers of torch and activations that are known by name stay whole.
+
+    While torch.fx traces, it has replaced `nn.Module.__call__` and `__getattr__` for the whole process: what other threads
+    ask of them is answered as ever.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return pixelwise(m) or super().is_leaf_module(m, module_qualified_name)
@@ -95,6 +114,8 @@ def refusals(model: Any) -> None:
         raise NotIncremental(f"{type(model).__name__} is no torch module")
     for name, m in model.named_modules():
         where = f"{name or 'the model'} ({type(m).__name__})"
+        if isinstance(m, torch.jit.ScriptModule):
+            raise NotIncremental(f"{where} is scripted")
         if m.training:
             raise NotIncremental(f"{where} is in training mode: call eval()")
         if "forward" in vars(m):
@@ -191,6 +212,7 @@ class Network:
         method = str(node.target) if node.op == "call_method" else ""
         name = method or getattr(node.target, "__name__", "")
         changes = getattr(module, "inplace", False) or node.kwargs.get("inplace") or node.target in IN_PLACE
+        changes = changes or method in ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__")
         changes = changes or (name.endswith("_") and not name.endswith("__") and not hasattr(operator, name))
         if "out" in node.kwargs:
             raise NotIncremental(f"{node.name} writes into a given tensor")
@@ -353,8 +375,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
             pairs = (list(now.items()), list(was.items())) if isinstance(now, dict) else (now, was)
             new = [item for item in pairs[0] if not (isinstance(item, tuple) and "_tensor_constant" in str(item[0]))]
             touched |= list(map(identities, new)) != list(map(identities, pairs[1]))
-            now.clear()
-            now.update(was) if isinstance(now, dict) else now.extend(was)
+            if list(map(identities, pairs[0])) != list(map(identities, pairs[1])) or len(pairs[0]) != len(new):
+                now.clear()
+                now.update(was) if isinstance(now, dict) else now.extend(was)
     if touched:
         raise NotIncremental("its forward pass keeps values for later")
 
@@ -370,6 +393,7 @@ def in_a_line(e: Exception) -> str:
 
 
 NETWORKS: WeakKeyDictionary[nn.Module, tuple[Any, Network | NotIncremental]] = WeakKeyDictionary()
+LOCK = threading.RLock()  # two tracings at once would leave nn.Module as one of them replaced it
 INTERNAL = set(vars(nn.Module()))
 
 
@@ -416,7 +440,7 @@ def network_of(model: Any) -> Network:
         NotIncremental: why it cannot be.
     """
     refusals(model)
-    with torch.inference_mode(False), torch.no_grad():  # what is kept serves either
+    with LOCK, torch.inference_mode(False), torch.no_grad():  # what is kept serves either
         tensors = tensors_of(model)
         state = layout(model), versions(tensors), sums(tensors)
         known = NETWORKS.get(model)
