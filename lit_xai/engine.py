@@ -457,9 +457,18 @@ def run(work: Work, scores: Mapping[str, Score], observed: dict[tuple[str, int],
         "fingerprint": work.recipe.fingerprint,
         "resolved": resolved.get("explainer", {}),
         "scores": {**work.meta.get("scores", {}), **definitions},
-        **lit_xai.made_by(),
+        **makers(work.meta),
     }
     write_tensors(work.path, tensors, meta)
+
+
+def makers(had: Mapping[str, Any]) -> dict[str, Any]:
+    """Which code made a shard's maps, and under `also` which other code added scores to them."""
+    now = lit_xai.made_by()
+    maps = {k: had[k] for k in now if k in had} or now
+    also = [m for m in (*had.get("also", []), *([now] if maps != now else []))]
+    unique = [m for i, m in enumerate(also) if m not in also[:i]]
+    return {**maps, "also": unique} if unique else maps
 
 
 def settings_of(score: Score) -> dict[str, Any]:

@@ -467,7 +467,7 @@ class Ensemble:
                 for path in (p for e in store.explainers(kind) for p in store.shards(kind, e)):
                     with contextlib.suppress(DamagedFile):  # refused when it is read, if it is
                         metas.append(read_head(path).meta)
-            for meta in metas:
+            for meta in [m for made in metas for m in (made, *made.get("also", []))]:
                 seen.setdefault((str(meta.get("version", "")), str(meta.get("code", ""))), set()).add(f)
         return [{"version": v, "code": c, "folds": sorted(folds)} for (v, c), folds in sorted(seen.items())]
 

@@ -151,6 +151,10 @@ class Heartbeat:
 def alive(fold: Path, remove: bool = False) -> list[Beat]:
     """The processes that work on a fold now; with `remove`, what dead ones of this host left is deleted."""
     found = []
+    for file in (fold / FOLDER).glob("*.tmp") if remove else ():  # of a process that was killed while it wrote
+        with contextlib.suppress(OSError):
+            if time.time() - file.stat().st_mtime > DEAD:
+                file.unlink()
     for file in sorted((fold / FOLDER).glob("*.json")):
         try:
             age = time.time() - file.stat().st_mtime

@@ -7,10 +7,12 @@ it once. Nothing here needs torch, so that looking after a store starts at once.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import re
+import shlex
 import time
 import zlib
 from collections import deque
@@ -87,11 +89,17 @@ def fold_paths(root: Path) -> dict[int, Path]:
 
 
 def mend(path: Path) -> str:
-    """The command that writes a store's file again."""
-    fold = next((p.name for p in path.parents if p.name.startswith("fold=")), "fold=0")
-    root = next((p.parent for p in path.parents if p.name.startswith("fold=")), path.parent)
-    probes = " probes=disagreements" if DISAGREEMENTS in path.parts else ""
-    return f"run python -m lit_xai.explain root={root.parent} name={root.name} {fold}{probes}"
+    """The command that writes a store's file again: the one that made it, where its plan is there."""
+    fold = next((p for p in path.parents if p.name.startswith("fold=")), path.parent / "fold=0")
+    place = [f"root={fold.parent.parent}", f"name={fold.parent.name}", fold.name]
+    kind = path.parent.parent.name
+    more = [f"explainer=[{path.parent.name}]"] if NAME.fullmatch(path.name) else []
+    more += ["probes=disagreements"] if kind == DISAGREEMENTS else []
+    plan: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        plan = json.loads((fold / "plans" / kind / f"{path.parent.name}.json").read_text())
+    options = plan.get("overrides", more)
+    return "run " + shlex.join(["python", "-m", f"lit_xai.{plan.get('door', 'explain')}", *options, *place])
 
 
 def damaged(path: Path, why: object) -> DamagedFile:

@@ -166,6 +166,18 @@ def test_a_store_may_be_filled_by_two_versions_of_the_code_and_says_so(tmp_path,
     assert any("2 versions of the code (0.1.0 " in w and "0.2.0 later in fold 1" in w for w in head["warnings"])
 
 
+def test_a_score_added_by_later_code_does_not_hide_who_made_the_maps(tmp_path, monkeypatch):
+    first = predicted(job(tmp_path))
+    engine.explain(first, {"random": Random()}, {}, progress=False)
+    monkeypatch.setattr(lit_xai, "made_by", lambda: {"version": "0.2.0", "code": "later"})
+    engine.explain(first, {"random": Random()}, {"deletion": Deletion()}, progress=False)
+    found = {(v["version"], v["code"]) for v in Ensemble(tmp_path).versions()}
+    assert found == {(lit_xai.__version__, lit_xai.code()), ("0.2.0", "later")}
+    meta = read_tensors(first.store.shards("maps", "random")[0])[1]
+    assert meta["code"] == lit_xai.code()
+    assert meta["also"] == [{"version": "0.2.0", "code": "later"}]
+
+
 def test_another_shard_size_in_the_same_folder_is_refused(tmp_path):
     engine.explain(job(tmp_path), {"random": Random()}, {}, progress=False)
     with pytest.raises(UsageError, match="shard_size"):
