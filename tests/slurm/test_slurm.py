@@ -161,16 +161,22 @@ def some_maps(root: Path, least: int = 0) -> Callable[[], bool]:
     return lambda: maps(root) > least
 
 
-def test_requeued_in_training_and_in_explaining(cluster: Cluster, undisturbed: Path, tmp_path: Path) -> None:
-    job = cluster.sbatch("--array=0", "jobs/folds.sbatch", f"root={tmp_path}", *LONG)
+def interrupted_twice(cluster: Cluster, root: Path, command: tuple[str, ...], *options: str) -> str:
+    """A fold that this command of SLURM interrupts in training and in explaining, and that completes; its job."""
+    job = cluster.sbatch("--array=0", "jobs/folds.sbatch", f"root={root}", *LONG, *options)
     task = f"{job}_0"
-    requeue = lambda: cluster.run("scontrol", "requeue", task)  # noqa: E731
-    interrupted(cluster, task, lambda: list(tmp_path.rglob("last.ckpt")), requeue)
-    assert 0 <= resumed_after(tmp_path) < EPOCHS - 1
-    interrupted(cluster, task, some_maps(tmp_path), requeue)
-    assert 0 < maps(tmp_path) < 24
+    stop = lambda: cluster.run(*command, task)  # noqa: E731
+    interrupted(cluster, task, lambda: list(root.rglob("last.ckpt")), stop)
+    assert 0 <= resumed_after(root) < EPOCHS - 1
+    interrupted(cluster, task, some_maps(root), stop)
+    assert 0 < maps(root) < 24
     cluster.wait(job)
     assert cluster.restarts(task) == 2
+    return job
+
+
+def test_requeued_in_training_and_in_explaining(cluster: Cluster, undisturbed: Path, tmp_path: Path) -> None:
+    job = interrupted_twice(cluster, tmp_path, ("scontrol", "requeue"))
     assert "resuming from" in cluster.logs(job)
     assert weights(tmp_path) == weights(undisturbed)
     assert shards(tmp_path) == shards(undisturbed)
@@ -180,15 +186,8 @@ def test_requeued_in_training_and_in_explaining(cluster: Cluster, undisturbed: P
 
 
 def test_a_signal_before_the_time_limit_requeues(cluster: Cluster, undisturbed: Path, tmp_path: Path) -> None:
-    job = cluster.sbatch("--array=0", "jobs/folds.sbatch", f"root={tmp_path}", *LONG, "logger=none")
-    task = f"{job}_0"
-    signal = lambda: cluster.run("scancel", "--signal=USR1", task)  # noqa: E731  (to its steps, as --signal=USR1@90)
-    interrupted(cluster, task, lambda: list(tmp_path.rglob("last.ckpt")), signal)
-    assert 0 <= resumed_after(tmp_path) < EPOCHS - 1
-    interrupted(cluster, task, some_maps(tmp_path), signal)
-    assert 0 < maps(tmp_path) < 24
-    cluster.wait(job)
-    assert cluster.restarts(task) == 2
+    """To the steps, as --signal=USR1@90 sends it."""
+    interrupted_twice(cluster, tmp_path, ("scancel", "--signal=USR1"), "logger=none")
     assert weights(tmp_path) == weights(undisturbed)
     assert shards(tmp_path) == shards(undisturbed)
 
