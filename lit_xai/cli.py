@@ -9,10 +9,15 @@ import difflib
 import logging
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import lit_xai
+from lit_xai.errors import UsageError
 
 GROUPS = {
     "data": "data sets",
@@ -77,21 +82,49 @@ class CommandError(Exception):
     """A command line that cannot be composed; the message is one line."""
 
 
-def with_lists(overrides: list[str]) -> list[str]:
+def every(group: str) -> str:
+    """The override that takes every choice of the first level."""
+    return f"{group}=[{','.join(top_level(group))}]"
+
+
+def left_open(group: str, overrides: list[str]) -> bool:
+    """Whether a command line (after `with_lists`) leaves it open which explainers or scores there are."""
+    return every(group) in overrides
+
+
+NULL = "random"  # the explainer that every table compares with
+NO_TABLE = ("image", "sanity", "filler")  # keys of `explain` that ask for something else than maps for a table
+
+
+def with_null(override: str) -> str:
+    """A list of explainers, with the null among them."""
+    found = re.fullmatch(r"explainer=(?:\[([^\[\]]+)\]|([\w/]+))", override.replace(" ", ""))
+    names = (found[1] or found[2]).split(",") if found else []
+    return (
+        f"explainer=[{','.join([*names, NULL])}]" if names and NULL not in names and "null" not in names else override
+    )
+
+
+def with_lists(overrides: list[str], places: Sequence[str] = ()) -> list[str]:
     """The overrides, with every explainer and score that has a config where neither they nor the experiment give a list.
 
-    `samplers=` is short for the fillers of that name, which hydra then composes.
+    The null explainer joins every list of explainers, unless no table is asked for. `samplers=` is short for the fillers of
+    that name, which hydra then composes. `places` are folders of configurations of the user's own.
     """
+    keys = {o.split("=", 1)[0] for o in overrides if not o.endswith("=null")}
+    if not keys & {*NO_TABLE, "samplers"}:
+        overrides = [with_null(o) for o in overrides]
     named = [o.startswith("samplers=") and o != "samplers=[]" for o in overrides]
     overrides = [f"filler={o.removeprefix('samplers=')}" if n else o for o, n in zip(overrides, named, strict=True)]
     given = {o.split("=", 1)[0] for o in overrides if not o.startswith(("+", "~"))}
     chosen = [o.split("=", 1)[1] for o in overrides if o.startswith("experiment=")]
-    file = config_dir() / "experiment" / f"{chosen[-1]}.yaml" if chosen else None
+    files = [p / "experiment" / f"{chosen[-1]}.yaml" for p in [*map(Path, places), config_dir()]] if chosen else []
+    file = next((f for f in files if f.exists()), None)
     if any(o.split("=", 1)[0] == "filler" for o in overrides):  # nothing is explained
         given |= set(LISTS)
-    if file is not None and file.exists():
+    if file is not None:
         given |= {g for g in LISTS if f"override /{g}:" in file.read_text()}
-    return [*(f"{g}=[{','.join(top_level(g))}]" for g in LISTS if g not in given), *overrides]
+    return [*(every(g) for g in LISTS if g not in given), *overrides]
 
 
 def compose(door: str, overrides: list[str], hydra_config: bool = False) -> Any:
@@ -184,12 +217,19 @@ def did_you_mean(wrong: str, door: str, overrides: list[str]) -> str:
 
 
 def experiment_name(cfg: Any) -> str:
-    """`name=`, or `<data>-<model>` with the degradations that are on."""
-    if cfg.name:
-        return str(cfg.name)
+    """`name=`, or `<data>-<model>` with the degradations that are on.
+
+    Raises:
+        UsageError: the name leads out of the root folder.
+    """
     parts = [f"{cfg.data.name}-{cfg.model.name}"]
     parts += [f"{k}={cfg[k]}" for k in ("label_noise", "weight_noise") if cfg[k]]
-    return "-".join(parts)
+    name = str(cfg.name or "-".join(parts))
+    if Path(name).is_absolute() or ".." in Path(name).parts or not Path(name).parts or "\0" in name:
+        raise UsageError(
+            f"name={name} leads out of root={cfg.root}: give a name below it, and set root= for another place"
+        )
+    return name
 
 
 def check_added(cfg: Any, parsed: list[Any]) -> None:
@@ -238,15 +278,24 @@ def fail(message: str) -> None:
 
 
 def door(
-    name: str, about: str, status: Callable[[list[str]], None] | None = None
+    name: str, about: str, status: Callable[[list[str]], None] | None = None, sweeps: bool = True
 ) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
-    """Make a function of the composed configuration into a command; `status` answers `--status`."""
+    """Make a function of the composed configuration into a command; `status` answers `--status`, `sweeps` allows `-m`."""
 
     def decorate(task: Callable[[Any], None]) -> Callable[[], None]:
         def main() -> None:
-            arguments = sys.argv[1:]
+            try:
+                command(sys.argv[1:])
+            except KeyboardInterrupt:
+                print("interrupted by SIGINT: finished work is kept; run the same command to go on", flush=True)
+                raise SystemExit(128 + signal.SIGINT) from None
+
+        def command(arguments: list[str]) -> None:
             if any(a in ("-h", "--help") for a in arguments):
                 print(help_text(name, about))
+                return
+            if "--version" in arguments:
+                print(f"lit_xai {lit_xai.__version__}")
                 return
             if "--status" in arguments:
                 if status is None:
@@ -255,13 +304,22 @@ def door(
                     status([a for a in arguments if a != "--status"])
                 return
             overrides, flags = parted(arguments)
-            overrides = [quoted(o) for o in overrides]
-            if not any(a in ("--hydra-help", "--version") for a in arguments):
+            multirun = bool({"-m", "--multirun"} & set(flags))
+            if multirun and not sweeps:
+                fail(
+                    f"python -m lit_xai.{name} measures one experiment a command and takes no {flags[0]}: run it once for each"
+                )
+            overrides = [quoted(o, multirun) for o in overrides]
+            if "--hydra-help" not in arguments:
                 try:
-                    compose(name, with_lists(overrides))
-                except CommandError as e:
+                    places = searched([*flags, *overrides])
+                    overrides = with_lists(overrides, places)
+                    check_tuned(places)
+                    own = [f"hydra.searchpath=[{','.join(f'file://{p}' for p in places)}]"] if places else []
+                    compose(name, [*own, *(o for o in overrides if not o.startswith("hydra.searchpath="))])
+                except (CommandError, UsageError) as e:
                     fail(str(e))
-                sys.argv[1:] = [*flags, *with_lists(overrides)]
+                sys.argv[1:] = [*flags, *overrides]
             run(name, task)
 
         return main
@@ -282,6 +340,35 @@ def parted(arguments: list[str]) -> tuple[list[str], list[str]]:
     return overrides, flags
 
 
+def searched(arguments: list[str]) -> list[str]:
+    """The folders of configurations that the user adds by `--config-dir` or `hydra.searchpath=`."""
+    named = [value for flag, value in pairwise(arguments) if flag in ("--config-dir", "-cd")]
+    named += [a.partition("=")[2] for a in arguments if a.startswith(("--config-dir=", "-cd="))]
+    lists = [a.partition("=")[2].strip("[]") for a in arguments if a.startswith("hydra.searchpath=")]
+    named += [place.strip(" '\"") for text in lists for place in text.split(",")]
+    return [str(Path(place.removeprefix("file://")).resolve()) for place in named if place and "pkg://" not in place]
+
+
+def check_tuned(places: list[str]) -> None:
+    """Files of `tuned/` are chosen by the names of data and model, not by the user: those outside the package name no code.
+
+    Raises:
+        UsageError: one does.
+    """
+    files = [file for place in places for file in sorted(Path(place, "tuned").glob("*.yaml"))]
+    for file in files:
+        from omegaconf import OmegaConf
+
+        from lit_xai.offered import refuse_other_code
+
+        try:
+            content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+        except Exception as e:
+            raise UsageError(f"{file} cannot be read ({type(e).__name__}): mend or remove it") from None
+        if isinstance(content, dict):
+            refuse_other_code({str(k): v for k, v in content.items()}, file)
+
+
 def drop_replaced(cfg: Any, overrides: list[str]) -> None:
     """Where the command line gives a node another `_target_`, drop the old one's keys that the new one does not take."""
     from omegaconf import DictConfig, OmegaConf
@@ -298,12 +385,24 @@ def drop_replaced(cfg: Any, overrides: list[str]) -> None:
             del node[name]
 
 
-def quoted(override: str) -> str:
-    """The override with its value in quotes where hydra would stumble over an `=` in it, as in `checkpoint=x/fold=0`."""
+# keys whose values are names of files and folders
+PLACES = ("root", "name", "image", "checkpoint", "path", "masks", "boxes", "weights", "inception")
+
+
+def quoted(override: str, sweeps: bool = False) -> str:
+    """The override with its value in quotes where hydra would read more into it than a user means.
+
+    That is an `=` in it, as in `checkpoint=x/fold=0`, and any of hydra's own characters in the name of a file, as in
+    `image=photo (1).jpg`; in a multirun, commas part its values.
+    """
     key, equals, value = override.partition("=")
-    if "=" not in value or value.startswith(("'", '"', "{", "[")) or "(" in value:
+    if not equals or re.fullmatch(r"'.*'|\".*\"", value) or "${" in value or value in ("null", "???"):
         return override
-    return f'{key}{equals}"{value}"'
+    if key.lstrip("+").rpartition(".")[2] in PLACES and not (sweeps and re.search(r",|\w+\(", value)):
+        # hydra takes a backslash for itself, unless it stands before a quote
+        text = re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + ("\\" if m[2] else "") + m[2], value)
+        return f'{key}{equals}"{text}"' if re.search(r"[^\w./-]", value, re.ASCII) else override
+    return override if "=" not in value or value.startswith(("{", "[")) or "(" in value else f'{key}{equals}"{value}"'
 
 
 def run(name: str, task: Callable[[Any], None]) -> None:

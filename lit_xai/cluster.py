@@ -27,8 +27,8 @@ from lit_xai.core import UsageError
 from lit_xai.files import write_atomically
 from lit_xai.heartbeat import slurm_job
 
-# seconds to the end of a batch or shard: the time limit is near (`--signal=SIGUSR1@90`), the scheduler ends the job
-GRACE = {signal.SIGUSR1: 60, signal.SIGTERM: 20}
+# seconds to the end of a batch or shard: the time limit is near (`--signal=SIGUSR1@90`), the scheduler ends the job, Ctrl-C
+GRACE = {signal.SIGUSR1: 60, signal.SIGTERM: 20, signal.SIGINT: 10}
 
 
 class Interrupted(Exception):
@@ -124,13 +124,18 @@ class Interruption(pl.Callback):
             signal.signal(signal.SIGALRM, self.too_late)
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """Remember a signal, and pass it to the processes that this one started."""
+        """Remember a signal, and pass it to the processes that this one started (a terminal's Ctrl-C reaches them itself).
+
+        Who presses Ctrl-C again does not want to wait.
+        """
         if self.received:
+            if number == signal.SIGINT == self.received:
+                self.too_late(number, frame)
             return
         self.received = number
         signal.setitimer(signal.ITIMER_REAL, GRACE[signal.Signals(number)])
         launcher: Any = self.trainer.strategy.launcher if self.trainer else None
-        if launcher is not None and hasattr(launcher, "kill"):
+        if number != signal.SIGINT and launcher is not None and hasattr(launcher, "kill"):
             launcher.kill(signal.Signals(number))
 
     def too_late(self, number: int, frame: FrameType | None) -> None:

@@ -19,7 +19,8 @@ from lit_xai.data.folds import Disagreements, Split
 from lit_xai.data.sources import digest
 from lit_xai.ensemble import Ensemble, Summary
 from lit_xai.files import load_weights, read_checkpoint, save_weights
-from lit_xai.runs import build_module, check_targets, read_config
+from lit_xai.offered import refuse_other_code
+from lit_xai.runs import build_module, read_config
 from lit_xai.store import DISAGREEMENTS, RANDOM, FoldStore, MapReader, common_samples
 
 Train = Callable[[nn.Module, Dataset, int], None]
@@ -268,7 +269,7 @@ def load(folder: str | Path, fold: int = 0, module: nn.Module | None = None) -> 
         if not config.exists():
             raise UsageError(f"{config} is missing: pass module=, a fresh module to load the weights into")
         node = read_config(config)["model"]
-        check_targets({"model": node}, safe=("lit_xai.models.",))
+        refuse_other_code({"model": node}, config)
         file = store.root / "model.ckpt"
         if file.exists():
             module = build_module(node, read_checkpoint(file)["config"]["shape"])

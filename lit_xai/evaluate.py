@@ -32,7 +32,7 @@ def show_status(arguments: list[str]) -> None:
         fail(str(e))
 
 
-@door("evaluate", ABOUT, show_status)
+@door("evaluate", ABOUT, show_status, sweeps=False)
 def main(cfg: Any) -> None:
     """Measure, print, write, log."""
     from pathlib import Path
@@ -63,8 +63,8 @@ def evaluate(cfg: Any, folder: Any) -> None:
     if cfg.dry_run:
         return
     summary = ensemble.summarise(chosen, cfg.distance, progress=cfg.progress, pairs=plain(cfg.pairs))
-    files = report.write(summary, folder, cfg.definition)
     report.show(summary, cfg.definition)
+    files = report.write(summary, folder, cfg.definition)
     say(f"written: {folder}/summary.json, {', '.join(f.name for f in files[1:])}")
     logger = build_logger(plain(cfg), folder, "evaluate", "evaluate")
     dashboard = Dashboard([logger] if logger is not None else [])

@@ -64,10 +64,11 @@ class Beat:
         job = f" job {self.job}" if self.job else ""
         part = f" part {self.part}" if self.part else ""
         ends = time.strftime(", ends about %Y-%m-%d %H:%M:%S", time.localtime(self.ends)) if self.ends else ""
-        return (
-            f"{time.strftime('%H:%M:%S')} {self.host} pid {self.pid}{job} rank {self.rank}{part}: {fold} {self.task}, "
+        text = (
+            f"{time.strftime('%H:%M:%S')} {self.host} pid {self.pid:d}{job} rank {self.rank}{part}: {fold} {self.task}, "
             f"{self.at}, {self.done:g} of {self.total:g} {self.unit}, {self.samples:.3g} samples/s{ends}"
         )
+        return "".join(c if c.isprintable() else "?" for c in text)
 
 
 class Heartbeat:
@@ -160,8 +161,9 @@ def alive(fold: Path, remove: bool = False) -> list[Beat]:
             age = time.time() - file.stat().st_mtime
             content: dict[str, Any] = json.loads(file.read_text())
             beat = Beat(**content)
-        except (OSError, ValueError, TypeError):
-            continue  # it has just ended
+            beat.line("")  # every field is of its type
+        except (OSError, ValueError, TypeError, OverflowError):
+            continue  # it has just ended, or is none of ours
         here = beat.host == platform.node()
         if age < DEAD and (not here or Path(f"/proc/{beat.pid}").exists()):
             found.append(beat)

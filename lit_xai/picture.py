@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from lit_xai import draw
-from lit_xai.core import Explainer, SampleRng, TrainedOn, UsageError, fit_fillers, legend_of
+from lit_xai.core import Explainer, SampleRng, TrainedOn, UsageError, fit_fillers, legend_of, passes_of
 from lit_xai.data.sources import GREY, OnDisk
 from lit_xai.data.truth import opened
-from lit_xai.engine import explained_by
+from lit_xai.engine import explained_by, seconds_per_image
 from lit_xai.explainers.lime import Lime
 from lit_xai.files import load_weights, read_checkpoint
 from lit_xai.models.pretrained import IMAGENET_MEAN, Pretrained
-from lit_xai.runs import build, build_module, check_targets, plain, say
+from lit_xai.offered import refuse_other_code
+from lit_xai.runs import build, build_module, plain, say
 
 
 def loaded(cfg: Any) -> tuple[nn.Module, dict[str, Any], Sequence[str], TrainedOn]:
@@ -47,7 +48,7 @@ def loaded(cfg: Any) -> tuple[nn.Module, dict[str, Any], Sequence[str], TrainedO
     saved = content.get("config", {})
     if not {"model", "shape"} <= set(saved):
         raise UsageError(f"{file} says nothing of its model: give a model.ckpt that lit_xai.train has written")
-    check_targets({"model": saved["model"]}, safe=("lit_xai.models.",))
+    refuse_other_code({"model": saved["model"]}, file)
     module: Any = build_module(saved["model"], saved["shape"])
     load_weights(module, file)
     shape = saved["shape"]
@@ -88,6 +89,10 @@ def explain_picture(cfg: Any) -> list[Path]:
     image = read_picture(file, takes)
     with torch.inference_mode():
         p = network(image).softmax(-1)[0]
+    if not bool(torch.isfinite(p).all()):
+        raise UsageError(
+            f"the model predicts NaN for {file}: its weights are damaged, or train again with another model.lr="
+        )
     wanted = list(names).index(cfg["class"]) if cfg["class"] in list(names) else cfg["class"]
     chosen = int(p.argmax()) if wanted is None else wanted
     if not isinstance(chosen, int) or not 0 <= chosen < len(p):
@@ -97,13 +102,31 @@ def explain_picture(cfg: Any) -> list[Path]:
     say(f"{file}: {label} with probability {float(p[chosen]):.3f}")
     rng = SampleRng(cfg.seed, (0,))
     written = []
-    for name, explainer in build(cfg.get("explainer")).items():
+    explainers = build(cfg.get("explainer"))
+    if cfg.dry_run:
+        say_costs(
+            network, {n: fit_fillers(e, trained_on) for n, e in explainers.items()}, image, torch.tensor([chosen])
+        )
+        return []
+    for name, explainer in explainers.items():
         path = Path(cfg.root) / "pictures" / f"{file.stem}.{name}.png"
         title = f"{name}: {label}, probability {float(p[chosen]):.3f}\n{legend_of(explainer, label)}"
         picture(network, fit_fillers(explainer, trained_on), image, chosen, rng, title, path)
         say(f"{name}: {path}")
         written.append(path)
     return written
+
+
+def say_costs(network: nn.Module, explainers: Mapping[str, Explainer], image: Tensor, target: Tensor) -> None:
+    """What each explainer would cost, the dearest first."""
+    forward, backward = seconds_per_image(network, image, target)
+    passes = {name: passes_of(explainer, *image.shape[-2:]) for name, explainer in explainers.items()}
+    seconds = {name: p.forward * forward + p.backward * backward for name, p in passes.items()}
+    for name in sorted(seconds, key=lambda n: -seconds[n]):
+        say(
+            f"{name}: {passes[name].forward:,} forward and {passes[name].backward:,} backward passes, about {seconds[name]:.1f} s"
+        )
+    say(f"in all about {sum(seconds.values()):.1f} s; choose by explainer=[...]")
 
 
 def picture(

@@ -18,11 +18,12 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from lit_xai import engine
 from lit_xai.callbacks import Curves, Explain, FillerReport, Gallery, SamplerReport, SanityCheck, Stability
-from lit_xai.cli import LISTS, experiment_name, options, top_level
+from lit_xai.cli import LISTS, experiment_name, left_open, options
 from lit_xai.cluster import Interrupted, Interruption, environment, requeue
 from lit_xai.core import Explainer, Filler, Score, UsageError, accepts
 from lit_xai.data.folds import FoldData
@@ -40,24 +41,22 @@ def plain(cfg: Any) -> Any:
     return OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg
 
 
-def check_targets(node: Any, path: str = "", safe: tuple[str, ...] | None = None) -> None:
-    """Every `_target_` takes all the keys given to it; with `safe`, it also has one of these prefixes.
+def check_targets(node: Any, path: str = "") -> None:
+    """Every `_target_` takes all the keys given to it.
 
     Raises:
-        UsageError: naming the key, or the target that a file may not run.
+        UsageError: naming the key.
     """
     if isinstance(node, list):
         for i, item in enumerate(node):
-            check_targets(item, f"{path}[{i}]", safe)
+            check_targets(item, f"{path}[{i}]")
     if not isinstance(node, Mapping):
         return
     for key, value in node.items():
-        check_targets(value, f"{path}.{key}" if path else str(key), safe)
+        check_targets(value, f"{path}.{key}" if path else str(key))
     target = node.get("_target_")
     if target is None:
         return
-    if safe is not None and not str(target).startswith(safe):
-        raise UsageError(f"{path}._target_={target} in a saved file is not run: build the model yourself and pass it")
     try:
         known = accepts(get_object(target))
         check_numbers(get_object(target), node, path)
@@ -256,8 +255,7 @@ class Run:
     def overrides(self) -> list[str]:
         """The command line's, without lists that are the default."""
         given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-        default = {f"{group}=[{','.join(top_level(group))}]" for group in LISTS}
-        return [o for o in given if o not in default]
+        return [o for o in given if not any(left_open(group, [o]) for group in LISTS)]
 
     def callbacks(self) -> list[pl.Callback]:
         """Explain, then what is drawn from explanations; of a sampler, its report."""
@@ -284,6 +282,7 @@ class Run:
             part=c.get("part", "0/1"),
             progress=c.progress,
             command=(self.job_type, self.overrides),
+            nodes=plain(c.get("explainer") or {}),
         )
         if explain.probes != "random":
             return [explain]
@@ -390,7 +389,8 @@ def without_unchosen(cfg: Any) -> Any:
     cfg = OmegaConf.create(OmegaConf.to_container(cfg))
     for group in ("explainer", "score"):
         known = {name.rpartition("/")[2] for name in options(group)}
-        for name in [n for n, node in (cfg.get(group) or {}).items() if "_target_" not in node and n in known]:
+        nodes = (cfg.get(group) or {}).items()
+        for name in [n for n, node in nodes if n in known and isinstance(node, DictConfig) and "_target_" not in node]:
             del cfg[group][name]
     return cfg
 
@@ -417,16 +417,33 @@ def check_values(cfg: Any) -> None:
         raise UsageError(f"pairs must be a list of pairs of names, as in pairs=[[lime,rise]], found {pairs}")
     for group in ("explainer", "score"):
         for name, node in (cfg.get(group) or {}).items():
-            if "_target_" not in node:
+            if name == "_target_":
+                raise UsageError(
+                    f"a yaml of {group}={node} does not say its name: let its first line be `# @package {group}.<name>`"
+                )
+            if not isinstance(node, Mapping | DictConfig) or "_target_" not in node:
                 raise UsageError(f"{group}.{name} has no _target_: choose it by {group}=[{name}], or correct its name")
 
 
+SAVED = ("data", "model", "trainer", "seed", "label_noise", "weight_noise")  # what every saved configuration says
+
+
 def read_config(file: Path) -> dict[str, Any]:
-    """A saved configuration as plain containers."""
+    """A saved configuration as plain containers. Nothing in it is resolved, and whoever builds from it asks `offered` first.
+
+    Raises:
+        UsageError: it is damaged, or says too little.
+    """
+    mend = f"restore it, or delete {file.parent} and train again"
     try:
-        return plain(OmegaConf.load(file))
+        saved: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     except Exception as e:
-        raise UsageError(f"{file} cannot be read ({type(e).__name__}): delete {file.parent} and train again") from None
+        raise UsageError(f"{file} cannot be read ({type(e).__name__}): {mend}") from None
+    lacks = [k for k in SAVED if k not in saved] if isinstance(saved, dict) else ["everything"]
+    lacks += [k for k in ("data", "model", "trainer") if not lacks and not isinstance(saved[k], dict)]
+    if lacks:
+        raise UsageError(f"{file} is no whole configuration (it lacks {', '.join(lacks)}): {mend}")
+    return saved
 
 
 def say(text: str) -> None:
@@ -435,6 +452,10 @@ def say(text: str) -> None:
 
 
 def finish(logger: Any) -> None:
-    """Close the W&B run, so that a multirun's next job gets its own."""
-    if logger is not None and hasattr(logger.experiment, "finish"):
-        logger.experiment.finish()
+    """Close the W&B run, so that a multirun's next job gets its own, and say where it is."""
+    if isinstance(logger, WandbLogger):
+        run = logger.experiment
+        place = Path(run.dir).parent
+        text = f"an offline run in {place}; to look at it, send it: wandb sync {place}" if run.offline else run.url
+        run.finish()
+        say(f"W&B: {text}")

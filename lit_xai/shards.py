@@ -7,7 +7,6 @@ it once. Nothing here needs torch, so that looking after a store starts at once.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -21,11 +20,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
+from lit_xai.cli import config_dir
 from lit_xai.errors import DamagedFile
 
 FORMAT = 1
 RANDOM, DISAGREEMENTS = "maps", "disagreements"
 PREDICTIONS = "predictions.safetensors"
+PLANS, DOORS = "plans", ("train", "explain")  # where plans are, and the commands that they may name
 NAME = re.compile(r"(\d{9,})-(\d{9,})\.safetensors")
 ITEMSIZE = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2, "BOOL": 1, "U8": 1, "I8": 1}
 MAX_HEADER = 1 << 26  # bytes; a longer one is no header of ours
@@ -95,11 +96,55 @@ def mend(path: Path) -> str:
     kind = path.parent.parent.name
     more = [f"explainer=[{path.parent.name}]"] if NAME.fullmatch(path.name) else []
     more += ["probes=disagreements"] if kind == DISAGREEMENTS else []
-    plan: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError):
-        plan = json.loads((fold / "plans" / kind / f"{path.parent.name}.json").read_text())
+    plan = read_plan(fold / PLANS / kind / f"{path.parent.name}.json")
+    if plan.get("withheld"):
+        return "run the command that made it"
     options = plan.get("overrides", more)
     return "run " + shlex.join(["python", "-m", f"lit_xai.{plan.get('door', 'explain')}", *options, *place])
+
+
+def read_plan(file: Path) -> dict[str, Any]:
+    """What a plan says (see `lit_xai.status`), of the right types; empty if there is none that can be read.
+
+    Its command is shown to people who paste it. Where it holds an override that a file may not decide, `withheld` names it.
+    """
+    try:
+        plan = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    types = {"door": str, "overrides": list, "scores": list, "node": dict}
+    if not isinstance(plan, dict) or not all(isinstance(v, types.get(k, int)) for k, v in plan.items()):
+        return {}
+    if plan.setdefault("door", "explain") not in DOORS:
+        return {}
+    withheld = [o for o in plan.setdefault("overrides", []) if not repeatable(o)]
+    target = plan.get("node", {}).get("_target_", "lit_xai.")
+    withheld += (
+        [] if str(target).startswith("lit_xai.") else [f"{file.stem}={target}"]
+    )  # the user's own, who knows from where
+    return {**plan, "withheld": printable(str(withheld[0]).split("=")[0])} if withheld else plan
+
+
+def printable(text: str) -> str:
+    """A text of a file for a terminal: no control characters, and not long."""
+    return "".join(c if c.isprintable() else "?" for c in text)[:80]
+
+
+def repeatable(override: Any) -> bool:
+    """Whether an override that a file tells may stand in a command: it names no code but what our own configurations name."""
+    if not isinstance(override, str) or not override.isprintable():
+        return False
+    key = re.match(r"(\+\+|\+|~)?([\w./@]+)(=|$)", override)
+    if key is None or key[2].startswith("hydra") or re.sub(r"\$\{oc\.env:\w+\}", "", override).count("${"):
+        return False
+    named = re.findall(r"_target_[\"']?\s*[:=]\s*[\"']?([\w.]+)", override)
+    return len(named) == override.count("_target_") and (not named or set(named) <= named_in_configs())
+
+
+def named_in_configs() -> set[str]:
+    """Every `_target_` of the package's own configurations, read as text."""
+    texts = (file.read_text() for file in sorted(config_dir().rglob("*.yaml")))
+    return {name for text in texts for name in re.findall(r"_target_: *([\w.]+)", text)}
 
 
 def damaged(path: Path, why: object) -> DamagedFile:

@@ -4,7 +4,8 @@ Names and heads of files alone are read, by the standard library: ten thousand s
 shards is checked where it is used (`lit_xai.evaluate`) and where a command looks for what is left to do.
 
     fold=3/plans/train.json         the command that trains this fold
-    fold=3/plans/maps/rise.json     how many probes rise explains here, in shards of which size, by which command
+    fold=3/plans/maps/rise.json     how many probes rise explains here, in shards of which size, with which scores, by which
+                                    command; and rise's own part of the configuration
 """
 
 from __future__ import annotations
@@ -21,16 +22,17 @@ from lit_xai.errors import DamagedFile, UsageError
 from lit_xai.heartbeat import Beat, alive
 from lit_xai.shards import (
     DISAGREEMENTS,
+    PLANS,
     PREDICTIONS,
     RANDOM,
     explainers_in,
     fold_paths,
     range_of,
     read_head,
+    read_plan,
     shard_paths,
 )
 
-PLANS = "plans"
 UNTRAINED = ("absent", "begun", "training")
 OWN = (
     "fold",
@@ -48,19 +50,10 @@ def plan_file(fold: Path, kind: str, explainer: str) -> Path:
     return fold / PLANS / kind / f"{explainer}.json"
 
 
-def plan_text(door: str, overrides: Sequence[str], **counts: int) -> str:
+def plan_text(door: str, overrides: Sequence[str], **more: Any) -> str:
     """A plan: the same for every part and rank of the same command."""
     kept = [o for o in overrides if o.lstrip("+~").split("=")[0] not in OWN]
-    return json.dumps({"door": door, "overrides": kept, **counts}, sort_keys=True)
-
-
-def read_plan(file: Path) -> dict[str, Any]:
-    """A plan; empty if there is none that can be read."""
-    try:
-        plan = json.loads(file.read_text())
-        return plan if isinstance(plan, dict) else {}
-    except (OSError, ValueError):
-        return {}
+    return json.dumps({"door": door, "overrides": kept, **more}, sort_keys=True)
 
 
 @dataclass
@@ -68,7 +61,7 @@ class Count:
     """Shards of one explainer in one fold.
 
     Attributes:
-        done, running, missing: how many; a damaged one counts as missing.
+        done, running, missing: how many; a damaged one counts as missing, and so does one that lacks a planned score.
         damaged: names of files that are cut or not ours.
         known: whether the number of all shards is known; else `missing` is at least this.
     """
@@ -222,14 +215,15 @@ def count(fold: Path, kind: str, explainer: str, shared: tuple[int, int] | None,
     plan = read_plan(plan_file(fold, kind, explainer))
     size = (plan["probes"], plan["shard_size"]) if {"probes", "shard_size"} <= set(plan) else shared
     wanted = {s for s in range(0, size[0], size[1])} if size else None
+    wanted_scores = set(plan.get("scores", ()))
     out, there = Count(known=size is not None), set()
     for path in shard_paths(fold / kind / explainer):
         shard = range_of(path.name)
         if shard is None or (wanted is not None and shard.start not in wanted):
             continue
         try:
-            read_head(path)
-            there.add(shard.start)
+            if wanted_scores <= set(read_head(path).meta.get("scores", {})):
+                there.add(shard.start)
         except DamagedFile:
             out.damaged.append(path.name)
     out.done = len(there)
@@ -246,6 +240,9 @@ def commands(found: Status) -> list[str]:
     place = [f"root={folder.parent}", f"name={folder.name}"]
 
     def line(plan: dict[str, Any], door: str, fold: int, *more: str) -> str:
+        if "withheld" in plan:
+            key, where = plan["withheld"], folder / f"fold={fold}" / PLANS
+            return f"# a plan in {where} holds {key}=, which a file may not decide: type that lit_xai.{door} command yourself"
         own = [
             o for o in plan.get("overrides", []) if o.lstrip("+~").split("=")[0] not in {m.split("=")[0] for m in more}
         ]
@@ -270,6 +267,7 @@ def commands(found: Status) -> list[str]:
             for name, row in rows.items():
                 if row[f].missing or row[f].running or not row[f].known:
                     plan = plan_of(f, kind, f"{name}.json")
+                    plan.pop("node", None)
                     if not (goes_on and plan.get("door") == "train"):  # training goes on to explain
                         groups.setdefault(json.dumps(plan), []).append(name)
             for text, names in groups.items():

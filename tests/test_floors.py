@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "lit_xai"
 FLOORS = [
     {"errors"},
-    {"shards", "heartbeat"},
+    {"shards", "heartbeat", "offered"},
     {"core", "cli", "status"},
     {"files", "cache", "training"},
     {"cluster", "incremental"},

@@ -53,6 +53,7 @@ class Explain(pl.Callback):
         part: this job's share of the shards, `i/n`.
         progress: show a bar.
         command: the door and the overrides that compute the same, for `lit_xai.evaluate --status`.
+        nodes: every explainer's part of the configuration, so that later commands on this folder take the same.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Explain(pl.Callback):
         part: str = "0/1",
         progress: bool = True,
         command: tuple[str, Sequence[str]] = ("explain", ()),
+        nodes: Mapping[str, Any] | None = None,
     ) -> None:
         if probes not in ("random", "disagreements"):
             raise UsageError(f"probes must be random or disagreements, found {probes!r}")
@@ -78,7 +80,7 @@ class Explain(pl.Callback):
         self.scores = dict(scores) if probes == "random" else {}
         self.seed, self.batch_size, self.shard_size = seed, batch_size, shard_size
         self.target, self.cap, self.part, self.progress = target, cap, parse_part(part), progress
-        self.command, self.written = command, 0
+        self.command, self.nodes, self.written = command, dict(nodes or {}), 0
 
     @property
     def kind(self) -> str:
@@ -124,9 +126,10 @@ class Explain(pl.Callback):
 
     def leave_plans(self, probes: int) -> None:
         """Say what there is to do, so that others can see how much of it is done."""
-        text = plan_text(*self.command, probes=probes, shard_size=self.shard_size)
+        counts: dict[str, Any] = {"probes": probes, "shard_size": self.shard_size, "scores": list(self.scores)}
         for name in self.explainers:
-            file = plan_file(self.store.root, self.kind, name)
+            node = {"node": self.nodes[name]} if name in self.nodes else {}
+            text, file = plan_text(*self.command, **counts, **node), plan_file(self.store.root, self.kind, name)
             if not file.exists() or file.read_text() != text:
                 write_atomically(file, text)
 

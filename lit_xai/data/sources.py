@@ -25,8 +25,10 @@ from torch import Tensor
 
 from lit_xai.core import UsageError, stable_hash
 from lit_xai.data.truth import BoxTable, MaskFiles, Truth, check_opaque, framed, opened
+from lit_xai.shards import side_by_side
 
 GREY = ("1", "L", "LA")  # modes of grey-scale files
+NAMED = 20  # files that one error names
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -75,8 +77,31 @@ class OnDisk:
         return len(self.files)
 
     def images(self, indices: Sequence[int]) -> Float[Tensor, "b c h w"]:
-        """A batch of decoded images."""
-        return torch.stack([self.read(self.files[i]) for i in indices])
+        """A batch of decoded images.
+
+        Raises:
+            UsageError: one of them cannot be used; then every file is looked at, and all that cannot are named.
+        """
+        try:
+            return torch.stack([self.read(self.files[i]) for i in indices])
+        except UsageError as e:
+            raise UsageError(self.all_refused(str(e))) from None
+
+    def all_refused(self, first: str) -> str:
+        """One line on every file that cannot be used, the first `NAMED` by name."""
+
+        def why_not(file: Path) -> str | None:
+            try:
+                self.read(file)
+            except UsageError as e:
+                return str(e)
+            return None
+
+        found = [why for why in side_by_side(why_not, self.files) if why is not None]
+        if len(found) < 2:
+            return first
+        more = f"; and {len(found) - NAMED} more" if len(found) > NAMED else ""
+        return f"{len(found)} of {len(self.files)} pictures cannot be used: {'; '.join(found[:NAMED])}{more}"
 
     def read(self, file: Path) -> Float[Tensor, "c h w"]:
         """One picture as RGB: palette files are converted, an alpha channel must be fully opaque.

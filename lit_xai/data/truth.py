@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lit_xai.core import UsageError
 
+FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # Pillow's names
 COLUMNS = ("file", "x", "y", "width", "height")
 Box = tuple[float, float, float, float]  # x, y, width, height in pixels
 
@@ -66,7 +67,8 @@ def ends(present: Bool[Tensor, "... n"]) -> tuple[Int[Tensor, "..."], Int[Tensor
 
 @contextmanager
 def opened(file: Path) -> Iterator[Any]:
-    """A picture file; whatever fails while it is open names it.
+    """A picture file; whatever fails while it is open names it. Of Pillow's decoders only those of pictures are asked: the
+    one of PostScript would run Ghostscript.
 
     Raises:
         UsageError: the file is damaged.
@@ -74,7 +76,7 @@ def opened(file: Path) -> Iterator[Any]:
     from PIL import Image
 
     try:
-        with Image.open(file) as picture:
+        with Image.open(file, formats=FORMATS) as picture:
             yield picture
     except UsageError:
         raise

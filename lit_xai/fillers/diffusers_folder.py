@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
 
+import diffusers
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lit_xai.core import UsageError
@@ -34,9 +37,9 @@ def files_of(path: Path) -> list[Path] | None:
         UsageError: one of them is missing, or the network's images are not pictures but another network's code.
     """
     if (path / "model_index.json").is_file():
-        parts = json.loads((path / "model_index.json").read_text())
+        parts = read_json(path / "model_index.json")
         if {"vae", "vqvae"} & set(parts):
-            raise UsageError(f"{path} draws codes of a {parts['_class_name']}, not images: name a model of pixels")
+            raise UsageError(f"{path} draws codes of a {parts.get('_class_name')}, not images: name a model of pixels")
     for folder in (path / "unet", path):
         if (folder / NETWORK).is_file():
             places = (path / "scheduler" / SCHEDULE, path.parent / "scheduler" / SCHEDULE, folder / SCHEDULE)
@@ -54,19 +57,18 @@ def read(weights: Path) -> Diffusion:
     Raises:
         UsageError: files are damaged, or of a kind that cannot draw images here; the message says which.
     """
-    import diffusers
-
     found = files_of(weights.parent)
     assert found is not None
     folder, schedule = weights.parent, found[2]
-    try:
-        config = json.loads((folder / NETWORK).read_text())
-        side = checked_network(config, folder)
-        network = diffusers.UNet2DModel.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-        )
-        kind = json.loads(schedule.read_text()).get("_class_name", "DDIMScheduler")
-        scheduler = getattr(diffusers, kind).from_pretrained(schedule.parent, local_files_only=True)
+    config, steps = read_json(folder / NETWORK), read_json(schedule)
+    side = checked_network(config, folder)
+    kind = getattr(diffusers, str(steps.get("_class_name", "DDIMScheduler")), None)
+    if not isinstance(kind, type) or not issubclass(kind, diffusers.SchedulerMixin):
+        raise UsageError(f"{schedule} names {steps['_class_name']}, which is no schedule of diffusers: {SAFELY}")
+    try:  # built from plain numbers and words: what else diffusers might do at the word of a file is not asked of it
+        network: Any = diffusers.UNet2DModel(**own_options(diffusers.UNet2DModel, config, folder / NETWORK))
+        network.load_state_dict(load_file(weights))
+        scheduler = kind(**own_options(kind, steps, schedule))
     except UsageError:
         raise
     except Exception as e:
@@ -78,6 +80,36 @@ def read(weights: Path) -> Diffusion:
     if network.config.out_channels != channels:
         mean = MeanOnly(mean, channels)
     return Diffusion(channels, side, "", 64, mean.eval().requires_grad_(False), signal, predicts)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A file of diffusers' own.
+
+    Raises:
+        UsageError: it is damaged.
+    """
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as e:
+        raise UsageError(f"{file} cannot be read ({type(e).__name__}): {SAFELY}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{file} holds no options: {SAFELY}")
+    return content
+
+
+def own_options(kind: Any, config: dict[str, Any], file: Path) -> dict[str, Any]:
+    """A file's options for a class of diffusers; its notes (`_class_name` and others with an underscore) are left out.
+
+    Raises:
+        UsageError: there are others that matter: remote code, quantisation; any other of a network.
+    """
+    options = {k: v for k, v in config.items() if not k.startswith("_")}
+    known = set(inspect.signature(kind.__init__).parameters)
+    if issubclass(kind, diffusers.SchedulerMixin):  # folders keep numbers of schedules that they were converted from
+        options = {k: v for k, v in options.items() if k in known or isinstance(v, dict)}
+    if other := sorted(set(options) - known):
+        raise UsageError(f"{file} asks for {', '.join(other[:3])}, which a {kind.__name__} does not have: {SAFELY}")
+    return options
 
 
 def checked_network(config: dict[str, Any], folder: Path) -> int:

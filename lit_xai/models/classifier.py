@@ -53,6 +53,11 @@ class Classifier(Trainable):
     ) -> None:
         super().__init__(lr, weight_decay, schedule, optimizer)
         check_choice(loss, LOSSES, "loss")
+        if classes < 2:
+            raise UsageError(
+                f"a classifier needs at least 2 classes and the data have {classes}: point data.root= at a folder with one "
+                f"sub-folder a class, or explain pictures without labels by data=pictures model=pretrained"
+            )
         mean, std = colour
         self.normalise = Normalise(mean, std if scale else [1.0] * len(std))
         self.network = network(channels=channels, classes=classes, side=side)

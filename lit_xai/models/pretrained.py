@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lit_xai.core import UsageError
 from lit_xai.files import read_state
 
+IMAGENET_CLASSES = 1000
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -54,7 +55,7 @@ class Pretrained(pl.LightningModule):
         weights: path of a state dict, or `DEFAULT` to let torchvision download it.
         class_names: names of the classes; None takes torchvision's ImageNet names where they fit.
         mean, std: per channel.
-        channels, classes, side, colour: given by the data; only `channels` is checked.
+        channels, classes, side, colour: given by the data; `channels` and, where images have labels, `classes` are checked.
     """
 
     def __init__(
@@ -83,6 +84,12 @@ class Pretrained(pl.LightningModule):
         except RuntimeError as e:
             first = str(e).splitlines()[-1].strip()
             raise UsageError(f"{weights} holds no weights of {arch} ({first}): name the right model.arch=") from None
+        if classes not in (0, IMAGENET_CLASSES):
+            raise UsageError(
+                f"{arch} tells {IMAGENET_CLASSES} classes apart and the data have {classes}: explain its own predictions by "
+                f"data=pictures with the pictures in one folder, or train on these classes by model=resnet50 "
+                f"model.network.weights=FILE"
+            )
         self.network = nn.Sequential(Normalise(mean, std), network)
         meta = torchvision.models.get_model_weights(arch).DEFAULT.meta  # type: ignore[attr-defined]
         self.class_names = tuple(class_names or meta.get("categories", ()))
