@@ -30,8 +30,8 @@ def made_by() -> dict[str, str]:
     return {"version": __version__, "code": code()}
 
 
-def load(folder: str | os.PathLike[str], fold: int = 0) -> Any:
-    """The predictor, split and maps of one fold: see `lit_xai.crossval.load`."""
+def load(folder: str | os.PathLike[str], fold: int = 0, module: Any = None, dataset: Any = None) -> Any:
+    """The predictor, split, maps and images of one fold: see `lit_xai.crossval.load`."""
     from lit_xai.crossval import load as load_fold
 
-    return load_fold(os.fspath(folder), fold)
+    return load_fold(os.fspath(folder), fold, module, dataset)

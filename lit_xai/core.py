@@ -5,14 +5,19 @@ Everything above imports this module; this module imports nothing of lit_xai but
 
 from __future__ import annotations
 
+import ast
+import functools
 import hashlib
 import inspect
+import math
+import textwrap
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -30,6 +35,7 @@ Model = Callable[[Tensor], Tensor]  # [b, c, h, w] -> logits [b, k]
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 CPU_VALUES = 16 * 3 * 224 * 224  # most pixel values of one model call on the CPU
+ROUNDING = 1e-3  # by which pixel values may leave [0, 1]
 REFERENCE_SIDE = 224  # pixel-sized parameters are given for this image side
 
 
@@ -174,21 +180,65 @@ def describe(thing: Any) -> dict[str, Any]:
     """The plain, comparable description of a frozen dataclass: its name and its parameters, nested ones included.
 
     `max_batch` and `incremental` are left out: they change how something is computed, not what. So are the place of a `checkpoint` and
-    what `fitted` adds: what lies there is told by `contents`.
+    what `fitted` adds: what lies there is told by `contents`. A function, or an object of another class, is described by its code
+    and its attributes.
     """
+    if not is_dataclass(thing) or isinstance(thing, type):
+        return describe_code(thing)
     out: dict[str, Any] = {"name": type(thing).__name__}
     for f in fields(thing):
         if f.name in UNDESCRIBED:
             continue
         value = getattr(thing, f.name)
-        if is_dataclass(value):
+        if is_dataclass(value) or callable(value):
             value = describe(value)
         elif isinstance(value, tuple):
             value = list(value)
-        elif hasattr(value, "items"):
+        elif isinstance(value, Mapping):
             value = {str(k): v for k, v in value.items()}
         out[f.name] = value
     return out
+
+
+def describe_code(thing: Any) -> dict[str, Any]:
+    """The same for a function, or an object that is no dataclass: its name, a digest of its code, its attributes."""
+    if isinstance(thing, functools.partial):
+        return {**describe_code(thing.func), "arguments": plain_value([list(thing.args), dict(thing.keywords)])}
+    kind = thing if inspect.isroutine(thing) or isinstance(thing, type) else type(thing)
+    own = vars(thing) if kind is type(thing) and hasattr(thing, "__dict__") else {}
+    return {"name": kind.__qualname__, "code": code_digest([kind]), **{k: plain_value(v) for k, v in own.items()}}
+
+
+def plain_value(value: Any) -> Any:
+    """A value as JSON holds it: numbers and texts as they are, tensors and arrays by digest, code by its own, the rest by type."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(k): plain_value(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain_value(v) for v in value]
+    if isinstance(value, Tensor | np.ndarray):
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+        return f"{array.dtype}{list(array.shape)} {hashlib.blake2b(array.tobytes(), digest_size=8).hexdigest()}"
+    return describe(value) if is_dataclass(value) or callable(value) else type(value).__qualname__
+
+
+def code_digest(things: Iterable[Any]) -> str:
+    """A digest of the code of functions and classes, whatever their comments and layout; in order, each once."""
+    h = hashlib.blake2b(digest_size=8)
+    for thing in dict.fromkeys(things):
+        try:
+            text = ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(thing))))
+        except (
+            OSError,
+            TypeError,
+            SyntaxError,
+        ):  # no source, or a lambda within a line: names, constants and byte code
+            members = list(vars(thing).values()) if isinstance(thing, type) else [thing]
+            codes = [inspect.unwrap(m).__code__ for m in members if inspect.isfunction(m)]
+            text = repr([(c.co_names, c.co_code, [k for k in c.co_consts if not inspect.iscode(k)]) for c in codes])
+        h.update(f"{getattr(thing, '__qualname__', '')}\0{text}\0".encode())
+    return h.hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------------------- the model
@@ -203,13 +253,32 @@ def legend_of(explainer: Explainer, label: str = "the class") -> str:
 
 
 def check_batch(images: Images, targets: Targets) -> None:
-    """Refuse what no explainer can use: images that are not a batch, a target per image missing."""
+    """Refuse what no explainer can use: images that are not a batch or not in [0, 1], a target per image missing."""
     if images.ndim != 4:
         raise UsageError(f"images must be [batch, channels, height, width], found shape {tuple(images.shape)}")
+    check_range(images)
     if len(targets) != len(images):
         raise UsageError(f"{len(targets)} targets for {len(images)} images: pass one class index per image")
     if len(targets) and int(targets.min()) < 0:
         raise UsageError(f"target {int(targets.min())} is no class: pass class indices from 0")
+
+
+def check_range(images: Tensor) -> None:
+    """Refuse images that are not numbers in [0, 1], but for rounding: fillers, noise and scores take them to be."""
+    if not images.is_floating_point():
+        raise UsageError(f"images are {images.dtype}: pass floating-point values in [0, 1], as images / 255")
+    if not images.numel():
+        return
+    low, high = (float(v) for v in torch.aminmax(images.detach()))
+    if low >= -ROUNDING and high <= 1 + ROUNDING:
+        return
+    if not math.isfinite(low) or not math.isfinite(high):
+        bad = int((~torch.isfinite(images)).flatten(1).any(1).nonzero()[0])
+        raise UsageError(f"image {bad} of this batch holds NaN or infinite values: mend it or leave it out")
+    mend = (
+        "put the normalisation inside the model" if low < 0 else f"divide by {'255' if high > 16 else 'their largest'}"
+    )
+    raise UsageError(f"images lie in [{low:.3g}, {high:.3g}]: pass values in [0, 1] ({mend})")
 
 
 def check_classes(logits: Float[Tensor, "r k"], targets: Targets) -> None:

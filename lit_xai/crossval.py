@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,14 +15,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from lit_xai import engine, report
-from lit_xai.core import Explainer, Score, TrainedOn, UsageError, stable_hash
+from lit_xai.core import Explainer, Score, TrainedOn, UsageError, code_digest, describe, plain_value, stable_hash
 from lit_xai.data.folds import Disagreements, Split
-from lit_xai.data.sources import digest
+from lit_xai.data.sources import ImageSet, digest
 from lit_xai.ensemble import Ensemble, Summary
 from lit_xai.files import load_weights, read_checkpoint, save_weights
 from lit_xai.offered import refuse_other_code
-from lit_xai.runs import build_module, read_config
-from lit_xai.store import DISAGREEMENTS, RANDOM, FoldStore, MapReader, common_samples
+from lit_xai.runs import build_data, build_module, read_config, say
+from lit_xai.store import DISAGREEMENTS, RANDOM, FoldStore, MapReader, common_samples, differences
 
 Train = Callable[[nn.Module, Dataset, int], None]
 
@@ -90,7 +91,8 @@ def explain_folds(
         dataset: map-style, `(image [c, h, w] in [0, 1], label)`.
         explainers: by name; include `random=Random()` for a null.
         k: folds.
-        root: folder of this experiment; one per model and data set.
+        root: folder of this experiment; one per model, data set and way of training. Predictors that are there are reused where
+            their module's code, hyper-parameters and first weights, `train`, `trainer` and `training_batch` are as they were.
         scores: by name; None takes muFidelity, deletion and insertion. `{}` takes none.
         train: `train(module, training_set, fold)`, for modules that are not LightningModules.
         trainer: options of `pytorch_lightning.Trainer`, e.g. `dict(max_epochs=5)`.
@@ -107,7 +109,8 @@ def explain_folds(
         The summary, also written to `root` (summary.json, .csv, .tex, histograms, report.html).
 
     Raises:
-        UsageError: the data, the module or the folder cannot be used; the message says how to mend it.
+        UsageError: the data, the module or the folder cannot be used, or the folder's predictors were trained otherwise; the
+            message says how to mend it.
     """
     from lit_xai.metrics import Deletion, Insertion, MuFidelity
 
@@ -182,7 +185,9 @@ def trained(
     file = store.root / "model.ckpt"
     pl.seed_everything(seed, verbose=False)
     module = make_module()
+    mine = training_of(module, train, options, batch)
     if file.exists():
+        refuse_other_training(file, mine)
         load_weights(module, file)
         return module
     training = Subset(dataset, split.training(fold).tolist())
@@ -197,8 +202,81 @@ def trained(
         pl.Trainer(**settings).fit(module, loader)
     else:
         raise UsageError("a plain nn.Module needs train=function(module, training_set, fold), or a LightningModule")
-    save_weights(module, file, {})
+    save_weights(module, file, {"training": mine})
     return module
+
+
+# options of a Trainer that change how fast or where a training runs, or what it leaves, and not the weights
+ELSEWHERE = (
+    "accelerator",
+    "devices",
+    "strategy",
+    "num_nodes",
+    "logger",
+    "profiler",
+    "default_root_dir",
+    "log_every_n_steps",
+    "num_sanity_val_steps",
+)
+THEIRS = (
+    "torch",
+    "torchvision",
+    "torchmetrics",
+    "pytorch_lightning",
+    "lightning_fabric",
+    "lightning",
+    "lit_xai",
+    "builtins",
+    "abc",
+)
+
+
+def training_of(module: nn.Module, train: Train | None, options: Mapping[str, Any], batch: int) -> dict[str, Any]:
+    """What decides a predictor's weights and outputs, for comparison: code, hyper-parameters, first weights, how it is trained.
+
+    Code is that of the module's classes and of `train`; what those call elsewhere is not looked at.
+    """
+    classes = [c for m in module.modules() for c in type(m).__mro__ if not of_theirs(c)]
+    own = {
+        f"{name}.{k}".lstrip("."): plain_value(v)
+        for name, m in module.named_modules()
+        for k, v in vars(m).items()
+        if not k.startswith("_") and k != "training" and not (callable(v) and of_theirs(type(m)))
+    }
+    if isinstance(module, pl.LightningModule):
+        own |= {k: plain_value(v) for k, v in dict(module.hparams).items()}
+    kept = {k: plain_value(v) for k, v in options.items() if k not in ELSEWHERE and not k.startswith("enable_")}
+    return {
+        "code": code_digest(classes),
+        "hyper_parameters": own,
+        "first_weights": engine.model_hash(module),
+        "train": describe(train) if train is not None else None,
+        "trainer": kept,
+        "training_batch": batch,
+    }
+
+
+def of_theirs(kind: type) -> bool:
+    """Whether a class is a library's, whose code another version may change without another meaning."""
+    return kind.__module__.split(".")[0] in THEIRS
+
+
+def refuse_other_training(file: Path, mine: Mapping[str, Any]) -> None:
+    """Refuse a predictor that was trained otherwise.
+
+    Raises:
+        UsageError: it was; the message names what differs.
+    """
+    there = read_checkpoint(file).get("config", {}).get("training")
+    if there is None:
+        say(f"{file} is reused: it does not say how it was trained")
+        return
+    difference = differences(there, mine)
+    if difference:
+        raise UsageError(
+            f"{file} was trained otherwise ({'; '.join(difference[:3])}): choose another root=, restore what differs, or delete "
+            f"{file.parent.parent}"
+        )
 
 
 def predictor_of(module: nn.Module) -> nn.Module:
@@ -238,23 +316,69 @@ class MapsOf(Mapping[str, Tensor]):
         return {n: reader.rows(self.samples, f"score/{n}") for n in reader.scores()}
 
 
+class ImagesOf:
+    """Images of a data set by index, read when they are asked for: `images[maps.samples[:8]]` is `[8, c, h, w]` in [0, 1]."""
+
+    def __init__(self, make: Callable[[], ImageSet]) -> None:
+        self.make = make
+
+    @cached_property
+    def known(self) -> ImageSet:
+        """The data set.
+
+        Raises:
+            UsageError: it is not where the configuration says, or nobody has said what it is.
+        """
+        return self.make()
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+    def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> Tensor:
+        """One image `[c, h, w]`, or a batch of them."""
+        if isinstance(index, int):
+            return self.known.images([index])[0]
+        rows = range(len(self))[index] if isinstance(index, slice) else [int(i) for i in index]
+        return self.known.images(list(rows))
+
+
 class LoadedFold(NamedTuple):
-    """`model, split, maps = lit_xai.load(...)`."""
+    """`model, split, maps, images = lit_xai.load(...)`.
+
+    Attributes:
+        model: the predictor in evaluation mode, see `takes`.
+        split: the folds.
+        maps: by explainer, row by row of `maps.samples`.
+        images: of the data set, by index.
+    """
 
     model: nn.Module
     split: Split
     maps: MapsOf
+    images: ImagesOf
+
+    @property
+    def takes(self) -> str:
+        """What the model takes and gives, such as `images [b, 1, 32, 32] in [0, 1] -> logits [b, 10]`."""
+        shape = list(self.images[0].shape)
+        with torch.inference_mode():
+            classes = self.model(self.images[:1]).shape[1]
+        return f"images [b, {', '.join(map(str, shape))}] in [0, 1] -> logits [b, {classes}]"
 
 
-def load(folder: str | Path, fold: int = 0, module: nn.Module | None = None) -> LoadedFold:
-    """The predictor, split and maps of one fold of `checkpoints/<name>`.
+def load(folder: str | Path, fold: int = 0, module: nn.Module | None = None, dataset: Any = None) -> LoadedFold:
+    """The predictor, split, maps and images of one fold of `checkpoints/<name>`.
 
-    Nothing that a file names is run, except lit_xai's own models; for a model of your own, give `module`.
+    Nothing that a file names is run, except lit_xai's own models and data sets; for a model of your own, give `module`.
 
     Args:
         folder: `checkpoints/<name>`.
         fold: which predictor.
         module: your module, to load the weights into; None builds it from the saved configuration.
+        dataset: your data set, as `explain_folds` took it; None reads the one of the saved configuration when it is needed.
+
+    Returns:
+        The four. The model takes images in [0, 1], with no normalisation before it, and gives logits.
 
     Raises:
         UsageError: nothing is there, or the files do not fit.
@@ -264,8 +388,8 @@ def load(folder: str | Path, fold: int = 0, module: nn.Module | None = None) -> 
         have = ", ".join(sorted(p.name for p in Path(folder).glob("fold=*"))) or "nothing"
         raise UsageError(f"{store.root} is not there ({folder} has {have}): run python -m lit_xai.train fold={fold}")
     split = store.read_predictions().split
+    config = store.root / "config.yaml"
     if module is None:
-        config = store.root / "config.yaml"
         if not config.exists():
             raise UsageError(f"{config} is missing: pass module=, a fresh module to load the weights into")
         node = read_config(config)["model"]
@@ -278,7 +402,23 @@ def load(folder: str | Path, fold: int = 0, module: nn.Module | None = None) -> 
             module = build_module(node, {"channels": 3, "classes": 0, "side": 0})
     else:
         load_weights(module, store.root / "model.ckpt")
-    return LoadedFold(predictor_of(module), split, MapsOf(store, split))
+    images = ImagesOf(lambda: image_set(config, dataset))
+    return LoadedFold(predictor_of(module), split, MapsOf(store, split), images)
 
 
-__all__ = ["LoadedFold", "MapsOf", "explain_folds", "load"]
+def image_set(config: Path, dataset: Any) -> ImageSet:
+    """The images of a data set that is given, else of the one that a saved configuration names.
+
+    Raises:
+        UsageError: neither is there.
+    """
+    if dataset is not None:
+        return MapStyle(dataset)
+    if not config.exists():
+        raise UsageError(f"{config.parent} does not say where its images are: pass dataset= to lit_xai.load")
+    saved = read_config(config)
+    refuse_other_code({"data": saved["data"]}, config)
+    return build_data(saved["data"], 0, saved["seed"], saved["label_noise"]).source.train
+
+
+__all__ = ["ImagesOf", "LoadedFold", "MapsOf", "explain_folds", "load"]

@@ -482,7 +482,7 @@ def explained_by(
     """Maps, and what the method knows about them."""
     if hasattr(explainer, "with_details"):
         return explainer.with_details(model, images, targets, rng)
-    return explainer(model, images, targets, rng), {}
+    return explainer(model, images, targets, rng).detach(), {}
 
 
 def check_maps(maps: Tensor, images: Tensor, rng: SampleRng, work: Work) -> None:

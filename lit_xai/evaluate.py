@@ -104,11 +104,12 @@ def evaluate_samplers(cfg: Any) -> None:
     )
     if c.dry_run:
         return
-    logger = run.logger()
-    trainer = run.trainer([callback], logger)
-    trainer.test(run.load(), run.data, verbose=False)
-    if trainer.is_global_zero:
-        finish(logger)
+    with run.interruptible():
+        logger = run.logger()
+        trainer = run.trainer([callback], logger)
+        trainer.test(run.load(), run.data, verbose=False)
+        if trainer.is_global_zero:
+            finish(logger)
 
 
 def log(summary: Any, dashboard: Any, folder: Any) -> None:

@@ -68,7 +68,8 @@ def test_a_plain_module_needs_and_takes_a_training_function(tmp_path: Path) -> N
         make, dataset, explainers, k=2, root=tmp_path / "plain", train=fit, scores={}, progress=False
     )
     assert [row.explainer for row in summary.rows] == ["saliency", "random"]
-    model, split, maps = load(tmp_path / "plain", 1, make())
+    model, split, maps, images = load(tmp_path / "plain", 1, make(), dataset)
+    assert torch.equal(images[maps.samples[:3]], torch.stack([dataset[int(i)][0] for i in maps.samples[:3]]))
     assert maps["saliency"].shape == (40, 8, 8)
     assert split.k == 2
     assert isinstance(model, nn.Module)

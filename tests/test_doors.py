@@ -263,10 +263,11 @@ def test_dry_run_writes_no_results(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*"))
 
 
-def test_load_gives_model_split_and_maps(folder: Path) -> None:
+def test_load_gives_model_split_maps_and_images(folder: Path) -> None:
     import lit_xai
 
-    model, split, maps = lit_xai.load(folder, fold=1)
+    model, split, maps, images = loaded = lit_xai.load(folder, fold=1)
+    assert loaded.takes == "images [b, 1, 16, 16] in [0, 1] -> logits [b, 10]"
     assert split.k == 2
     assert maps["rise"].shape == (18, 16, 16)
     assert maps.scores("rise")["deletion"].shape == (18,)
@@ -276,7 +277,8 @@ def test_load_gives_model_split_and_maps(folder: Path) -> None:
     predictions = FoldStore(folder / "fold=1").read_predictions()
     samples = split.samples[:20]
     with torch.no_grad():
-        predicted = model(digits(16).train.images(samples.tolist())).argmax(1)
+        predicted = model(images[samples]).argmax(1)
+    assert torch.equal(images[samples], digits(16).train.images(samples.tolist()))
     assert torch.equal(predicted, predictions.of(samples))
 
 

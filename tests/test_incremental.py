@@ -917,7 +917,7 @@ class Careless:
 
 CONTRASTS = [ProbabilityDifference(), LogOddsDifference(), PMI(), KL()]
 FILLERS = {"colour": Colour((0.5, 0.4, 0.3)), "blur": Blur(), "mean": PatchMean(), "noise": UniformNoise()}
-BATCH = 3 * torch.rand(3, 3, 16, 16, generator=seeded(9))
+BATCH = torch.rand(3, 3, 16, 16, generator=seeded(9))
 CHOSEN = torch.tensor([0, 2, 1])
 
 

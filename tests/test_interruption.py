@@ -61,10 +61,15 @@ def steps(root: Path) -> list[str]:
     return [r[header.index("step")] for r in rows if r[header.index("train/loss")]]
 
 
-def test_a_training_interrupted_within_epochs_ends_with_the_same_bytes(undisturbed: Path, tmp_path: Path) -> None:
-    with signalled("on_train_batch_start", 10, signal.SIGTERM):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_training_interrupted_within_epochs_ends_with_the_same_bytes(
+    undisturbed: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    with signalled("on_train_batch_start", 10, number):
         first = run("train", tmp_path, *OPTIONS, check=False, small=SMALL)
-    assert first.returncode == 128 + signal.SIGTERM
+    assert first.returncode == 128 + number
+    assert f"interrupted by {number.name}: " in first.stdout
+    assert "run the same command to go on" in first.stdout
     assert "epoch 1, batch 3 is saved" in first.stdout
     with signalled("on_train_batch_start", 2, signal.SIGUSR1):
         second = run("train", tmp_path, *OPTIONS, check=False, small=SMALL)
@@ -85,10 +90,13 @@ def test_where_an_epoch_begins_there_is_nothing_new_to_save(tmp_path: Path) -> N
     assert begins_at(torch.load(tmp_path / FOLD / "last.ckpt", weights_only=True), 1) == (1, 0)
 
 
-def test_explaining_ends_between_two_shards_and_goes_on(undisturbed: Path, tmp_path: Path) -> None:
-    with signalled("heed", 2, signal.SIGTERM):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_explaining_ends_between_two_shards_and_goes_on(
+    undisturbed: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    with signalled("heed", 2, number):
         done = run("train", tmp_path, *OPTIONS, check=False, small=SMALL)
-    assert done.returncode == 128 + signal.SIGTERM
+    assert done.returncode == 128 + number
     assert "finished shards are kept" in done.stdout
     left = shards(tmp_path)
     assert len([name for name in left if "/maps/" in name]) == 2
@@ -117,6 +125,49 @@ def test_a_shard_that_takes_too_long_is_left(tmp_path: Path) -> None:
         listen(tmp_path, signal.SIGTERM, slow)
     assert 0 < left[0] <= 20
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+def test_who_presses_ctrl_c_again_does_not_wait(tmp_path: Path) -> None:
+    def impatient() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the second one ends it at once")
+
+    with pytest.raises(Interrupted, match="SIGINT: finished work is kept"):
+        listen(tmp_path, signal.SIGINT, impatient)
+
+
+@pytest.mark.parametrize("door", ["train", "explain", "evaluate", "degradation"])
+def test_ctrl_c_before_or_after_the_work_says_the_same(
+    tmp_path: Path, door: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pressed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lit_xai.cli.compose", pressed)
+    done = run(door, tmp_path, check=False, small=[])
+    assert done.returncode == 128 + signal.SIGINT
+    assert done.stdout == "interrupted by SIGINT: finished work is kept; run the same command to go on\n"
+    assert done.stderr == ""
+
+
+def test_ctrl_c_while_a_table_is_made(undisturbed: Path) -> None:
+    from lit_xai.ensemble import Ensemble
+
+    original = Ensemble.summarise
+
+    def pressed(self: Ensemble, *arguments: object, **options: object) -> object:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+        return original(self, *arguments, **options)  # type: ignore[arg-type]
+
+    Ensemble.summarise = pressed  # type: ignore[assignment, method-assign]
+    try:
+        done = run("evaluate", undisturbed, "name=digits-resnet18", "logger=none", check=False, small=[])
+    finally:
+        Ensemble.summarise = original  # type: ignore[method-assign]
+    assert done.returncode == 128 + signal.SIGINT
+    assert "interrupted by SIGINT" in done.stdout
+    assert done.stderr == ""
 
 
 def test_a_thread_that_can_set_no_handlers_works_all_the_same(tmp_path: Path) -> None:

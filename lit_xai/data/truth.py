@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lit_xai.core import UsageError
 
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # Pillow's names
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # Pillow's names
 COLUMNS = ("file", "x", "y", "width", "height")
 Box = tuple[float, float, float, float]  # x, y, width, height in pixels
 
