@@ -23,19 +23,26 @@ def test_your_own_model_gives_a_summary_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code = blocks("your_own_model.md", "python")[0]
+    code = "\n".join(blocks("your_own_model.md", "python")[:2])
     exec(compile(code, "your_own_model.md", "exec"), {"__name__": "example"})
     printed = capsys.readouterr().out
     assert {line.split()[0] for line in printed.splitlines() if line} >= {"saliency", "gradcam", "random"}
     folder = tmp_path / "checkpoints" / "mine"
     files = {f: f.read_bytes() for f in folder.rglob("*.safetensors")}
     assert len([f for f in files if "maps" in f.parts]) == 3 * 3
+    assert "torch.Size([3, 1, 8, 8])" in printed
     summary = (folder / "summary.json").read_bytes()
     victim = next(f for f in files if "gradcam" in f.parts and "maps" in f.parts)
     victim.unlink()
     exec(compile(code, "your_own_model.md", "exec"), {"__name__": "example"})
     assert {f: f.read_bytes() for f in folder.rglob("*.safetensors")} == files
     assert (folder / "summary.json").read_bytes() == summary
+
+
+def test_the_readmes_library_runs_as_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    code = blocks("../README.md", "python")[0]
+    exec(compile(code, "README.md", "exec"), {"__name__": "example"})
+    assert "Estimate(" in capsys.readouterr().out
 
 
 def test_a_plain_module_needs_and_takes_a_training_function(tmp_path: Path) -> None:
