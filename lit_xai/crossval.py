@@ -22,6 +22,8 @@ from lit_xai.ensemble import Ensemble, Summary
 from lit_xai.files import load_weights, read_checkpoint, save_weights
 from lit_xai.offered import refuse_other_code
 from lit_xai.runs import build_data, build_module, read_config, say
+from lit_xai.shards import LIBRARY
+from lit_xai.status import plan_text
 from lit_xai.store import DISAGREEMENTS, RANDOM, FoldStore, MapReader, common_samples, differences
 
 Train = Callable[[nn.Module, Dataset, int], None]
@@ -155,12 +157,24 @@ def explain_folds(
         )
 
     probes = split.probes(probes_per_fold)
+
+    def plan(fold: int, kind: str, number: int) -> None:
+        store = FoldStore(Path(root) / f"fold={fold}")
+        store.leave_plans("", {"train": plan_text(LIBRARY, (), folds=k, explains=1, sampler=0)})
+        text = plan_text(LIBRARY, (), probes=number, shard_size=shard_size)
+        store.leave_plans(kind, dict.fromkeys(explainers, text))
+
+    for fold in range(k):
+        plan(fold, RANDOM, len(probes))
     for fold in range(k):
         work = job(fold, RANDOM, probes)
         engine.predictions_of(work, split, fold, progress=progress)
         engine.explain(work, explainers, scores, progress=progress)
     ensemble = Ensemble(root, seed)
     found = Disagreements.find(ensemble.split, ensemble.correct, cap)
+    for fold in range(k):
+        mine = found.samples[found.concerned[:, fold]]
+        plan(fold, DISAGREEMENTS, len(mine))
     for fold in range(k):
         mine = found.samples[found.concerned[:, fold]]
         if len(mine):

@@ -183,12 +183,13 @@ def rank_correlations(table: list[list[Any]]) -> list[list[Any]]:
 def show(table: list[list[Any]], correlations: list[list[Any]]) -> None:
     """MeGe and ReCo per level on the terminal, with intervals and nulls, and the rank correlations."""
     from lit_xai.callbacks.fillers import show_rows
+    from lit_xai.metrics.statistics import Estimate
 
     def cell(row: list[Any], measure: str) -> str:
         value, low, high, null, note = row[COLUMNS.index(measure) : COLUMNS.index(measure) + 5]
         if value != value:
             return f"NaN: {note}"
-        return f"{value:.3f} [{low:.3f}, {high:.3f}]" + (f" /{null:.2f}" if null == null and null is not None else "")
+        return Estimate(value, low, high).text() + (f" /{null:.2f}" if null == null and null is not None else "")
 
     rows = [[r[0], f"{r[1]:.0%}", r[2], f"{r[3]:.3f}", *(cell(r, m) for m in MEASURES)] for r in table]
     show_rows("per level (95 % interval) /null", ("damage", "level", "explainer", "accuracy", *MEASURES), rows)

@@ -45,7 +45,7 @@ def alignment(
         axis.scatter(*plane[real].T.numpy(), s=9, color="#b0b0b0", linewidths=0, label=real, rasterized=True)
         axis.scatter(*plane[name].T.numpy(), s=5, color=colour, linewidths=0, alpha=0.6, label=name, rasterized=True)
         e = silhouettes[name]
-        axis.set_title(f"{name}: silhouette {e.value:.3f} [{e.low:.3f}, {e.high:.3f}]", fontsize=7)
+        axis.set_title(f"{name}: silhouette {e.text()}", fontsize=7)
         axis.legend(fontsize=6, markerscale=2, loc="best", framealpha=0.7)
         axis.set_xticks([])
         axis.set_yticks([])

@@ -505,29 +505,43 @@ def predict(
     model: nn.Module,
     images: ImageSet,
     samples: Int[Tensor, "n"],
+    labels: Int[Tensor, "n"],
     device: torch.device,
     rank: int = 0,
     world: int = 1,
     batch_size: int = 250,
     progress: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Predicted class and its softmax for every sample; ranks share the work and all get the whole result."""
-    mine: list[tuple[int, Tensor, Tensor]] = []
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Predicted class, its softmax, and -log p(label) (float64, NaN without a label) for every sample.
+
+    Ranks share the work and all get the whole result. A class may have the logit -inf (probability 0).
+
+    Raises:
+        UsageError: an image has no probabilities.
+    """
+    mine: list[tuple[int, Tensor, Tensor, Tensor]] = []
     starts = range(0, len(samples), batch_size)[rank::world]
     with torch.inference_mode():
         for start in tqdm(starts, desc="predict", unit="batch", disable=not progress, leave=False):
             x = images.images(samples[start : start + batch_size].tolist())
-            logits = model(x.to(device, memory_format=torch.channels_last))
-            if not torch.isfinite(logits).all():
+            logits = model(x.to(device, memory_format=torch.channels_last)).float()
+            p = logits.softmax(-1)
+            if torch.isnan(p).any():
                 raise UsageError("the model predicts NaN: train again with another model.lr=, or check the checkpoint")
-            confidence, predicted = logits.float().softmax(-1).max(-1)
-            mine.append((start, predicted.cpu(), confidence.cpu()))
+            confidence, predicted = p.max(-1)
+            # in float64: a probability that float32 rounds to 0 is not 0
+            loss = -logits.cpu().double().log_softmax(-1)
+            label = labels[start : start + batch_size]
+            known = (label >= 0) & (label < loss.shape[1])
+            own = loss.gather(1, torch.where(known, label, 0)[:, None])[:, 0].where(known, torch.nan)
+            mine.append((start, predicted.cpu(), confidence.cpu(), own))
     parts = [mine]
     if world > 1:
         parts = [[] for _ in range(world)]
         torch.distributed.all_gather_object(parts, mine)
     everything = sorted((row for part in parts for row in part), key=lambda row: row[0])
-    return torch.cat([p for _, p, _ in everything]), torch.cat([c for _, _, c in everything])
+    predicted, confidence, loss = (torch.cat(column) for column in list(zip(*everything, strict=True))[1:])
+    return predicted, confidence, loss
 
 
 def predictions_of(
@@ -547,7 +561,12 @@ def predictions_of(
                     f"{job.store.root} holds explanations of another run ({'; '.join(difference[:3])}): delete its maps/, "
                     f"disagreements/ and {job.store.predictions_file.name}, or choose another name="
                 )
-    predicted, confidence = predict(job.model, job.images, split.samples, job.device, rank, world, progress=progress)
+    predicted, confidence, loss = predict(
+        job.model, job.images, split.samples, split.labels, job.device, rank, world, progress=progress
+    )
+    own = loss[split.fold_of == fold].mean()
+    if not torch.isnan(own):
+        meta["loss"] = float(own) if torch.isfinite(own) else None  # JSON knows no infinity
     held = split.held_out(fold)[:128].tolist()
     if split.k > 1:
         meta["lipschitz"] = float(local_lipschitz(job.model, job.images.images(held).to(job.device)).max())

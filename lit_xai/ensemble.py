@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from lit_xai.metrics.statistics import (
     share_estimate,
 )
 from lit_xai.shards import read_head
+from lit_xai.status import status
 from lit_xai.store import (
     DISAGREEMENTS,
     RANDOM,
@@ -44,6 +45,7 @@ from lit_xai.store import (
     differences,
     mend,
 )
+from lit_xai.unfinished import Share, planned_probes, unfinished
 
 VALUES = 1 << 19  # map values of one fold in memory at once
 NULL = "random"  # the explainer that is the null of every table
@@ -182,6 +184,37 @@ class Summary:
         }
 
 
+def accuracy_of(p: Predictions) -> Estimate | None:
+    """A predictor's accuracy on V_i, whose null is the share of the most frequent class; None without labels."""
+    labels = p.split.labels
+    if not len(labels) or bool((labels < 0).any()):
+        return None
+    return share_estimate(p.held_out, float(torch.bincount(labels).max() / len(labels)))
+
+
+def untaught(predictions: Mapping[int, Predictions]) -> list[str]:
+    """Why explanations of these predictors are worth nothing, by fold: no better than chance, or an infinite loss."""
+    out = []
+    accuracy = {f: a for f, p in predictions.items() if (a := accuracy_of(p)) is not None}
+    poor = {f: a for f, a in accuracy.items() if a.null is not None and a.low <= a.null}  # NaN: of too few samples
+    if poor:
+        found = ", ".join(f"fold {f} {percent(a.value, a.low, a.high)}" for f, a in poor.items())
+        chance = 100 * max(a.null or 0.0 for a in poor.values())
+        out.append(
+            f"no better than chance: held-out accuracy % of {found}; the most frequent class alone has {chance:.1f}"
+        )
+    lost = [str(f) for f, p in predictions.items() if p.meta.get("loss", 0.0) is None]
+    if lost:
+        out.append(f"the loss is not finite in fold {', '.join(lost)}: a held-out image's own class has probability 0")
+    return out
+
+
+def percent(value: float, low: float | None, high: float | None) -> str:
+    """A share in percent with its interval, where it has one."""
+    bounds = "" if low is None or high is None or math.isnan(low) else f" [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{100 * value:.1f}{bounds}"
+
+
 class Ensemble:
     """The stores of one experiment.
 
@@ -216,7 +249,7 @@ class Ensemble:
     @staticmethod
     def require_same(first: Predictions, other: Predictions, store: FoldStore) -> None:
         """Two folds must share data, split and seed."""
-        own = {"checkpoint", "fold", "lipschitz", "version", "code", "checksum", "format"}
+        own = {"checkpoint", "fold", "lipschitz", "loss", "version", "code", "checksum", "format"}
         a, b = ({k: v for k, v in p.meta.items() if k not in own} for p in (first, other))
         difference = differences(a, b)
         if difference or not torch.equal(first.split.fold_of, other.split.fold_of):
@@ -240,15 +273,17 @@ class Ensemble:
         common = set.intersection(*(set(self.stores[f].explainers()) for f in self.folds))
         return sorted(common, key=lambda n: (n == NULL, n))
 
-    def incomplete(self) -> list[str]:
-        """Explainers that some folds lack, and therefore no table shows."""
-        have = {f: set(self.stores[f].explainers()) for f in self.folds}
-        partly = sorted(set().union(*have.values()) - set(self.explainers()))
-        folds = [[f for f in self.folds if name in have[f]] for name in partly]
-        return [
-            f"{name} is explained in {len(f)} of {len(self.folds)} folds only, and left out: run lit_xai.explain for the rest"
-            for name, f in zip(partly, folds, strict=True)
-        ]
+    def folds_with(self) -> dict[str, list[int]]:
+        """Which folds have something of every explainer of which there is anything."""
+        out: dict[str, list[int]] = {}
+        for f in self.folds:
+            for name in self.stores[f].explainers():
+                out.setdefault(name, []).append(f)
+        return out
+
+    def planned(self, readers: dict[int, MapReader]) -> int | None:
+        """How many random probes an explainer was to explain, where its shards tell."""
+        return next((planned_probes(self.split, r) for r in readers.values() if r.files), None)
 
     def readers(self, explainer: str, kind: str = RANDOM) -> dict[int, MapReader]:
         """Readers of all folds, checked to belong together."""
@@ -324,19 +359,27 @@ class Ensemble:
 
     def disagreements(self, readers: dict[int, MapReader]) -> Disagreements | None:
         """The disagreements that were explained, or None if that pass is not complete."""
-        caps = {r.fingerprint.get("cap") for r in readers.values() if r.files}
         if not self.complete:
             return None
-        if not caps:  # nothing to explain is explained: the predictors may never contradict each other
+        if not any(r.files for r in readers.values()):  # the predictors may never contradict each other
             none = Disagreements.find(self.split, self.correct, None)
             return none if not none.found else None
-        if len(caps) != 1:
+        found = self.wanted_disagreements(readers)
+        if found is None:
             return None
-        found = Disagreements.find(self.split, self.correct, caps.pop())
-        for column, f in enumerate(self.folds):
-            if not readers[f].has(found.samples[found.concerned[:, column]]):
-                return None
-        return found
+        share = self.share_of(found, readers)
+        return found if share.present == share.planned else None
+
+    def wanted_disagreements(self, readers: dict[int, MapReader]) -> Disagreements | None:
+        """Those that a pass of which there is anything is to explain; None while folds are missing, or nothing is begun."""
+        caps = {r.fingerprint.get("cap") for r in readers.values() if r.files}
+        return Disagreements.find(self.split, self.correct, caps.pop()) if self.complete and len(caps) == 1 else None
+
+    def share_of(self, found: Disagreements, readers: dict[int, MapReader]) -> Share:
+        """How many maps of these disagreements are there, of how many."""
+        mine = {f: found.samples[found.concerned[:, column]] for column, f in enumerate(self.folds)}
+        there = sum(int(readers[f].holds(samples).sum()) for f, samples in mine.items())
+        return Share(there, sum(map(len, mine.values())))
 
     def measure(
         self, explainer: str, distance: str = "spearman", columns: Sequence[str] = MEASURE_COLUMNS
@@ -407,9 +450,7 @@ class Ensemble:
             reported = int(torch.isfinite(each).sum())
             setting = scored["settings"][chosen]
             reason = f"setting {setting:g} chosen on the other {len(samples) - reported} probes"
-        estimate = mean_estimate(each, self.seed)
-        estimate.reason = reason or estimate.reason
-        return estimate, each
+        return mean_estimate(each, self.seed, reason=reason), each
 
     def whole_image(self, explainer: str, score: str, samples: Tensor, each: Tensor, e: Estimate) -> Estimate | None:
         """The paired difference of a score to that of the whole image, whose mean becomes the score's null."""
@@ -473,14 +514,13 @@ class Ensemble:
 
     def head(self) -> dict[str, Any]:
         """What the numbers rest on."""
-        chance = float(torch.bincount(self.split.labels.clamp_min(0)).max() / len(self.split.labels))
-        accuracy = {f: share_estimate(self.predictions[f].held_out, chance) for f in self.folds}
-        spread = max(a.value for a in accuracy.values()) - min(a.value for a in accuracy.values())
+        accuracy = {f: a for f, p in self.predictions.items() if (a := accuracy_of(p)) is not None}
+        values = [a.value for a in accuracy.values()]
+        spread = max(values) - min(values) if values else None
+        alarms = untaught(self.predictions)
         warnings = []
-        if spread > MAX_SPREAD:
+        if spread is not None and spread > MAX_SPREAD:
             warnings.append(f"held-out accuracy differs by {100 * spread:.1f} points between folds: more than 3")
-        if not self.complete:
-            warnings.append(f"{len(self.folds)} of {self.split.k} folds are there")
         versions = self.versions()
         if len(versions) > 1:
             of = [f"{v['version']} {v['code']} in fold {', '.join(map(str, v['folds']))}" for v in versions]
@@ -496,9 +536,11 @@ class Ensemble:
             "split_seed": self.split.seed,
             "held_out_accuracy": {f: a.plain() for f, a in accuracy.items()},
             "accuracy_spread": spread,
+            "held_out_loss": {f: p.meta["loss"] for f, p in self.predictions.items() if "loss" in p.meta},
             "empirical_lipschitz": {f: self.predictions[f].meta.get("lipschitz") for f in self.folds},
             "versions": versions,
-            "warnings": warnings,
+            "alarms": alarms,
+            "warnings": [*alarms, *warnings],
         }
 
     def summarise(
@@ -519,10 +561,13 @@ class Ensemble:
             have = ", ".join(self.explainers()) or "none"
             raise UsageError(f"explainer {unknown[0]} is not explained in every fold of {self.root}; there are: {have}")
         if not names:
-            raise UsageError(f"{self.root} holds no explanations of all its folds: run python -m lit_xai.explain")
+            mend = next(iter(status(self.root).commands), "run python -m lit_xai.explain")
+            raise UsageError(f"{self.root} holds no explanations of all its folds: {mend}")
         head, rows, definitions, sets = self.head(), [], {"explainers": {}}, {}  # type: ignore[var-annotated]
         directions = dict.fromkeys(columns, True)
         probes: dict[str, Tensor] = {}
+        planned: dict[str, int | None] = {}
+        differ: dict[str, Share] = {}
         for name in tqdm(names, desc="evaluate", unit="explainer", disable=not progress, leave=False):
             estimates, meaning, sets[name] = self.measure(name, distance, columns)
             definitions.update(meaning)
@@ -539,13 +584,24 @@ class Ensemble:
             resolved = reader.meta.get("resolved", {})
             own = self.details(name, samples)
             definitions["explainers"][name] = {**reader.fingerprint["explainer"], "resolved": resolved, "details": own}
-            probes[name] = samples
+            probes[name], planned[name] = samples, self.planned(self.readers(name))
+            pass_two = self.readers(name, DISAGREEMENTS)
+            begun = self.wanted_disagreements(pass_two)
+            if begun is not None:
+                differ[name] = self.share_of(begun, pass_two)
             rows.append(Row(name, estimates, to_whole=to_whole))
         head["probes"] = max(len(s) for s in probes.values())
+        shares = {name: (len(samples), planned[name]) for name, samples in probes.items()}
+        lack = unfinished(
+            self.root, Share(len(self.folds), self.split.k), shares, self.folds_with(), differ, explainers
+        )
+        head["unfinished"] = None if lack is None else lack.plain()
+        if lack is not None:
+            head["alarms"].insert(0, lack.message)
+            head["warnings"].insert(0, lack.message)
         for name, samples in probes.items():
-            if len(samples) < head["probes"]:
+            if len(samples) < head["probes"] and (lack is None or name not in lack.probes):
                 head["warnings"].append(f"{name} is explained on {len(samples)} of {head['probes']} probes")
-        head["warnings"] += self.incomplete()
         null = next((r for r in rows if r.explainer == NULL), None)
         for row in rows:
             if null is None or row is null or not torch.equal(probes[row.explainer], probes[NULL]):

@@ -116,6 +116,9 @@ def log(summary: Any, dashboard: Any, folder: Any) -> None:
     """Everything to the dashboard."""
     values = {f"{c}/{row.explainer}": e.value for row in summary.rows for c, e in row.estimates.items()}
     values["stability/folds"] = len(summary.head["folds_present"])
+    lack = summary.head["unfinished"]
+    values["unfinished"] = float(lack is not None)
+    dashboard.note(unfinished=lack["message"] if lack else "", alarms=summary.head["alarms"])
     for fold, accuracy in summary.head["held_out_accuracy"].items():
         values[f"heldout/acc/fold={fold}"] = accuracy["value"]
     dashboard.scalars(values)

@@ -6,7 +6,6 @@ import base64
 import html
 import json
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from rich.table import Table
 
 from lit_xai import draw
 from lit_xai.core import UsageError
-from lit_xai.ensemble import NULL, Row, Summary
+from lit_xai.ensemble import NULL, Row, Summary, percent
 from lit_xai.files import write_atomically, write_csv
 
 # which measures a table shows; scores follow
@@ -24,6 +23,7 @@ VIEWS = {
     "paper": ("mege", "reco_eq6"),
     "xplique": ("mege_xplique", "reco_xplique"),
 }
+MOST = 10  # commands at the top of a table
 MARK = "*"
 WHOLE = "°"
 
@@ -48,9 +48,8 @@ def cell(row: Row, column: str) -> str:
     if e is None or math.isnan(e.value):
         return "-"
     null = f" /{e.null:.2f}" if e.null is not None else ""
-    low, high = (re.sub(r"^(-?)0\.", r"\1.", f"{v:.3f}") for v in (e.low, e.high))
     marks = (MARK if row.marked(column) else "") + (WHOLE if row.beats_or_misses_whole(column) else "")
-    return f"{e.value:.3f} [{low}, {high}]{null}{marks}"
+    return f"{e.text()}{null}{marks}"
 
 
 def arrow(summary: Summary, column: str) -> str:
@@ -62,17 +61,17 @@ def head_lines(summary: Summary) -> list[str]:
     """What the table rests on."""
     h = summary.head
     shares = h["held_out_accuracy"]
-    accuracy = ", ".join(
-        f"f{f} {100 * a['value']:.1f} [{100 * a['low']:.1f}, {100 * a['high']:.1f}]" for f, a in shares.items()
-    )
-    chance = next(iter(shares.values()))["null"]
+    accuracy = ", ".join(f"f{f} {percent(a['value'], a['low'], a['high'])}" for f, a in shares.items())
     lipschitz = ", ".join(f"f{f} {v:.2f}" for f, v in h["empirical_lipschitz"].items() if v is not None)
     d = h["disagreements"]
     differ = f"{d['explained']} of {d['found']} disagreements" if d else "no disagreements explained"
     lines = [
         f"{h['name']}: {len(h['folds_present'])} of {h['folds']} folds, {h['samples']:,} samples, "
         f"{h.get('probes', 0):,} random probes, {differ}, distance {h['distance']['name']}",
-        f"held-out accuracy %: {accuracy} (spread {100 * h['accuracy_spread']:.1f} points; chance {100 * chance:.1f})",
+        *(
+            f"held-out accuracy %: {accuracy} (spread {100 * h['accuracy_spread']:.1f} points; chance {100 * a['null']:.1f})"
+            for a in list(shares.values())[:1]  # unlabelled images have none
+        ),
         f"empirical Lipschitz constant (largest local one at 128 held-out images): {lipschitz}",
     ]
     settings = []
@@ -88,22 +87,40 @@ def head_lines(summary: Summary) -> list[str]:
         if e.get("details"):
             texts = [f"{n} {v['mean']:.3g} ({v['min']:.3g}..{v['max']:.3g})" for n, v in e["details"].items()]
             lines.append(f"{name}: {', '.join(texts)}")
-    return lines + [f"warning: {w}" for w in h["warnings"]]
+    return lines + [f"warning: {w}" for w in h["warnings"] if w not in h["alarms"]]
+
+
+def alarm_lines(summary: Summary) -> list[str]:
+    """Why the table is not to be trusted, for its top: what is unfinished and the commands that complete it, what is untaught."""
+    lines, lack = list(summary.head["alarms"]), summary.head["unfinished"]
+    if lack:
+        after = f", once the {lack['running']} processes at work on it have ended" if lack["running"] else ""
+        shown, more = lack["commands"][:MOST], len(lack["commands"]) - MOST
+        told = [f"  {c}" for c in shown] + [f"  ... and {more} more, see unfinished in summary.json"] * (more > 0)
+        lines[1:1] = [f"what completes it{after}:", *told] if told else []
+    return lines
 
 
 def reasons(summary: Summary, columns: Sequence[str]) -> list[str]:
     """Why numbers are undefined, and how many pairs were dropped, one line a reason."""
-    grouped: dict[str, list[str]] = {}
-    for row in summary.rows:
-        for c in columns:
-            e = row.estimates.get(c)
-            if e is None:
-                continue
-            why = e.reason or (f"{e.dropped} pairs of constant maps dropped" if e.dropped else "")
-            if why:
-                grouped.setdefault(f"{c}: {why}", []).append(row.explainer)
-    every = len(summary.rows)
-    return [f"{why} ({'every row' if len(n) == every else ', '.join(n)})" for why, n in grouped.items()]
+    out = []
+    rows = {row.explainer: row.estimates for row in summary.rows}
+    for table, shown in (
+        (rows, columns),
+        (summary.robustness, SIMILARITIES),
+        (summary.pairs, pair_columns(summary)[1:]),
+    ):
+        grouped: dict[str, list[str]] = {}
+        for name, estimates in table.items():
+            for c in shown:
+                e = estimates.get(c)
+                if e is None:
+                    continue
+                why = e.reason or (f"{e.dropped} pairs of constant maps dropped" if e.dropped else "")
+                if why:
+                    grouped.setdefault(f"{c}: {why}", []).append(name)
+        out += [f"{why} ({'every row' if len(n) == len(table) else ', '.join(n)})" for why, n in grouped.items()]
+    return out
 
 
 LEGEND = (
@@ -116,6 +133,8 @@ def show(summary: Summary, definition: str = "default", console: Console | None 
     """Print the table."""
     console = console or Console(width=None if Console().is_terminal else 180, soft_wrap=False)
     columns = shown(summary, definition)
+    for line in alarm_lines(summary):
+        console.print(line, style="bold red", markup=False, highlight=False, soft_wrap=True)
     table = Table(title="\n".join(head_lines(summary)), title_justify="left", caption=LEGEND, caption_justify="left")
     table.add_column("explainer", no_wrap=True)
     for c in columns:
@@ -175,15 +194,15 @@ def write(summary: Summary, folder: Path, definition: str = "default") -> list[P
     out = [folder / f"summary.{s}" for s in ("json", "csv", "tex")]
     write_atomically(out[0], json.dumps(summary.plain(), indent=1, sort_keys=True, default=str) + "\n")
     fields = ("value", "low", "high", "se", "null", "samples", "pairs", "dropped", "reason")
-    rows = []
+    rows, lack = [], summary.head["unfinished"] or {"message": ""}
     for row in summary.rows:
         for c, e in row.estimates.items():
             plain = e.plain()
             whole = row.to_whole[c].plain() if c in row.to_whole else {}
             apart = [whole.get(f) for f in ("value", "low", "high")]
-            rows.append([row.explainer, c, *(plain[f] for f in fields), row.marked(c), *apart])
+            rows.append([row.explainer, c, *(plain[f] for f in fields), row.marked(c), *apart, lack["message"]])
     whole_columns = ["minus_whole_image", "minus_whole_low", "minus_whole_high"]
-    write_csv(out[1], ["explainer", "column", *fields, "marked", *whole_columns], rows)
+    write_csv(out[1], ["explainer", "column", *fields, "marked", *whole_columns, "unfinished"], rows)
     write_atomically(out[2], latex(summary, columns))
     xlabel = f"distance: {summary.head['distance']['meaning']}"
     out += draw.histograms(summary.distances, folder / "histograms.png", xlabel)
@@ -198,7 +217,7 @@ def latex(summary: Summary, columns: Sequence[str]) -> str:
     def escape(text: str) -> str:
         return text.replace("_", r"\_").replace("%", r"\%").replace(WHOLE, r"$^\circ$")
 
-    lines = [f"% {line}" for line in head_lines(summary)]
+    lines = [f"% {line}" for line in (*alarm_lines(summary), *head_lines(summary))]
     lines += [r"\begin{tabular}{l" + "r" * len(columns) + "}", r"\toprule"]
     arrows = [rf"{escape(c)} $\{'uparrow' if summary.columns[c] else 'downarrow'}$" for c in columns]
     lines += [" & ".join(["explainer", *arrows]) + r" \\", r"\midrule"]
@@ -211,6 +230,9 @@ def latex(summary: Summary, columns: Sequence[str]) -> str:
 def page(summary: Summary, columns: Sequence[str], folder: Path) -> str:
     """One HTML file that needs nothing beside it: table, reasons, pictures, every number's definition."""
 
+    def wide(rows: str) -> str:
+        return f'<div class="wide"><table>{rows}</table></div>'
+
     def picture(path: Path) -> str:
         if not path.exists():
             return ""
@@ -218,6 +240,8 @@ def page(summary: Summary, columns: Sequence[str], folder: Path) -> str:
         return f'<figure><img src="data:image/png;base64,{data}" alt="{html.escape(path.stem)}"></figure>'
 
     head = "".join(f"<li>{html.escape(line)}</li>" for line in head_lines(summary))
+    alarm = "".join(f"<p>{html.escape(line)}</p>" for line in alarm_lines(summary))
+    alarm = f'<div class="alarm" role="alert">{alarm}</div>' if alarm else ""
     titles = "".join(f"<th>{html.escape(arrow(summary, c))}</th>" for c in columns)
     body = ""
     for row in summary.rows:
@@ -230,11 +254,12 @@ def page(summary: Summary, columns: Sequence[str], folder: Path) -> str:
     )
     if alike:
         columns_ = "".join(f"<th>{s}</th>" for s in SIMILARITIES)
-        alike = f"<h2>Robustness</h2><p>{ROBUSTNESS}</p><table><tr><th>family</th>{columns_}</tr>{alike}</table>"
+        alike = f"<h2>Robustness</h2><p>{ROBUSTNESS}</p>{wide(f'<tr><th>family</th>{columns_}</tr>{alike}')}"
     if summary.pairs:
         heads = "".join(f"<th>{html.escape(c)}</th>" for c in pair_columns(summary))
         lines = ["".join(f"<td>{html.escape(c)}</td>" for c in cells) for cells in pair_rows(summary)]
-        alike += f"<h2>Differences</h2><p>{PAIRS}</p><table><tr>{heads}</tr>{''.join(f'<tr>{x}</tr>' for x in lines)}</table>"
+        body_ = "".join(f"<tr>{x}</tr>" for x in lines)
+        alike += f"<h2>Differences</h2><p>{PAIRS}</p>{wide(f'<tr>{heads}</tr>{body_}')}"
     galleries = "".join(picture(p) for p in sorted(folder.glob("fold=*/gallery.png"))[:1])
     definitions = html.escape(json.dumps(summary.definitions, indent=1, sort_keys=True, default=str))
     return f"""<!doctype html>
@@ -245,10 +270,12 @@ body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 90re
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px }}
 th, td {{ padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }}
 th:first-child {{ text-align: left }} img {{ max-width: 100% }} .wide {{ overflow-x: auto }}
+.alarm {{ color: #a00; border: 2px solid #a00; background: #fff4f4; padding: .5rem 1rem; font-weight: bold }}
+.alarm p {{ margin: .2rem 0; white-space: pre-wrap; overflow-wrap: anywhere }} figure {{ margin: 1rem 0 }}
 pre {{ background: #f6f6f6; padding: 1rem; overflow-x: auto; font-size: 12px }}
 </style>
-<h1>{html.escape(summary.head["name"])}</h1><ul>{head}</ul>
-<div class="wide"><table><tr><th>explainer</th>{titles}</tr>{body}</table></div>
+<h1>{html.escape(summary.head["name"])}</h1>{alarm}<ul>{head}</ul>
+{wide(f"<tr><th>explainer</th>{titles}</tr>{body}")}
 <p>{html.escape(LEGEND)}</p><ul>{why}</ul>
 {alike}
 <h2>Distances between maps</h2>{picture(folder / "histograms.png")}

@@ -26,7 +26,8 @@ from lit_xai.errors import DamagedFile
 FORMAT = 1
 RANDOM, DISAGREEMENTS = "maps", "disagreements"
 PREDICTIONS = "predictions.safetensors"
-PLANS, DOORS = "plans", ("train", "explain")  # where plans are, and the commands that they may name
+LIBRARY = "explain_folds"  # the door in plans that no command but a call of this function left
+PLANS, DOORS = "plans", ("train", "explain", LIBRARY)  # where plans are, and the commands that they may name
 NAME = re.compile(r"(\d{9,})-(\d{9,})\.safetensors")
 ITEMSIZE = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2, "BOOL": 1, "U8": 1, "I8": 1}
 MAX_HEADER = 1 << 26  # bytes; a longer one is no header of ours
@@ -89,6 +90,11 @@ def fold_paths(root: Path) -> dict[int, Path]:
     return {int(n): found[n] for n in sorted((n for n in found if n.isdigit()), key=int)}
 
 
+def called_again(root: Path) -> str:
+    """What completes or mends an experiment that `explain_folds` made."""
+    return f"call lit_xai.crossval.explain_folds again with the same arguments and root={str(root)!r}"
+
+
 def mend(path: Path) -> str:
     """The command that writes a store's file again: the one that made it, where its plan is there."""
     fold = next((p for p in path.parents if p.name.startswith("fold=")), path.parent / "fold=0")
@@ -99,6 +105,8 @@ def mend(path: Path) -> str:
     plan = read_plan(fold / PLANS / kind / f"{path.parent.name}.json")
     if plan.get("withheld"):
         return "run the command that made it"
+    if plan.get("door") == LIBRARY:
+        return called_again(fold.parent)
     options = plan.get("overrides", more)
     return "run " + shlex.join(["python", "-m", f"lit_xai.{plan.get('door', 'explain')}", *options, *place])
 

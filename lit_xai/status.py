@@ -22,9 +22,11 @@ from lit_xai.errors import DamagedFile, UsageError
 from lit_xai.heartbeat import Beat, alive
 from lit_xai.shards import (
     DISAGREEMENTS,
+    LIBRARY,
     PLANS,
     PREDICTIONS,
     RANDOM,
+    called_again,
     explainers_in,
     fold_paths,
     range_of,
@@ -61,8 +63,9 @@ class Count:
     """Shards of one explainer in one fold.
 
     Attributes:
-        done, running, missing: how many; a damaged one counts as missing, and so does one that lacks a planned score.
+        done, running, missing: how many; a damaged one counts as missing, and so does one that is `unscored`.
         damaged: names of files that are cut or not ours.
+        unscored: how many lack a score that is planned, or that other shards of this explainer have.
         known: whether the number of all shards is known; else `missing` is at least this.
     """
 
@@ -70,6 +73,7 @@ class Count:
     running: int = 0
     missing: int = 0
     damaged: list[str] = field(default_factory=list)
+    unscored: int = 0
     known: bool = True
 
     def __str__(self) -> str:
@@ -138,7 +142,10 @@ class Status:
             if rows:
                 lines += ["", row(titles[kind], [])]
             lines += [row(e, [str(found.get(f, "-")) for f in self.folds]) for e, found in rows.items()]
-        lines += ["", "shards done (+ running) / all; a damaged file counts as missing"]
+        lines += [
+            "",
+            "shards done (+ running) / all; a damaged file counts as missing, and one without a score that others have",
+        ]
         for kind, rows in self.counts.items():
             for e, found in rows.items():
                 lines += [f"damaged: fold={f}/{kind}/{e}/{n}" for f, c in found.items() for n in c.damaged]
@@ -173,10 +180,14 @@ def status(folder: Path) -> Status:
         shared = (
             next((s for s in sizes.values() if s), None) if kind == RANDOM else None
         )  # the same probes in all folds
-        counts[kind] = {
-            name: {f: count(folder / f"fold={f}", kind, name, shared, processes.get(f, [])) for f in folds}
-            for name in sorted(names)
-        }
+        counts[kind] = {}
+        for name in sorted(names):
+            there = {f: scores_by_shard(folder / f"fold={f}" / kind / name) for f in folds}
+            scores = frozenset().union(*(s for shards in there.values() for s in shards.values() if s))
+            counts[kind][name] = {
+                f: count(folder / f"fold={f}", kind, name, there[f], scores, shared, processes.get(f, []))
+                for f in folds
+            }
     sampler = any(read_plan(p / PLANS / "train.json").get("sampler") for p in paths.values())
     found = Status(folder, folds, counts, processes, [], sampler)
     found.commands = commands(found)
@@ -210,39 +221,62 @@ def read_size(fold: Path | None, kind: str) -> tuple[int, int] | None:
     return None
 
 
-def count(fold: Path, kind: str, explainer: str, shared: tuple[int, int] | None, beats: Sequence[Beat]) -> Count:
-    """The shards of one explainer in one fold."""
+def scores_by_shard(folder: Path) -> dict[str, frozenset[str] | None]:
+    """The names of the scores that every shard in a folder has; None for a damaged one."""
+    out: dict[str, frozenset[str] | None] = {}
+    for path in shard_paths(folder):
+        try:
+            out[path.name] = frozenset(read_head(path).meta.get("scores", ()))
+        except DamagedFile:
+            out[path.name] = None
+    return out
+
+
+def count(
+    fold: Path,
+    kind: str,
+    explainer: str,
+    files: dict[str, frozenset[str] | None],
+    every: frozenset[str],
+    shared: tuple[int, int] | None,
+    beats: Sequence[Beat],
+) -> Count:
+    """The shards of one explainer in one fold: of `files` and their scores, of which there are `every`."""
     plan = read_plan(plan_file(fold, kind, explainer))
     size = (plan["probes"], plan["shard_size"]) if {"probes", "shard_size"} <= set(plan) else shared
     wanted = {s for s in range(0, size[0], size[1])} if size else None
-    wanted_scores = set(plan.get("scores", ()))
+    every = every | set(plan.get("scores", ()))
     out, there = Count(known=size is not None), set()
-    for path in shard_paths(fold / kind / explainer):
-        shard = range_of(path.name)
+    for name, scores in files.items():
+        shard = range_of(name)
         if shard is None or (wanted is not None and shard.start not in wanted):
             continue
-        try:
-            if wanted_scores <= set(read_head(path).meta.get("scores", {})):
-                there.add(shard.start)
-        except DamagedFile:
-            out.damaged.append(path.name)
+        if scores is None:
+            out.damaged.append(name)
+        elif every - scores:
+            out.unscored += 1
+        else:
+            there.add(shard.start)
     out.done = len(there)
     now = {b.at for b in beats if b.task == f"explain {kind}" and b.at.endswith(f" of {explainer}")}
     starts = {int(at[:9]) for at in now if at[:9].isdigit()} - there
     out.running = len(starts)
-    out.missing = len(wanted - there - starts) if wanted is not None else len(out.damaged)
+    out.missing = len(wanted - there - starts) if wanted is not None else len(out.damaged) + out.unscored
     return out
 
 
 def commands(found: Status) -> list[str]:
     """What completes an experiment, in the order in which it must be done."""
     folder, out = found.folder, []
+    commanded = any((folder / f"fold={f}" / "config.yaml").exists() for f in found.folds)  # every command leaves one
     place = [f"root={folder.parent}", f"name={folder.name}"]
 
     def line(plan: dict[str, Any], door: str, fold: int, *more: str) -> str:
         if "withheld" in plan:
             key, where = plan["withheld"], folder / f"fold={fold}" / PLANS
             return f"# a plan in {where} holds {key}=, which a file may not decide: type that lit_xai.{door} command yourself"
+        if plan.get("door") == LIBRARY or not commanded:
+            return called_again(folder)
         own = [
             o for o in plan.get("overrides", []) if o.lstrip("+~").split("=")[0] not in {m.split("=")[0] for m in more}
         ]
@@ -266,7 +300,10 @@ def commands(found: Status) -> list[str]:
             groups: dict[str, list[str]] = {}
             for name, row in rows.items():
                 if row[f].missing or row[f].running or not row[f].known:
-                    plan = plan_of(f, kind, f"{name}.json")
+                    # a fold without a score was explained before that was asked for, by a command that does not know it
+                    late = row[f].unscored and not row[f].done
+                    like = next((g for g in found.folds if row[g].done), f) if late else f
+                    plan = plan_of(like, kind, f"{name}.json")
                     plan.pop("node", None)
                     if not (goes_on and plan.get("door") == "train"):  # training goes on to explain
                         groups.setdefault(json.dumps(plan), []).append(name)

@@ -47,6 +47,7 @@ from lit_xai.shards import (
     shard_paths,
     side_by_side,
 )
+from lit_xai.status import plan_file
 
 DTYPES = {
     "F64": torch.float64,
@@ -206,6 +207,13 @@ class FoldStore:
     def explainers(self, kind: str = RANDOM) -> list[str]:
         """The explainers of which anything is there."""
         return explainers_in(self.root / kind)
+
+    def leave_plans(self, kind: str, texts: Mapping[str, str]) -> None:
+        """Say what there is to do, by explainer, so that others can see how much of it is done (see `status.plan_text`)."""
+        for name, text in texts.items():
+            file = plan_file(self.root, kind, name)
+            if not file.exists() or file.read_text() != text:
+                write_atomically(file, text)
 
     def remove_temporary(self) -> None:
         """Delete what writers on this machine that no longer live left behind."""

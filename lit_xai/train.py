@@ -36,6 +36,7 @@ def train(run: Any) -> None:
     from lit_xai.callbacks import Pace
     from lit_xai.core import UsageError
     from lit_xai.dashboard import Dashboard
+    from lit_xai.ensemble import untaught
     from lit_xai.files import load_weights, save_weights
     from lit_xai.runs import finish, plain, say
 
@@ -84,6 +85,9 @@ def train(run: Any) -> None:
     if trainer.is_global_zero:
         accuracy = {k: round(float(v), 4) for k, v in trainer.callback_metrics.items() if k.endswith("/acc")}
         say(f"done: {run.store.root} {accuracy}")
+        if not run.is_sampler:
+            for line in untaught({run.cfg.fold: run.store.read_predictions()}):
+                say(f"warning: {line}")
         say_stability(callbacks)
     rank_zero_only(finish)(logger)
 
@@ -143,7 +147,7 @@ def say_stability(callbacks: Any) -> None:
         known = {k.partition("/")[2]: v for k, v in values.items() if k.startswith(f"{measure}/") and v == v}
         if known:
             text = ", ".join(f"{n} {v:.3f}" for n, v in known.items())
-            say(f"{measure} over {values['stability/folds']:.0f} folds: {text}")
+            say(f"{measure} over {values['stability/folds']:.0f} of {values['stability/of_folds']:.0f} folds: {text}")
 
 
 def announce(run: Any, module: Any, callback: Any, trained: bool) -> None:

@@ -292,6 +292,8 @@ def test_wandb_files_hold_every_promised_key(folder: Path) -> None:
     fold = logged["train", "fold=1"]
     for key in ("train/loss", "val/acc", "scores", "gallery", "stability/folds", "summary:checkpoint", "config:fold"):
         assert key in fold, key
+    for key in ("unfinished", "summary:unfinished", "summary:alarms"):
+        assert key in logged["evaluate", "evaluate"], key
     for explainer in ("saliency", "gradcam", "smoothgrad", "rise", "random"):
         for prefix in ("mufidelity", "deletion", "insertion", "mege", "reco"):
             assert f"{prefix}/{explainer}" in fold

@@ -231,7 +231,7 @@ def test_explainers_on_different_probes_are_not_compared(tmp_path):
     summary = Ensemble(tmp_path).summarise(progress=False)
     row = next(r for r in summary.rows if r.explainer == "saliency")
     assert not row.differences
-    assert any("saliency is explained on 16 of 20 probes" in w for w in summary.head["warnings"])
+    assert any("16 of 20 probes (saliency)" in w for w in summary.head["warnings"])
 
 
 def test_predictions_are_not_replaced_under_explanations(tmp_path):

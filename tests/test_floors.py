@@ -17,6 +17,7 @@ FLOORS = [
     {"data", "models", "segments", "fillers"},
     {"explainers", "metrics"},
     {"store"},
+    {"unfinished"},
     {"engine", "ensemble"},
     {"draw", "dashboard"},
     {"draw_samplers"},

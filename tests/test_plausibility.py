@@ -14,7 +14,7 @@ from lit_xai.core import Blur, Colour, SampleRng, UsageError
 from lit_xai.fillers import UniformNoise
 from lit_xai.metrics import frechet_distance, inception, penultimate, plausibility_table, windows_refilled
 from lit_xai.metrics.plausibility import COLUMNS, Enlarged, differences, distances, rows, window_corners
-from lit_xai.metrics.statistics import Estimate, resamples
+from lit_xai.metrics.statistics import FEW, Estimate, resamples
 from scipy.linalg import sqrtm
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
@@ -555,7 +555,7 @@ def test_windows_a_filler_excludes_are_not_left_out_of_the_mean():
 def test_features_of_a_model_can_be_used(convnet):
     images = pictures(8, 12, 3)
     found = plausibility_table(partial(penultimate, convnet), images, {"blur": Blur()}, 4, n_resamples=5)
-    assert found["blur"]["distance"].reason == "8 images for 24 features: too large"
+    assert found["blur"]["distance"].reason == f"8 images for 24 features: too large; {FEW}"
     assert found["blur"]["distance"].value > 0
 
 

@@ -10,6 +10,7 @@ import torch
 from lit_xai.core import Blur, Colour, SampleRng, UsageError
 from lit_xai.fillers import UniformNoise
 from lit_xai.metrics.removal import BETAS, COLUMNS, ms_ssim, removal, removal_table, rows, scales_of
+from lit_xai.metrics.statistics import FEW
 from torch import Tensor, nn
 from torchmetrics.functional.image import (
     learned_perceptual_image_patch_similarity,
@@ -103,8 +104,8 @@ def test_the_real_row_is_the_images_themselves():
 
 
 def test_the_table_holds_the_means_and_intervals_of_each_removal():
-    images, masks, labels = pictures(6, 32), squares(6, 32), torch.tensor([0, 1, 0, 1, 0, 1])
-    rng, fillers = SampleRng(3, (9, 4, 7, 1, 0, 2)), {"noise": UniformNoise(), "grey": Colour(0.5)}
+    images, masks, labels = pictures(10, 32), squares(10, 32), torch.arange(10) % 2
+    rng, fillers = SampleRng(3, (9, 4, 7, 1, 0, 2, 3, 5, 6, 8)), {"noise": UniformNoise(), "grey": Colour(0.5)}
     table = removal_table(reader(2, 1), images, masks, labels, fillers, rng)
     for name, filler in fillers.items():
         alone = removal(reader(2, 1), images, masks, labels, filler, rng)
@@ -158,7 +159,7 @@ def test_a_smaller_image_takes_fewer_scales_and_says_so():
     )
     assert torch.allclose(result.ms_ssim, expected, atol=1e-6)
     table = removal_table(reader(0, 0), images, masks, labels, {"black": Colour(0.0)})
-    assert [row["ms_ssim"].reason for row in table.values()] == ["3 of 5 scales"] * 2
+    assert [row["ms_ssim"].reason for row in table.values()] == [f"{FEW}; 3 of 5 scales"] * 2
 
 
 @pytest.mark.parametrize("side", [5, 8, 10, 11, 20, 21, 22, 28, 43, 44, 81, 98, 99, 161, 175, 176, 224])
@@ -223,7 +224,7 @@ def test_images_that_alexnet_cannot_read_have_no_lpips(side, channels, why):
 
 
 def test_rows_are_the_columns_of_a_csv_file():
-    images, masks, labels = pictures(4, 64), squares(4, 64), torch.tensor([0, 1, 0, 1])
+    images, masks, labels = pictures(10, 64), squares(10, 64), torch.arange(10) % 2
     table = removal_table(reader(2, 1), images, masks, labels, {"black": Colour(0.0)})
     text = io.StringIO()
     csv.writer(text).writerows([COLUMNS, *rows(table)])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from lit_xai.cli import help_text, with_lists
 from lit_xai.metrics.sampler import MEASURES
+from lit_xai.metrics.statistics import FEW
 
 from test_doors import Done
 from test_doors import run as run_door
@@ -17,7 +18,7 @@ TRAINED = [
     "data=digits",
     "data.train_subset=200",
     "data.folds=2",
-    "data.probes_per_fold=8",
+    "data.probes_per_fold=12",
     "data.size=16",
     "model.network.width=4",
     "trainer.max_epochs=1",
@@ -82,9 +83,9 @@ def test_the_table_has_every_sampler_and_no_bare_number(compared: tuple[Path, st
     for row in rows.values():
         assert row["note"] or float(row["low"]) <= float(row["high"])
     assert {rows["blur", m]["reference"] for m in MEASURES} == {"black"}
-    assert rows["black", "l2"]["images"] == "8"
+    assert rows["black", "l2"]["images"] == "12"
     assert rows["black", "l2"]["draws"] == "6"
-    assert rows["real", "mahalanobis"]["images"] == "92"  # held out, and not explained
+    assert rows["real", "mahalanobis"]["images"] == "88"  # held out, and not explained
     assert float(rows["blur", "l2"]["value"]) < float(rows["uniform_noise", "l2"]["value"])
     assert float(rows["noise", "mahalanobis"]["minus_real_low"]) > 0
 
@@ -96,7 +97,7 @@ def test_the_terminal_and_latex_show_the_same_table(compared: tuple[Path, str]) 
     cell = f"{value} [{low[1:]}, {high[1:]}]"
     assert cell in out
     assert cell in tex
-    assert "6 samples of each of 8 held-out probes" in out
+    assert "6 samples of each of 12 held-out probes" in out
     assert "black 0.5, blur 0.5, uniform_noise 0.5" in out
     assert r"uniform\_noise" in tex
     assert tex.count("&") == 7 * 6
@@ -119,6 +120,21 @@ def test_the_same_command_gives_the_same_numbers(trained: Path, tmp_path: Path) 
         rows.append({k: r for k, r in found.items() if k[1] != "seconds_per_1000"})
     assert rows[0] == rows[1]
     assert rows[0]["uniform_noise", "l2"]["images"] == "5"
+
+
+def test_of_fewer_than_ten_images_the_table_has_values_alone_and_says_so(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    out = evaluate(tmp_path, "fold=0", "samplers=[black,grey]", "sampler_images=9").stdout
+    fold = tmp_path / "tiny" / "fold=0"
+    row = table(fold)["grey", "l2"]
+    assert row["note"] == FEW
+    assert all(row[k] for k in ("value", "difference"))
+    assert not any(row[k] for k in row if k.endswith(("low", "high")))
+    assert f"9 held-out probes, share of superpixels hidden: black 0.5, grey 0.5; {FEW}" in " ".join(out.split())
+    rows = [x for x in (fold / "samplers.tex").read_text().splitlines() if x.startswith(("black &", "grey &"))]
+    rows += [x for x in out.splitlines() if x.startswith(("│ black", "│ grey"))]
+    assert len(rows) == 4
+    assert not any(mark in line for line in rows for mark in ("[", "*", "°"))
 
 
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(trained: Path) -> None:

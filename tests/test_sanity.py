@@ -30,7 +30,7 @@ from lit_xai.metrics.sanity import (
     sanity,
     sanity_table,
 )
-from lit_xai.metrics.statistics import difference, mean_estimate
+from lit_xai.metrics.statistics import FEW, difference, mean_estimate
 from lit_xai.models.pretrained import Normalise
 from lit_xai.models.resnet import resnet18
 from scipy.stats import spearmanr
@@ -53,6 +53,12 @@ def trained(network: nn.Module, seed: int = 5) -> nn.Module:
             if b.is_floating_point() and "running" in name:
                 b.add_(torch.rand(b.shape, generator=noise) + 0.1)
     return network.eval()
+
+
+@pytest.fixture
+def ten(rgb, targets) -> tuple[Tensor, Tensor]:
+    """Ten images and their classes: the fewest whose numbers have intervals."""
+    return torch.cat([rgb, rgb.flip(-1)]), targets.repeat(2)
 
 
 @pytest.fixture
@@ -420,7 +426,7 @@ def test_samples_with_an_undefined_mean_leave_both_means():
     above, below = torch.tensor([1.0, torch.nan, 3.0, 4.0]), torch.tensor([2.0, 100.0, torch.nan, 3.0])
     found = ratio_of_means(above, below)
     assert found.value == pytest.approx(5 / 5)
-    assert (found.samples, found.dropped, found.reason) == (2, 2, "undefined for 2 of 4 samples")
+    assert (found.samples, found.dropped, found.reason) == (2, 2, f"undefined for 2 of 4 samples; {FEW}")
 
 
 @pytest.mark.parametrize(("below", "reason"), [(0.0, "denominator"), (torch.nan, "every sample")])
@@ -537,8 +543,8 @@ def test_maps_of_two_trained_models_are_compared_in_the_same_way(network, rgb, t
     ]
 
 
-def test_a_model_compared_with_itself_is_itself(network, rgb, targets):
-    table = sanity_table(compare_models(network, network, rgb, targets, {"saliency": Saliency()}))
+def test_a_model_compared_with_itself_is_itself(network, ten):
+    table = sanity_table(compare_models(network, network, *ten, {"saliency": Saliency()}))
     found = [table[0].estimates[m] for m in MEASURES[:4]]
     assert [x for e in found for x in (e.value, e.low, e.high)] == pytest.approx([1.0] * 12)
 
@@ -546,8 +552,8 @@ def test_a_model_compared_with_itself_is_itself(network, rgb, targets):
 # ---------------------------------------------------------------------------------------------------------------- table
 
 
-def test_the_rows_are_the_columns_of_a_csv_file_and_hold_the_means_with_intervals(network, rgb, targets):
-    result = sanity(network, rgb, targets, {"logits": of_logits, "saliency": Saliency()})
+def test_the_rows_are_the_columns_of_a_csv_file_and_hold_the_means_with_intervals(network, ten):
+    result = sanity(network, *ten, {"logits": of_logits, "saliency": Saliency()})
     table = sanity_table(result)
     text = io.StringIO()
     csv.writer(text).writerows([COLUMNS, *rows(table)])
@@ -591,8 +597,8 @@ def test_maps_that_are_all_empty_are_no_numbers_and_no_exception(network, rgb, t
         assert "denominator" in entry.estimates["magnitude"].reason
 
 
-def test_estimates_may_be_subtracted_because_they_share_their_resamples(network, rgb, targets):
-    table = sanity_table(sanity(network, rgb, targets, {"a": Saliency(), "b": Saliency()}, stages=1))
+def test_estimates_may_be_subtracted_because_they_share_their_resamples(network, ten):
+    table = sanity_table(sanity(network, *ten, {"a": Saliency(), "b": Saliency()}, stages=1))
     for measure in MEASURES:
         d = difference(table[0].estimates[measure], table[1].estimates[measure])
         assert (d.value, d.low, d.high) == (0, 0, 0)
@@ -616,8 +622,8 @@ def test_the_picture_shows_every_explainer_even_where_nothing_is_defined(network
     assert path.read_bytes()[:4] == b"\x89PNG"
 
 
-def test_curves_are_the_estimates_in_order(network, rgb, targets):
-    table = sanity_table(sanity(network, rgb, targets, {"grey": grey, "saliency": Saliency()}))
+def test_curves_are_the_estimates_in_order(network, ten):
+    table = sanity_table(sanity(network, *ten, {"grey": grey, "saliency": Saliency()}))
     found = curves(table, "magnitude")
     assert list(found) == ["grey", "saliency"]
     expected = [e.estimates["magnitude"] for e in table if e.explainer == "saliency"]

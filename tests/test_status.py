@@ -80,6 +80,39 @@ def test_missing_and_damaged_shards_are_counted_and_come_back_the_same(folder: P
     assert status(folder).complete
 
 
+def head_of_the_table(folder: Path) -> tuple[dict, list[str]]:
+    """The head of summary.json, and what `evaluate` printed."""
+    out = run("evaluate", folder.parent, "logger=none", small=[]).stdout
+    return json.loads((folder / "summary.json").read_text())["head"], out.splitlines()
+
+
+def test_a_table_of_an_unfinished_experiment_names_first_what_completes_it(folder: Path) -> None:
+    shard_paths(folder / "fold=1" / RANDOM / "saliency")[0].unlink()
+    head, lines = head_of_the_table(folder)
+    assert lines[1] == head["unfinished"]["message"] == "10 of 18 probes (saliency): not a result"
+    assert lines[2] == "what completes it:"
+    assert [x.strip() for x in lines[3:4]] == head["unfinished"]["commands"] == status(folder).commands
+    obey(folder)
+    head, lines = head_of_the_table(folder)
+    assert head["unfinished"] is None
+    assert not any("not a result" in x for x in lines)
+
+
+def test_a_score_that_one_fold_got_later_is_missing_in_the_others_until_the_command_shown(folder: Path) -> None:
+    later = [o for o in SMALL if not o.startswith("score")]
+    run("explain", folder.parent, "fold=0", "score=[deletion]", small=later)
+    found = status(folder)
+    assert [str(found.counts[RANDOM]["saliency"][f]) for f in (0, 1)] == ["3/3", "0/3"]
+    assert found.counts[RANDOM]["saliency"][1].unscored == 3
+    assert not found.complete
+    assert "deletion" not in json.dumps(head_of_the_table(folder)[0]["unfinished"]["unscored"])
+    obey(folder)
+    assert status(folder).complete
+    head, lines = head_of_the_table(folder)
+    assert head["unfinished"] is None
+    assert any("deletion" in x for x in lines)
+
+
 def test_a_fold_that_is_not_there_is_trained_by_the_command_shown(folder: Path) -> None:
     before = {k: v for k, v in files(folder).items() if DISAGREEMENTS not in k}
     shutil.rmtree(folder / "fold=1")
@@ -151,6 +184,7 @@ def test_the_status_is_there_for_programs_too(finished: Path) -> None:
         "running": 0,
         "missing": 0,
         "damaged": [],
+        "unscored": 0,
         "known": True,
     }
 

@@ -18,7 +18,7 @@ from lit_xai.data.folds import FoldData
 from lit_xai.files import write_csv
 from lit_xai.metrics.sanity import COLUMNS, HOW, Sanity, compare_models, curves, sanity, sanity_table
 from lit_xai.metrics.sanity import rows as rows_of
-from lit_xai.metrics.statistics import mean_estimate
+from lit_xai.metrics.statistics import mean_estimate, too_few
 from lit_xai.store import RANDOM, FoldStore, MapReader
 
 LABELS = "labels"
@@ -107,7 +107,8 @@ class SanityCheck(pl.Callback):
         shown = len(next(iter(result.maps.values()))[0])
         images = data.source.train.images(held_out_probes(data, shown).tolist())
         stages = ["trained on random labels"] if how == LABELS else [s.layer for s in result.stages]
-        title = f"{self.store.root.parent.name}, fold {data.fold}: {how}, {len(result.trained)} held-out probes"
+        number = len(result.trained)
+        title = f"{self.store.root.parent.name}, fold {data.fold}: {how}, {number} held-out probes{too_few(number)}"
         path = self.store.root / f"sanity-{how}.png"
         lines = curves(table, "spearman"), curves(table, "magnitude")
         return draw.sanity(images, stages, result.maps, *lines, path, title)
@@ -160,7 +161,7 @@ class Curves(pl.Callback):
                 columns = ["explainer", "share", "probability", "probability_low", "probability_high"]
                 write_csv(path.with_suffix(".csv"), columns, rows)
                 number = len(held_out_probes(data))
-                title = f"{self.store.root.parent.name}, fold {data.fold}: {name}, {number} held-out probes"
+                title = f"{self.store.root.parent.name}, fold {data.fold}: {name}, {number} held-out probes{too_few(number)}"
                 draw.curves(lines, end, path, title, getattr(score, "what", "pixels"))
                 Dashboard(trainer.loggers).picture(f"curves/{name}", path)
                 rank_zero_only(print)(f"curve: {path}", flush=True)

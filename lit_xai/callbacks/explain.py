@@ -16,11 +16,11 @@ from lit_xai.core import Explainer, Score, UsageError
 from lit_xai.dashboard import Dashboard
 from lit_xai.data.folds import Disagreements, FoldData
 from lit_xai.ensemble import Ensemble
-from lit_xai.files import write_atomically, write_csv
+from lit_xai.files import write_csv
 from lit_xai.heartbeat import Heartbeat, alive
 from lit_xai.metrics.localisation import settle
 from lit_xai.shards import Identity, identity_of
-from lit_xai.status import plan_file, plan_text
+from lit_xai.status import plan_text
 from lit_xai.store import DISAGREEMENTS, RANDOM, FoldStore, MapReader, Predictions
 
 SHOWN = 10_000  # rows of the table on the dashboard; the file has them all
@@ -125,13 +125,10 @@ class Explain(pl.Callback):
         return job
 
     def leave_plans(self, probes: int) -> None:
-        """Say what there is to do, so that others can see how much of it is done."""
+        """Say what there is to do."""
         counts: dict[str, Any] = {"probes": probes, "shard_size": self.shard_size, "scores": list(self.scores)}
-        for name in self.explainers:
-            node = {"node": self.nodes[name]} if name in self.nodes else {}
-            text, file = plan_text(*self.command, **counts, **node), plan_file(self.store.root, self.kind, name)
-            if not file.exists() or file.read_text() != text:
-                write_atomically(file, text)
+        nodes = {name: {"node": self.nodes[name]} if name in self.nodes else {} for name in self.explainers}
+        self.store.leave_plans(self.kind, {n: plan_text(*self.command, **counts, **node) for n, node in nodes.items()})
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Do it all."""

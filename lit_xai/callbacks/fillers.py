@@ -29,7 +29,7 @@ from lit_xai.metrics.plausibility import rows as plausible_rows
 from lit_xai.metrics.removal import COLUMNS as REMOVED
 from lit_xai.metrics.removal import removal_table
 from lit_xai.metrics.removal import rows as rows_of
-from lit_xai.metrics.statistics import Estimate, mean_estimate
+from lit_xai.metrics.statistics import Estimate, mean_estimate, too_few
 from lit_xai.store import FoldStore
 
 PATCH = 8  # where no filler knows a K
@@ -98,7 +98,7 @@ class SamplerReport(pl.Callback):
             dashboard.scalars({f"quality/{name}": e.value for name, e in quality.items()})
             dashboard.picture("samples", picture)
             text = ", ".join(f"{name} {cell(e.value, [e.low, e.high])}" for name, e in quality.items())
-            rank_zero_only(print)(f"{text} on {number} held-out images: {picture}")
+            rank_zero_only(print)(f"{text} on {number} held-out images{too_few(number)}: {picture}")
         trainer.strategy.barrier("sampler")
 
     def images(self, data: FoldData, number: int, device: torch.device) -> tuple[Tensor, SampleRng]:
@@ -176,7 +176,8 @@ class FillerReport(pl.Callback):
             self.leave("plausibility", title, PLAUSIBLE, rows, dashboard)
             if data.source.truth is not None and "object" in data.source.truth.names and data.source.labelled:
                 rows = self.removed(model, fitted, data, pl_module.device)
-                title = f"object removed by each filler, {len(held_out_probes(data))} held-out probes"
+                number = len(held_out_probes(data))
+                title = f"object removed by each filler, {number} held-out probes{too_few(number)}"
                 self.leave("removal", title, REMOVED, rows, dashboard)
         trainer.strategy.barrier("fillers")
 
@@ -211,6 +212,7 @@ class FillerReport(pl.Callback):
         where = "inception_v3" if self.weights else "the predictor's penultimate features"
         title = (
             f"one window of {patch} x {patch} refilled in {len(samples)} held-out images, Fréchet distance in {where}"
+            f"{too_few(len(samples))}"
         )
         return plausible_rows(table), title
 

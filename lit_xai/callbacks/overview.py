@@ -39,7 +39,7 @@ class Stability(pl.Callback):
             if self.store.fold not in whole:  # another part will complete it: not every part reads all folds' maps
                 continue
             ensemble = Ensemble(self.store.root.parent, self.seed, whole)
-            values["stability/folds"] = len(whole)
+            values |= {"stability/folds": len(whole), "stability/of_folds": everything.split.k}
             estimates, _, (equal, differ) = ensemble.measure(name, columns=("mege", "reco", "reco_eq6"))
             values.update({f"{n}/{name}": e.value for n, e in estimates.items()})
             dashboard.histogram(f"distances/{name}/equal", equal)

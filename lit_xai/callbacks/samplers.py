@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from lit_xai.files import write_atomically, write_csv
 from lit_xai.metrics.plausibility import features_and_logits
 from lit_xai.metrics.sampler import MEASURES, Mahalanobis
 from lit_xai.metrics.sampler_quality import COLUMNS, SamplerQuality, sampler_table
-from lit_xai.metrics.statistics import Estimate, excludes_zero
+from lit_xai.metrics.statistics import Estimate, excludes_zero, too_few
 from lit_xai.store import FoldStore
 
 TRAINING = 10_000  # most images that the Mahalanobis score is fitted to
@@ -156,7 +155,8 @@ def head(quality: SamplerQuality, where: str) -> list[str]:
     images = next(quality.estimates[n]["l2"].samples for n in quality.hides)
     rates = ", ".join(f"{n} {h:g}" for n, h in quality.hides.items())
     return [
-        f"{where}: {quality.draws} samples of each of {images} held-out probes, share of superpixels hidden: {rates}",
+        f"{where}: {quality.draws} samples of each of {images} held-out probes, share of superpixels hidden: {rates}"
+        f"{too_few(images)}",
         f"value [95 % interval]; {MARK} = the paired difference to {quality.reference} excludes 0; "
         f"{APART} = the difference to other real images does; seconds: {quality.measured_on}",
     ]
@@ -164,13 +164,9 @@ def head(quality: SamplerQuality, where: str) -> list[str]:
 
 def cell(e: Estimate, marks: str = "") -> str:
     """`value [low, high]`, the larger the fewer digits, with marks; `-` where undefined."""
-    if math.isnan(e.value):
-        return "-"
-    size = max(abs(v) for v in (e.value, e.low, e.high))
+    size = max((abs(v) for v in (e.value, e.low, e.high) if not math.isnan(v)), default=0.0)
     digits = next((d for least, d in ((100, 0), (10, 1), (1, 2)) if size >= least), 3)
-    value, low, high = (f"{v:.{digits}f}" for v in (e.value, e.low, e.high))
-    bounds = ", ".join(re.sub(r"^(-?)0\.", r"\1.", v) for v in (low, high))
-    return f"{value} [{bounds}]{marks}"
+    return e.text(digits) + marks
 
 
 def cells(quality: SamplerQuality) -> list[list[str]]:

@@ -310,7 +310,7 @@ def distances(
         out[name] = finish(value, 2 * value - torch.tensor(replicates[name], dtype=real.dtype), samples=n, reason=few)
         out[name].value = float(out[name].draws.mean())
         for key in ("value", "low", "high"):
-            setattr(out[name], key, max(0.0, getattr(out[name], key)))
+            setattr(out[name], key, max(getattr(out[name], key), 0.0))  # in this order NaN stays NaN
     return out
 
 

@@ -213,7 +213,7 @@ def estimates(result: Removal) -> dict[str, Estimate]:
     """The means over images, with intervals; what is missing or unusual is the estimate's `reason`."""
     similar = mean_estimate(result.ms_ssim.cpu())
     if result.scales < len(BETAS):
-        similar.reason = f"{result.scales} of {len(BETAS)} scales"
+        similar.add_reason(f"{result.scales} of {len(BETAS)} scales")
     distance = Estimate(nan, reason=result.lpips_missing) if result.lpips is None else mean_estimate(result.lpips.cpu())
     return {
         "accuracy": share_estimate(result.correct.cpu()),

@@ -273,7 +273,7 @@ def silhouettes(
         for name in plane:
             draws[name].append(of(name, *block.split(sizes, dim=1)))
     out = {n: finish(values[n], torch.cat(draws[n]), samples=number[n]) for n in plane}
-    out[REAL].reason = "one random half to the other"
+    out[REAL].add_reason("one random half to the other")
     return out
 
 

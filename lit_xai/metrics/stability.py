@@ -389,7 +389,7 @@ class ReCo(PairMetric):
         for variant, (draws, null) in found.items():
             least = -1.0 if variant == "auc" else 0.0
             out[variant] = finish(values[variant][0], draws, partial(basic_interval, least=least), **counts)
-            out[variant].null = null
+            out[variant].null = None if out[variant].few else null  # it is a distribution's, like an interval
         return out
 
     def _draws(

@@ -1,8 +1,12 @@
-"""Intervals and paired differences. The unit of resampling is always the sample, never the pair or the map."""
+"""Intervals and paired differences. The unit of resampling is always the sample, never the pair or the map.
+
+Of fewer than `LEAST` samples a value stands alone: an `Estimate` then has no interval, and so nothing that shows one has.
+"""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +19,8 @@ from torch import Tensor
 
 RESAMPLES = 1000
 LEVEL = 0.95
+LEAST = 10  # samples below which there is no interval, and no mark
+FEW = f"fewer than {LEAST} probes: no interval, no mark"
 CHUNK = 500_000  # elements of one block of resamples: bounds memory
 
 
@@ -24,10 +30,10 @@ class Estimate:
 
     Attributes:
         value: the estimate; NaN where it is undefined, with `reason`.
-        low, high: the 95 % interval.
-        se: standard error (bootstrap).
+        low, high: the 95 % interval; NaN where there is none: below `LEAST` samples, with `reason`.
+        se: standard error (bootstrap); NaN like the interval.
         null: the value expected without any signal, where the measure has one of its own.
-        samples, pairs, dropped: how many samples and pairs it rests on; pairs dropped for a constant map.
+        samples, pairs, dropped: how many samples and pairs it rests on; pairs dropped for a constant map. 0 = not counted.
         draws: the bootstrap replicates, for paired differences.
     """
 
@@ -41,6 +47,29 @@ class Estimate:
     dropped: int = 0
     reason: str = ""
     draws: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+
+    def __post_init__(self) -> None:
+        if self.few and math.isfinite(self.value):
+            self.low = self.high = self.se = math.nan
+            self.add_reason(FEW)
+
+    def add_reason(self, text: str) -> None:
+        """One more thing to say of the number, after what is said already."""
+        self.reason = "; ".join(t for t in (self.reason, text) if t)
+
+    @property
+    def few(self) -> bool:
+        """Whether it rests on too few samples for an interval."""
+        return 0 < self.samples < LEAST
+
+    def text(self, digits: int = 3) -> str:
+        """`0.580 [.578, .583]`, the value alone where there is no interval, `-` where there is no value."""
+        if math.isnan(self.value):
+            return "-"
+        if math.isnan(self.low) or math.isnan(self.high):
+            return f"{self.value:.{digits}f}"
+        low, high = (re.sub(r"^(-?)0\.", r"\1.", f"{v:.{digits}f}") for v in (self.low, self.high))
+        return f"{self.value:.{digits}f} [{low}, {high}]"
 
     def plain(self) -> dict[str, Any]:
         """JSON-ready; NaN becomes null."""
@@ -120,8 +149,12 @@ def finish(
     return Estimate(value, low, high, se, draws=draws, **counts)
 
 
-def mean_estimate(values: Float[Tensor, "n"], seed: int = 0, n_resamples: int = RESAMPLES) -> Estimate:
+def mean_estimate(
+    values: Float[Tensor, "n"], seed: int = 0, n_resamples: int = RESAMPLES, reason: str = ""
+) -> Estimate:
     """Mean over samples with a percentile bootstrap interval; NaN entries (undefined scores) are left out.
+
+    `reason` is said in place of how many are left out.
 
     Two calls with the same seed and as many samples use the same resamples, so their draws may be subtracted.
     """
@@ -134,7 +167,8 @@ def mean_estimate(values: Float[Tensor, "n"], seed: int = 0, n_resamples: int = 
     for counts in resamples(torch.zeros(len(values), dtype=torch.long), n_resamples, seed):
         draws.append((counts @ filled) / (counts @ known.double()))
     dropped = int((~known).sum())
-    reason = f"undefined for {dropped} of {len(values)} samples" if dropped else ""
+    if dropped and not reason:
+        reason = f"undefined for {dropped} of {len(values)} samples"
     return finish(
         float(values[known].mean()), torch.cat(draws), samples=int(known.sum()), dropped=dropped, reason=reason
     )
@@ -165,6 +199,11 @@ def basic_difference(a: Estimate, b: Estimate) -> Estimate:
     if math.isfinite(d.value):
         d.low, d.high = 2 * d.value - d.high, 2 * d.value - d.low
     return d
+
+
+def too_few(samples: int) -> str:
+    """What a title says of so few samples; nothing of enough."""
+    return f"; {FEW}" if 0 < samples < LEAST else ""
 
 
 def excludes_zero(d: Estimate) -> bool:
