@@ -120,7 +120,7 @@ class Explainer(Protocol):
     Optional methods are used where they exist: `passes(height, width) -> Passes` (the cost of one image),
     `resolve(model, images) -> dict` (parameters that only the model or the image size decide), and `with_details(model,
     images, targets, rng) -> (maps, {name: one number an image})` for what a method knows about its own maps. For pictures,
-    `unit` names the unit of the maps (bits), and `of_class = False` says that they are about all classes together.
+    `legend` says how its maps are drawn and what their colours mean (see `Legend`).
     """
 
     def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps: ...
@@ -171,6 +171,41 @@ class Score(Protocol):
     ) -> Scores: ...
 
     def meaning(self) -> dict[str, Any]: ...
+
+
+SIGNED, MAGNITUDE, RANGE, BY_SIGN = "signed", "magnitude", "range", "by sign"
+SAYS = {
+    SIGNED: "red = for {label}, blue = against it, white = 0",
+    MAGNITUDE: "darker = the output depends more on the pixel, white = 0",
+    RANGE: "red = higher, yellow = lower; no value is a zero point",
+}
+
+
+@dataclass(frozen=True)
+class Legend:
+    """How the maps of a method are drawn, and what their colours say.
+
+    Attributes:
+        scale: `signed`, symmetric about 0; `magnitude`, from 0 up; `range`, from each map's least to its largest value, for
+            values that have no zero point; `by sign`, `signed` if any value is negative, else `magnitude`.
+        says: what the colours say; `{label}` is the explained class. Empty = what the scale says by itself.
+        unit: of the values; empty = none.
+    """
+
+    scale: str = BY_SIGN
+    says: str = ""
+    unit: str = ""
+
+    def text(self, label: str = "the class", signed: bool = True) -> str:
+        """The caption; `signed` is whether there are negative values."""
+        scale = self.scale if self.scale != BY_SIGN else SIGNED if signed else MAGNITUDE
+        says = (self.says or SAYS[scale]).replace("{label}", label)
+        return f"{self.unit}: {says}" if self.unit else says
+
+
+def legend_of(explainer: Explainer) -> Legend:
+    """The legend of an explainer; of one that does not say, by the sign of its values."""
+    return getattr(explainer, "legend", Legend())
 
 
 UNDESCRIBED = ("max_batch", "incremental", "checkpoint", "trained_on")
@@ -242,14 +277,6 @@ def code_digest(things: Iterable[Any]) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------- the model
-
-
-def legend_of(explainer: Explainer, label: str = "the class") -> str:
-    """What the colours of a map say."""
-    unit = f"{explainer.unit}: " if getattr(explainer, "unit", "") else ""  # type: ignore[attr-defined]
-    if not getattr(explainer, "of_class", True):
-        return f"{unit}red = informative, whichever the class; white = 0"
-    return f"{unit}red = for {label}, blue = against it, white = 0"
 
 
 def check_batch(images: Images, targets: Targets) -> None:

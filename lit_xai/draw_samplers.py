@@ -8,7 +8,7 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
-from lit_xai.draw import new_figure, save
+from lit_xai.draw import new_figure, save, wrapped
 from lit_xai.metrics.statistics import Estimate
 
 COLUMNS = 4  # of panels
@@ -39,13 +39,13 @@ def alignment(
     columns = min(COLUMNS, len(names))
     rows = -(-len(names) // columns)
     figure, axes = new_figure(3.0 * columns, 0.7 + 3.0 * rows, rows, columns)
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(wrapped(title, figure.get_figwidth(), 9), fontsize=9)
     for number, (axis, name) in enumerate(zip(axes.flat, names, strict=False)):
         colour = colour_of(number)
         axis.scatter(*plane[real].T.numpy(), s=9, color="#b0b0b0", linewidths=0, label=real, rasterized=True)
         axis.scatter(*plane[name].T.numpy(), s=5, color=colour, linewidths=0, alpha=0.6, label=name, rasterized=True)
         e = silhouettes[name]
-        axis.set_title(f"{name}: silhouette {e.text()}", fontsize=7)
+        axis.set_title(wrapped(f"{name}: silhouette {e.text()}", 2.8, 7), fontsize=7)
         axis.legend(fontsize=6, markerscale=2, loc="best", framealpha=0.7)
         axis.set_xticks([])
         axis.set_yticks([])
@@ -80,7 +80,7 @@ def tradeoff(points: Mapping[str, tuple[Estimate, Estimate]], path: Path, title:
     )
     axis.set_xlabel("l2 distance to the image (less = more local), 95 % interval")
     axis.set_ylabel("entropy of the predicted classes, nats, 95 % interval")
-    axis.set_title(title, fontsize=9)
+    axis.set_title(wrapped(title, 5.5, 9), fontsize=9)
     axis.margins(0.12)
     axis.grid(alpha=0.25)
     return save(figure, path)

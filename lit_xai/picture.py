@@ -110,8 +110,8 @@ def explain_picture(cfg: Any) -> list[Path]:
         return []
     for name, explainer in explainers.items():
         path = Path(cfg.root) / "pictures" / f"{file.stem}.{name}.png"
-        title = f"{name}: {label}, probability {float(p[chosen]):.3f}\n{legend_of(explainer, label)}"
-        picture(network, fit_fillers(explainer, trained_on), image, chosen, rng, title, path)
+        title = f"{name}: {label}, probability {float(p[chosen]):.3f}"
+        picture(network, fit_fillers(explainer, trained_on), image, chosen, rng, title, path, label)
         say(f"{name}: {path}")
         written.append(path)
     return written
@@ -130,18 +130,24 @@ def say_costs(network: nn.Module, explainers: Mapping[str, Explainer], image: Te
 
 
 def picture(
-    network: nn.Module, explainer: Explainer, image: Tensor, target: int, rng: SampleRng, title: str, path: Path
+    network: nn.Module,
+    explainer: Explainer,
+    image: Tensor,
+    target: int,
+    rng: SampleRng,
+    title: str,
+    path: Path,
+    label: str,
 ) -> None:
     """Explain one image by one explainer and draw it."""
     targets = torch.tensor([target])
     if not isinstance(explainer, Lime):
         maps, details = explained_by(explainer, network, image, targets, rng)
-        lines = [
-            title,
-            f"map {float(maps.min()):.3g}..{float(maps.max()):.3g}",
-            *(f"{k} {float(v[0]):.3g}" for k, v in details.items()),
-        ]
-        draw.explained(image[0], maps[0].detach(), lines, path)
+        map_ = maps[0].detach()
+        scale = draw.Scale.of(map_, legend_of(explainer), label)
+        known = [f"map {draw.span(map_)}", *(f"{k} {float(v[0]):.3g}" for k, v in details.items())]
+        lines = [title, scale.says, ", ".join(known)]
+        draw.explained(image[0], map_, lines, path, scale=scale)
         return
     s = explainer.explain(network, image, targets, rng)
     low, high = s.intervals()
@@ -151,11 +157,13 @@ def picture(
         for i, j in enumerate(top, 1)
     )
     settled = "settled" if bool(s.settled[0]) else "not settled"
+    scale = draw.Scale.of(s.maps()[0], legend_of(explainer), label)
     lines = [
         f"{title}; {int(s.counts[0])} superpixels, {int(s.samples[0])} samples, weighted R² {float(s.r2[0]):.3f}",
+        scale.says,
         f"top {len(top)} ({settled} at 95 %): {numbers}" if top else "no superpixel has a positive coefficient",
     ]
     for line in lines:
         say(line)
     half = (high - low)[0] / 2
-    draw.explained(image[0], s.maps()[0], lines, path, s.segments[0], top, s.coefficients[0], half)
+    draw.explained(image[0], s.maps()[0], lines, path, s.segments[0], top, s.coefficients[0], half, scale)

@@ -240,7 +240,10 @@ def page(summary: Summary, columns: Sequence[str], folder: Path) -> str:
         return f'<figure><img src="data:image/png;base64,{data}" alt="{html.escape(path.stem)}"></figure>'
 
     head = "".join(f"<li>{html.escape(line)}</li>" for line in head_lines(summary))
-    alarm = "".join(f"<p>{html.escape(line)}</p>" for line in alarm_lines(summary))
+    alarm = "".join(
+        f"<code>{html.escape(line[2:])}</code>" if line.startswith("  ") else f"<p>{html.escape(line)}</p>"
+        for line in alarm_lines(summary)
+    )
     alarm = f'<div class="alarm" role="alert">{alarm}</div>' if alarm else ""
     titles = "".join(f"<th>{html.escape(arrow(summary, c))}</th>" for c in columns)
     body = ""
@@ -269,9 +272,11 @@ def page(summary: Summary, columns: Sequence[str], folder: Path) -> str:
 body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem; color: #222 }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px }}
 th, td {{ padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }}
-th:first-child {{ text-align: left }} img {{ max-width: 100% }} .wide {{ overflow-x: auto }}
+th:first-child {{ text-align: left }} img {{ max-width: 100% }} .wide, figure {{ overflow-x: auto; margin: 1rem 0 }}
+@media (max-width: 50rem) {{ img {{ max-width: none }} }}
 .alarm {{ color: #a00; border: 2px solid #a00; background: #fff4f4; padding: .5rem 1rem; font-weight: bold }}
-.alarm p {{ margin: .2rem 0; white-space: pre-wrap; overflow-wrap: anywhere }} figure {{ margin: 1rem 0 }}
+.alarm p {{ margin: .2rem 0; overflow-wrap: anywhere }}
+.alarm code {{ display: block; white-space: pre; overflow-x: auto; font-size: 12px; font-weight: normal; color: #222 }}
 pre {{ background: #f6f6f6; padding: 1rem; overflow-x: auto; font-size: 12px }}
 </style>
 <h1>{html.escape(summary.head["name"])}</h1>{alarm}<ul>{head}</ul>

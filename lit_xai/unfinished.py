@@ -131,7 +131,7 @@ def message(of: Unfinished, every: Sequence[str]) -> str:
     if of.folds.present < of.folds.planned:
         parts.append(f"{of.folds.present} of {of.folds.planned} folds")
     there = {name: len(folds) for name, folds in of.left_out.items()}
-    parts += [f"left out, in {n} of {of.folds.present} folds only{names}" for n, names in grouped(there, ())]
+    parts += [f"explained in {n} of {of.folds.present} folds, left out{names}" for n, names in grouped(there, ())]
     parts += [
         f"{s.present} of {s.planned} maps of disagreements{names}" for s, names in grouped(of.disagreements, every)
     ]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from lit_xai.cli import config_dir
-from lit_xai.core import SampleRng, TrainedOn, UsageError, describe, fit_fillers, passes_of
+from lit_xai.core import SampleRng, TrainedOn, UsageError, describe, fit_fillers, legend_of, passes_of
 from lit_xai.core import resolve as resolved
 from lit_xai.files import save_weights
 from lit_xai.fillers import gaussian
@@ -192,6 +192,14 @@ class TestExplainer:
     def test_maps_are_not_all_the_same(self, file, model, images, targets):
         maps = build(file)(model, images, targets, RNG)
         assert float(maps.std()) > 0
+
+    def test_its_legend_fits_the_signs_of_its_values_and_is_no_parameter(self, file, model, images, targets):
+        explainer = build(file)
+        legend, maps = legend_of(explainer), explainer(model, images, targets, RNG)
+        negative = bool((maps < -1e-6 * maps.abs().max()).any())
+        fits = {"signed": negative, "magnitude": not negative, "range": True, "by sign": file.parent.name == "captum"}
+        assert fits[legend.scale], (legend, float(maps.min()), float(maps.max()))
+        assert "legend" not in describe(explainer)
 
     def test_maps_do_not_depend_on_the_batch(self, file, model, images, targets):
         explainer, model, images = build(file), model.double(), images.double()

@@ -109,7 +109,7 @@ def test_explainers_with_fewer_probes_are_named(whole: Path) -> None:
 def test_an_explainer_that_a_fold_lacks_is_named(whole: Path) -> None:
     shutil.rmtree(whole / "fold=1" / "maps" / "saliency")
     lack = unfinished(whole)
-    assert lack["message"] == "left out, in 1 of 2 folds only (saliency): not a result"
+    assert lack["message"] == "explained in 1 of 2 folds, left out (saliency): not a result"
     assert lack["left_out"] == {"saliency": [0]}
     assert unfinished(whole, "random") is None
 
@@ -119,7 +119,7 @@ def test_an_explainer_that_was_planned_and_not_begun_is_named(whole: Path) -> No
     file.parent.mkdir(parents=True)
     file.write_text(plan_text("explain", ["explainer=[lime]"], probes=20, shard_size=8))
     lack = unfinished(whole)
-    assert lack["message"] == "left out, in 0 of 2 folds only (lime): not a result"
+    assert lack["message"] == "explained in 0 of 2 folds, left out (lime): not a result"
     assert f"explainer=[lime]' root={whole.parent}" in lack["commands"][0]
 
 

@@ -12,7 +12,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
 from lit_xai import draw
-from lit_xai.core import Explainer, SampleRng, Score, UsageError, fit_fillers
+from lit_xai.core import Explainer, SampleRng, Score, UsageError, fit_fillers, legend_of
 from lit_xai.dashboard import Dashboard
 from lit_xai.data.folds import FoldData
 from lit_xai.files import write_csv
@@ -111,7 +111,8 @@ class SanityCheck(pl.Callback):
         title = f"{self.store.root.parent.name}, fold {data.fold}: {how}, {number} held-out probes{too_few(number)}"
         path = self.store.root / f"sanity-{how}.png"
         lines = curves(table, "spearman"), curves(table, "magnitude")
-        return draw.sanity(images, stages, result.maps, *lines, path, title)
+        legends = {n: legend_of(e) for n, e in self.explainers.items()}
+        return draw.sanity(images, stages, result.maps, *lines, path, title, legends)
 
 
 class Curves(pl.Callback):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_xai import draw
-from lit_xai.core import Explainer
+from lit_xai.core import Explainer, legend_of
 from lit_xai.dashboard import Dashboard
 from lit_xai.data.folds import FoldData
 from lit_xai.ensemble import Ensemble
@@ -76,10 +76,10 @@ class Gallery(pl.Callback):
             return None
         names = class_names or data.source.classes
         captions = captions_of(Ensemble(self.store.root.parent), self.store.fold, samples, names)
-        title = f"{self.store.root.parent.name}, predictor of fold {self.store.fold}: red = for the class, blue = against it"
-        units = {n: getattr(e, "unit", "") for n, e in self.explainers.items()}
+        title = f"{self.store.root.parent.name}, predictor of fold {self.store.fold}"
+        legends = {n: legend_of(e) for n, e in self.explainers.items()}
         images = data.source.train.images(samples.tolist())
-        return draw.gallery(images, captions, maps, self.store.root / "gallery.png", title, units)
+        return draw.gallery(images, captions, maps, self.store.root / "gallery.png", title, legends)
 
 
 def captions_of(ensemble: Ensemble, fold: int, samples: Tensor, names: Sequence[str]) -> list[str]:

@@ -9,8 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lit_xai.core import (
+    SIGNED,
     BackgroundFiller,
     Images,
+    Legend,
     Maps,
     Model,
     Passes,
@@ -44,6 +46,11 @@ class AveragedGradient:
     points: int = 21
     output: str = "probability"
     max_batch: int = 64
+
+    @property
+    def legend(self) -> Legend:
+        """Contributions to the output."""
+        return Legend(SIGNED, unit=self.output)
 
     def passes(self, height: int, width: int) -> Passes:
         """One forward and one backward pass a point."""

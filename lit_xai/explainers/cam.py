@@ -7,14 +7,26 @@ part and interpolate bilinearly to the image. The layer is the last convolution 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lit_xai.core import Images, Maps, Model, Passes, SampleRng, Targets, UsageError, check_batch, evaluating
+from lit_xai.core import (
+    MAGNITUDE,
+    Images,
+    Legend,
+    Maps,
+    Model,
+    Passes,
+    SampleRng,
+    Targets,
+    UsageError,
+    check_batch,
+    evaluating,
+)
 from lit_xai.core import select_output as select
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
@@ -90,6 +102,8 @@ class GradCAM:
 
     layer: str | None = None
     output: str = "logit"
+
+    legend: ClassVar[Legend] = Legend(MAGNITUDE, "darker = more evidence for {label}, white = none")
 
     def passes(self, height: int, width: int) -> Passes:
         """One forward and one backward pass."""

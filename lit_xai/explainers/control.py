@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
 
-from lit_xai.core import Images, Maps, Model, Passes, SampleRng, Targets, check_batch
+from lit_xai.core import (
+    SIGNED,
+    Images,
+    Legend,
+    Maps,
+    Model,
+    Passes,
+    SampleRng,
+    Targets,
+    check_batch,
+)
 
 
 @dataclass(frozen=True)
@@ -18,6 +29,8 @@ class Random:
     The noise belongs to (seed, sample, model), not to the sample alone: maps that two folds share would have a perfect
     MeGe. The model enters by the bytes of its first and last parameter tensor.
     """
+
+    legend: ClassVar[Legend] = Legend(SIGNED, "noise: the colours have no meaning")
 
     def passes(self, height: int, width: int) -> Passes:
         """No model pass at all."""

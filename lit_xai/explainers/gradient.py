@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lit_xai.core import (
+    MAGNITUDE,
+    SIGNED,
     Images,
+    Legend,
     Maps,
     Model,
     Passes,
@@ -80,6 +84,8 @@ class Saliency:
     output: str = "logit"
     channels: str = "max"
 
+    legend: ClassVar[Legend] = Legend(MAGNITUDE)
+
     def passes(self, height: int, width: int) -> Passes:
         """One forward and one backward pass."""
         return Passes(1, 1)
@@ -102,6 +108,11 @@ class GradientInput:
     signed: bool = False
     output: str = "logit"
     channels: str = "mean"
+
+    @property
+    def legend(self) -> Legend:
+        """Without a sign it tells how much, not which way."""
+        return Legend(SIGNED if self.signed else MAGNITUDE)
 
     def passes(self, height: int, width: int) -> Passes:
         """One forward and one backward pass."""
@@ -133,6 +144,8 @@ class IntegratedGradients:
     output: str = "logit"
     channels: str = "mean"
     max_batch: int = 64
+
+    legend: ClassVar[Legend] = Legend(SIGNED)
 
     def passes(self, height: int, width: int) -> Passes:
         """One forward and one backward pass a point."""
@@ -171,6 +184,10 @@ class SmoothGrad:
     output: str = "logit"
     channels: str = "mean"
     max_batch: int = 64
+
+    legend: ClassVar[Legend] = Legend(
+        SIGNED, "red = a brighter pixel is for {label}, blue = a darker one is, white = neither"
+    )
 
     def passes(self, height: int, width: int) -> Passes:
         """One forward and one backward pass a copy."""

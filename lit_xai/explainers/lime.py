@@ -17,8 +17,10 @@ from scipy.stats import norm
 from torch import Tensor
 
 from lit_xai.core import (
+    SIGNED,
     Filler,
     Images,
+    Legend,
     Maps,
     Model,
     Passes,
@@ -368,6 +370,11 @@ class Lime:
         if not isinstance(self.samples, int) or self.samples < 1:
             raise UsageError(f"samples must be a positive number or auto, found {self.samples!r}")
         return self.samples
+
+    @property
+    def legend(self) -> Legend:
+        """Contributions to the output."""
+        return Legend(SIGNED, unit=self.output)
 
     def passes(self, height: int, width: int) -> Passes:
         """One forward pass a sample; with `auto`, at most that."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lit_xai.core import (
+    MAGNITUDE,
     Blur,
     Filler,
     Images,
+    Legend,
     Maps,
     Model,
     Passes,
@@ -68,6 +70,8 @@ class MeaningfulPerturbation:
     output: str = "probability"
     repeat: int = 0
     max_batch: int = 64
+
+    legend: ClassVar[Legend] = Legend(MAGNITUDE, "darker = hidden more by the mask that destroys {label}, white = kept")
 
     def passes(self, height: int, width: int) -> Passes:
         """One forward and one backward pass a step."""

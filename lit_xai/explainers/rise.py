@@ -11,7 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lit_xai.core import (
+    RANGE,
     Images,
+    Legend,
     Maps,
     Model,
     Passes,
@@ -49,6 +51,11 @@ class RISE:
     output: str = "logit"
     precision: str = "float32"
     max_batch: int = 64
+
+    @property
+    def legend(self) -> Legend:
+        """The mean output under the masks that keep a pixel is near the mean under all masks: 0 means nothing."""
+        return Legend(RANGE, f"red = higher {self.output} of {{label}} when the pixel is kept, yellow = lower")
 
     def passes(self, height: int, width: int) -> Passes:
         """One forward pass a mask."""

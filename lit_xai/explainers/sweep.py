@@ -19,10 +19,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lit_xai.core import (
+    MAGNITUDE,
     REFERENCE_SIDE,
+    SIGNED,
     Colour,
     Filler,
     Images,
+    Legend,
     Maps,
     Model,
     Passes,
@@ -53,11 +56,15 @@ Probabilities = Float[Tensor, "r k"]
 class Contrast(ABC):
     """How much the output changed: from p(y|x) and the mean p(y|x without the window), positive = evidence for.
 
-    `unit` is that of its values; `of_class` says whether they are about the target, or about all classes together.
+    `unit` is that of its values.
     """
 
     unit: str
-    of_class: ClassVar[bool] = True
+
+    @property
+    def legend(self) -> Legend:
+        """What the colours of its maps say."""
+        return Legend(SIGNED, unit=self.unit)
 
     @abstractmethod
     def __call__(self, whole: Probabilities, hidden: Probabilities, targets: Int[Tensor, "r"]) -> Float[Tensor, "r"]:
@@ -130,7 +137,11 @@ class KL(Contrast):
     """Kullback-Leibler divergence of p(y|x without) from p(y|x): the mean PMI under p(y|x). At least 0."""
 
     unit: str = "bits"
-    of_class: ClassVar[bool] = False
+
+    @property
+    def legend(self) -> Legend:
+        """It is about all classes together."""
+        return Legend(MAGNITUDE, "darker = more informative, whichever the class; white = 0", self.unit)
 
     def __call__(self, whole: Probabilities, hidden: Probabilities, targets: Int[Tensor, "r"]) -> Float[Tensor, "r"]:
         return in_unit((whole * torch.log((EPSILON + whole) / (EPSILON + hidden))).sum(1), self.unit)
@@ -399,14 +410,9 @@ class SlidingPatch:
         return Windows(height, width, patch, stride, cover=self.projection == "mean")
 
     @property
-    def unit(self) -> str:
-        """Of the maps."""
-        return self.contrast.unit
-
-    @property
-    def of_class(self) -> bool:
-        """Whether maps are about the target alone."""
-        return self.contrast.of_class
+    def legend(self) -> Legend:
+        """The contrast's."""
+        return self.contrast.legend
 
     def resolve(self, model: Model, images: Images) -> dict[str, Any]:
         """Patch and stride in pixels of these images, and the number of windows."""
