@@ -197,8 +197,10 @@ def test_a_call_that_was_interrupted_says_to_call_again(tmp_path: Path) -> None:
     source, root = digits(16), tmp_path / "mine"
     data = TensorDataset(source.train.images(list(range(200))), source.labels[:200])
 
+    pressed = [2]
+
     def train(module: nn.Module, part: object, number: int) -> None:
-        if number == 2:
+        if number in pressed:
             raise KeyboardInterrupt
 
     def network() -> nn.Module:
@@ -212,7 +214,7 @@ def test_a_call_that_was_interrupted_says_to_call_again(tmp_path: Path) -> None:
     assert lack["commands"] == [
         f"call lit_xai.crossval.explain_folds again with the same arguments and root='{root}'",
     ]
-    options["train"] = lambda *_: None
+    pressed.clear()
     assert explain_folds(network, data, {"saliency": Saliency()}, **options).head["unfinished"] is None
     for plans in root.glob("fold=*/plans"):
         shutil.rmtree(plans)  # made before it left any
