@@ -272,8 +272,7 @@ def page(summary: Summary, columns: Sequence[str], folder: Path) -> str:
 body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem; color: #222 }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px }}
 th, td {{ padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }}
-th:first-child {{ text-align: left }} img {{ max-width: 100% }} .wide, figure {{ overflow-x: auto; margin: 1rem 0 }}
-@media (max-width: 50rem) {{ img {{ max-width: none }} }}
+th:first-child {{ text-align: left }} .wide, figure {{ overflow-x: auto; margin: 1rem 0 }}
 .alarm {{ color: #a00; border: 2px solid #a00; background: #fff4f4; padding: .5rem 1rem; font-weight: bold }}
 .alarm p {{ margin: .2rem 0; overflow-wrap: anywhere }}
 .alarm code {{ display: block; white-space: pre; overflow-x: auto; font-size: 12px; font-weight: normal; color: #222 }}

@@ -66,15 +66,15 @@ class Unfinished:
 def planned_probes(split: Split, reader: MapReader) -> int | None:
     """How many random probes the shards of one explainer were cut from; None if they are no probes of this split.
 
-    The place of the last shard's first sample leaves a few numbers per fold, the digest of all probes one of them.
+    The place of the last sample that is there leaves a few numbers per fold, the digest of all probes one of them.
     """
-    if not reader.files:
+    shard = range_of(reader.files[-1].name) if reader.files else None
+    if shard is None:
         return None
-    first = int(reader.samples[reader.place == reader.begins[-2]])
-    shard = range_of(reader.files[-1].name)
-    for number in split.per_fold(first, shard.start if shard else 0):
+    last = int(reader.samples[reader.place == reader.begins[-1] - 1])
+    for number in split.per_fold(last, shard.stop - 1):
         probes = split.probes(number)
-        if digest(probes) == reader.fingerprint["probes"]:
+        if digest(probes) == reader.fingerprint.get("probes"):
             return len(probes)
     return None
 

@@ -197,7 +197,7 @@ class TestExplainer:
         explainer = build(file)
         legend, maps = legend_of(explainer), explainer(model, images, targets, RNG)
         negative = bool((maps < -1e-6 * maps.abs().max()).any())
-        fits = {"signed": negative, "magnitude": not negative, "range": True, "by sign": file.parent.name == "captum"}
+        fits = {"signed": negative, "magnitude": not negative, "range": True, "by sign": True}
         assert fits[legend.scale], (legend, float(maps.min()), float(maps.max()))
         assert "legend" not in describe(explainer)
 

@@ -86,24 +86,27 @@ class Split:
 
     def probes(self, per_fold: int | None) -> Int[Tensor, "p"]:
         """`per_fold` random samples of every fold, fold by fold and ascending within; None takes all."""
-        shuffled = [self.shuffled(fold) for fold in range(self.k)]
-        return torch.cat([members[:per_fold].sort().values for members in shuffled])
+        return torch.cat([members[:per_fold].sort().values for members in self.shuffled])
 
-    def shuffled(self, fold: int) -> Int[Tensor, "v"]:
-        """V_i in the order in which probes are taken from it."""
-        members, g = self.held_out(fold), torch.Generator().manual_seed(stable_hash(self.seed, "probes", fold))
-        return members[torch.randperm(len(members), generator=g)]
+    @cached_property
+    def shuffled(self) -> list[Int[Tensor, "v"]]:
+        """Every V_i in the order in which probes are taken from it."""
+        out = []
+        for fold in range(self.k):
+            members, g = self.held_out(fold), torch.Generator().manual_seed(stable_hash(self.seed, "probes", fold))
+            out.append(members[torch.randperm(len(members), generator=g)])
+        return out
 
     def per_fold(self, sample: int, place: int) -> Iterator[int]:
-        """Every number of probes per fold with which `sample` stands at `place` among the `probes`, ascending."""
+        """Every number of probes per fold with which `sample` stands at `place` among the `probes`, the largest first."""
         fold = int(self.fold(torch.tensor([sample])))
-        taken = self.shuffled(fold)
+        taken = self.shuffled[fold]
         sizes = torch.bincount(self.fold_of, minlength=self.k)
         number = torch.arange(1, int(sizes.max()) + 1)
         before = torch.stack([number.clamp_max(s) for s in sizes[:fold]]).sum(0) if fold else 0
         rank = (taken < sample).cumsum(0)[number.clamp_max(len(taken)) - 1]
         there = number > int((taken == sample).nonzero())
-        yield from number[there & (before + rank == place)].tolist()
+        yield from number[there & (before + rank == place)].flip(0).tolist()
 
     def fold(self, samples: Int[Tensor, "p"]) -> Int[Tensor, "p"]:
         """The fold of each of these samples."""
