@@ -81,7 +81,7 @@ def shard_paths(folder: Path) -> list[Path]:
 
 def explainers_in(folder: Path) -> list[str]:
     """The explainers of which `fold=<i>/maps` or `fold=<i>/disagreements` holds anything."""
-    return sorted(d.name for d in folder.iterdir() if d.is_dir()) if folder.is_dir() else []
+    return sorted(d.name for d in folder.iterdir() if d.is_dir() and shard_paths(d)) if folder.is_dir() else []
 
 
 def fold_paths(root: Path) -> dict[int, Path]:

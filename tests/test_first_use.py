@@ -113,6 +113,16 @@ def test_status_and_explain_agree_on_what_is_complete(trained: Path, tmp_path: P
     assert says() == (True, True)
 
 
+def test_an_explainer_whose_only_shard_is_lost_is_left_out_and_named(trained: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(trained, root)
+    for file in (root / NAME / "fold=0" / "maps" / "gradcam").iterdir():
+        file.unlink()
+    done = run("evaluate", root, f"name={NAME}", small=QUIET)
+    assert "left out (gradcam): not a result" in done.stdout
+    assert set(json.loads((root / NAME / "summary.json").read_text())["rows"]) == {"saliency", "random"}
+
+
 def test_evaluate_takes_one_experiment(trained: Path) -> None:
     assert "one experiment" in refusal(run("evaluate", trained, "-m", f"name={NAME},other", check=False, small=QUIET))
 

@@ -926,6 +926,7 @@ def mapped() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(3)
         layers = [nn.Conv2d(3, 8, 3, padding=1), random_norm(8, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()]
+        layers[0].weight.data *= 3
         return nn.Sequential(*layers, nn.MaxPool2d(4), nn.Flatten(), nn.Linear(128, 4)).eval()
 
 
