@@ -5,29 +5,32 @@ from __future__ import annotations
 import inspect
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import diffusers
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_xai.core import UsageError
-from lit_xai.fillers.diffusion import Diffusion, UNet
 
 SAFELY = "name a folder saved by diffusers with safe_serialization=True"
 WEIGHTS, NETWORK, SCHEDULE = "diffusion_pytorch_model.safetensors", "config.json", "scheduler_config.json"
 
 
-class MeanOnly(nn.Module):
-    """A network that also predicts variances, of which DDIM has no use."""
+class Denoiser(NamedTuple):
+    """What a folder holds.
 
-    def __init__(self, network: nn.Module, channels: int) -> None:
-        super().__init__()
-        self.network, self.channels = network, channels
+    Attributes:
+        network: diffusers' UNet2DModel in evaluation mode; of twice as many channels out as in, the second half are variances.
+        channels, side: of its images.
+        signal: the signal's share of variance after every step.
+        predicts: what the network does, in diffusers' words.
+    """
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """The first half of the channels."""
-        return self.network(x, t)[:, : self.channels]
+    network: Any
+    channels: int
+    side: int
+    signal: Tensor
+    predicts: str
 
 
 def files_of(path: Path) -> list[Path] | None:
@@ -51,12 +54,14 @@ def files_of(path: Path) -> list[Path] | None:
     return None
 
 
-def read(weights: Path) -> Diffusion:
+def read(weights: Path) -> Denoiser:
     """The network and schedule of a folder; images are taken to be scaled to [-1, 1]. No code runs.
 
     Raises:
         UsageError: files are damaged, or of a kind that cannot draw images here; the message says which.
     """
+    import diffusers
+
     found = files_of(weights.parent)
     assert found is not None
     folder, schedule = weights.parent, found[2]
@@ -75,11 +80,7 @@ def read(weights: Path) -> Diffusion:
         first = (str(e).splitlines() or [""])[0][:120]
         raise UsageError(f"{folder} does not load ({type(e).__name__}: {first}): {SAFELY}") from None
     signal, predicts = checked_schedule(scheduler, schedule)
-    channels = network.config.in_channels
-    mean: nn.Module = UNet(network)
-    if network.config.out_channels != channels:
-        mean = MeanOnly(mean, channels)
-    return Diffusion(channels, side, "", 64, mean.eval().requires_grad_(False), signal, predicts)
+    return Denoiser(network.eval().requires_grad_(False), network.config.in_channels, side, signal, predicts)
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -103,9 +104,11 @@ def own_options(kind: Any, config: dict[str, Any], file: Path) -> dict[str, Any]
     Raises:
         UsageError: there are others that matter: remote code, quantisation; any other of a network.
     """
+    from diffusers import SchedulerMixin
+
     options = {k: v for k, v in config.items() if not k.startswith("_")}
     known = set(inspect.signature(kind.__init__).parameters)
-    if issubclass(kind, diffusers.SchedulerMixin):  # folders keep numbers of schedules that they were converted from
+    if issubclass(kind, SchedulerMixin):  # folders keep numbers of schedules that they were converted from
         options = {k: v for k, v in options.items() if k in known or isinstance(v, dict)}
     if other := sorted(set(options) - known):
         raise UsageError(f"{file} asks for {', '.join(other[:3])}, which a {kind.__name__} does not have: {SAFELY}")

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from lit_xai.core import Images, UsageError, autocast, per_call, stable_hash
+from lit_xai.fillers import diffusers_folder
 from lit_xai.fillers.fitted import FittedFiller, Placed, Sampler, Saved, below, rebuilt
 from lit_xai.fillers.generative import GenerativeFiller, ImageSampler, check_precision, normal
 from lit_xai.training import TrainableSampler, check_choice
@@ -322,6 +323,14 @@ class UNet(nn.Module):
         return self.unet(x, t).sample
 
 
+class MeanOnly(UNet):
+    """One that also predicts variances, of which DDIM has no use."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """The first half of the channels."""
+        return super().forward(x, t)[:, : x.shape[1]]
+
+
 # ------------------------------------------------------------------------------------------------------------ training
 
 
@@ -443,8 +452,6 @@ class Denoising(GenerativeFiller):
     @property
     def files(self) -> list[Path]:
         """The checkpoint; or weights, network and schedule of a diffusers folder."""
-        from lit_xai.fillers import diffusers_folder
-
         found = diffusers_folder.files_of(Path(self.checkpoint)) if self.checkpoint else None
         return found if found is not None else super().files
 
@@ -452,9 +459,11 @@ class Denoising(GenerativeFiller):
     def read(file: Path) -> Diffusion:
         """The sampler of a `model.ckpt` of `python -m lit_xai.train model=ddim`, or of diffusers' weights."""
         if file.suffix == ".safetensors":
-            from lit_xai.fillers import diffusers_folder
-
-            return diffusers_folder.read(file)
+            saved = diffusers_folder.read(file)
+            unet = (
+                UNet(saved.network) if saved.network.config.out_channels == saved.channels else MeanOnly(saved.network)
+            )
+            return Diffusion(saved.channels, saved.side, "", 64, unet.eval(), saved.signal, saved.predicts)
 
         def build(found: Saved) -> Diffusion:
             node, channels, side = found.model, found.shape["channels"], found.shape["side"]
