@@ -72,7 +72,11 @@ def head_lines(summary: Summary) -> list[str]:
             f"held-out accuracy %: {accuracy} (spread {100 * h['accuracy_spread']:.1f} points; chance {100 * a['null']:.1f})"
             for a in list(shares.values())[:1]  # unlabelled images have none
         ),
-        f"empirical Lipschitz constant (largest local one at 128 held-out images): {lipschitz}",
+        *(
+            [f"empirical Lipschitz constant (largest local one at 128 held-out images): {lipschitz}"]
+            if lipschitz
+            else []
+        ),
     ]
     settings = []
     for name, e in summary.definitions["explainers"].items():
