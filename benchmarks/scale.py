@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -244,7 +245,7 @@ def explainers_of(names: Sequence[str]) -> dict[str, Any]:
 def rates(model: torch.nn.Module, images: torch.Tensor, rounds: int = 3) -> tuple[float, float]:
     """Seconds of one image's forward pass and of its backward pass to the image, in batches as large as `images`."""
     targets = torch.zeros(len(images), dtype=torch.long, device=images.device)
-    found = [engine.seconds_per_image(model, images, targets) for _ in range(rounds)]
+    found = [engine.seconds_per_image(model, images, targets, math.inf) for _ in range(rounds)]
     forward, backward = zip(*found, strict=True)
     return min(forward), min(backward)
 

@@ -38,6 +38,7 @@ def explain(run: Any) -> None:
     from lit_xai import engine
     from lit_xai.callbacks import Explain
     from lit_xai.runs import finish, say
+    from lit_xai.train import say_costs
 
     if run.is_sampler:
         from lit_xai.core import UsageError
@@ -65,8 +66,8 @@ def explain(run: Any) -> None:
         return
     module = run.load()
     job = run.explained(module, callback)
-    plan = engine.plan(job, callback.explainers, callback.scores, callback.part)
     say(f"{run.name} fold {run.cfg.fold} of {run.cfg.data.folds}, {callback.probes} probes -> {run.store.root}")
+    plan = engine.plan(job, callback.explainers, callback.scores, callback.part, bool(run.cfg.progress))
     if (
         plan.maps == 0
         and run.store.predictions_file.exists()
@@ -76,7 +77,7 @@ def explain(run: Any) -> None:
             callback.leave_plans(len(job.samples))
         say("complete: nothing to do")
         return
-    say(f"explain: {plan}")
+    say_costs(run, plan)
     if run.cfg.dry_run:
         return
     run.claim()

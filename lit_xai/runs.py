@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import signal
 import warnings
@@ -28,9 +29,10 @@ from lit_xai.cluster import Interrupted, Interruption, environment, requeue
 from lit_xai.core import Explainer, Filler, Score, UsageError, accepts
 from lit_xai.data.folds import FoldData
 from lit_xai.files import load_weights, write_atomically
+from lit_xai.models.resnet import stem_for
 from lit_xai.status import PLANS, plan_text
 from lit_xai.store import FoldStore, differences
-from lit_xai.training import Trainable
+from lit_xai.training import STEPS, Trainable, epochs_for
 
 HOW = ("_target_", "accelerator", "devices", "num_nodes", "strategy", "num_sanity_val_steps", "profiler")  # not what
 ELSEWHERE = ("root", "path", "download", "num_workers", "probes_per_fold")  # where data lie, not what they are
@@ -220,19 +222,42 @@ class Run:
         pl.seed_everything(self.cfg.seed, workers=True, verbose=False)
         return build_module(plain(self.cfg.model), shape_of(self.data), self.data.colour)
 
-    def check_folder(self) -> None:
-        """Refuse a folder that holds results of another configuration."""
-        mine = plain(self.cfg)
+    def trained_folds(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """The folds that lie in this experiment's folder, and the configuration of each."""
         for file in sorted(self.store.root.parent.glob("fold=*/config.yaml")):
-            if not any((file.parent / f).exists() for f in ("model.ckpt", "last.ckpt", "predictions.safetensors")):
-                continue  # a run that came to nothing
-            there, here = identity(read_config(file)), identity(mine)
+            if any((file.parent / f).exists() for f in ("model.ckpt", "last.ckpt", "predictions.safetensors")):
+                yield file.parent, read_config(file)  # any other run came to nothing
+
+    def settle(self) -> None:
+        """Put into the configuration what it leaves to the data: the stem, and how many epochs.
+
+        The folds of an ensemble are alike: what is left open is taken from those that are there.
+        """
+        there: dict[str, Any] = next((config for _, config in self.trained_folds()), {})
+        network: Any = self.cfg.model.get("network") or {}
+        trainer = self.cfg.trainer
+        if network.get("stem") == "auto":
+            had = (there.get("model", {}).get("network") or {}).get("stem")
+            network.stem = had or stem_for(shape_of(self.data)["side"])
+        if not any(o.lstrip("+").startswith("trainer.max_epochs=") for o in self.overrides):
+            trainer.max_epochs = there.get("trainer", {}).get("max_epochs") or trainer.max_epochs
+        if trainer.max_epochs is None:
+            train = self.job_type == "train"  # else the number is not used
+            batches = len(self.data.train_dataloader()) if train else STEPS
+            trainer.max_epochs = epochs_for(batches, trainer.get("accumulate_grad_batches") or 1)
+
+    def check_folder(self) -> None:
+        """Settle what the configuration leaves open; refuse a folder that holds results of another one."""
+        self.settle()
+        mine = plain(self.cfg)
+        for folder, theirs in self.trained_folds():
+            there, here = identity(theirs), identity(mine)
             if self.job_type != "train":  # how long it was trained is the checkpoint's affair
                 there.pop("trainer"), here.pop("trainer")
             difference = differences(there, here)
             if difference:
                 raise UsageError(
-                    f"{file.parent} holds another configuration ({'; '.join(difference[:3])}): "
+                    f"{folder} holds another configuration ({'; '.join(difference[:3])}): "
                     f"choose another name=, or restore these settings"
                 )
 
@@ -344,9 +369,16 @@ class Run:
         load_weights(module, file)
         return module.predictor()  # type: ignore[operator]
 
+    @property
+    def device(self) -> torch.device:
+        """Where trials are timed: this process's GPU if the trainer takes one and there is one, else the CPU."""
+        if self.cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
     def explained(self, module: pl.LightningModule, callback: Explain) -> engine.Explained:
         """The job of the `Explain` callback, outside a trainer, for planning."""
-        job = callback.job(module.predictor(), self.data, torch.device("cpu"))  # type: ignore[operator]
+        job = callback.job(module.predictor(), self.data, self.device)  # type: ignore[operator]
         if callback.probes == "disagreements":
             job = callback.choose(job, job.store.read_predictions(), self.data)
         elif job.identity["target"] == "prediction":
@@ -400,6 +432,8 @@ def check_values(cfg: Any) -> None:
     for key in ("fold", "seed", "batch_size", "shard_size", "data.folds", "data.batch_size", "trainer.max_epochs"):
         value = OmegaConf.select(cfg, key)
         least = {"fold": None, "seed": 0}.get(key, 1)
+        if value is None and key == "trainer.max_epochs":
+            continue  # the data decide
         if not isinstance(value, int) or isinstance(value, bool) or (least is not None and value < least):
             raise UsageError(
                 f"{key} must be a whole number{'' if least is None else f' of at least {least}'}, found {value}"

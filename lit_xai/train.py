@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import dataclass
 from typing import Any
 
 from lit_xai.cli import door
+
+LONG = 30  # minutes above which somebody is told what takes them
 
 ABOUT = """Train the predictor that never sees one fold, explain the probes of every fold with it, score the explanations,
 and say how stable they are over the folds that are there. All results go to checkpoints/<name>/fold=<i>/.
@@ -159,42 +162,104 @@ def announce(run: Any, module: Any, callback: Any, trained: bool) -> None:
     from lit_xai import engine
     from lit_xai.callbacks import Explain
     from lit_xai.runs import say
+    from lit_xai.training import FEW, epochs_for
 
-    plan = None
+    say(f"{run.name} fold {run.cfg.fold} of {run.cfg.data.folds} -> {run.store.root}")
+    plan, training = None, None
     with torch.random.fork_rng():
+        if hasattr(module, "fit_on"):
+            say("fit: one pass over windows of the training folds")
+        elif not trained:
+            training = training_time(module, run)
         if isinstance(callback, Explain):
             trial = run.explained(
                 copy.deepcopy(module), callback
             )  # a copy: planning must not touch what will be trained
             if not trained:
                 trial.checkpoint = ""  # not known yet
-            plan = engine.plan(trial, callback.explainers, callback.scores, callback.part)
-        say(f"{run.name} fold {run.cfg.fold} of {run.cfg.data.folds} -> {run.store.root}")
-        if hasattr(module, "fit_on"):
-            say("fit: one pass over windows of the training folds")
-        elif not trained:
-            steps, minutes = training_time(module, run)
-            say(f"train: {run.cfg.trainer.max_epochs} epochs, {steps:,} steps, about {minutes:.1f} min on this CPU")
+            plan = engine.plan(trial, callback.explainers, callback.scores, callback.part, bool(run.cfg.progress))
+    if training is not None:
+        say(f"train: {training}")
+        if training.steps < FEW:
+            enough = epochs_for(training.batches, training.accumulate)
+            say(
+                f"warning: {training.steps} optimizer steps are few to learn from: set trainer.max_epochs={enough} or more, "
+                f"or lower data.batch_size={run.cfg.data.batch_size}"
+            )
+    say_costs(run, plan, training)
+
+
+def say_costs(run: Any, plan: Any, training: Any = None) -> None:
+    """What is explained and what that takes; of a dry run every explainer and score, else the dearest of a long one."""
+    from lit_xai.runs import say
+
+    minutes = (training.minutes if training is not None else 0.0) + (plan.minutes if plan is not None else 0.0)
     if plan is not None:
         say(f"explain: {plan}")
+        if run.cfg.dry_run:
+            for cost in plan.costs:
+                say(f"  {cost}")
+        elif minutes > LONG and plan.costs:
+            say(f"  the dearest is {plan.costs[0]} (all: dry_run=true)")
+    if run.cfg.dry_run and (plan is not None or training is not None):
+        folds = run.cfg.data.folds
+        say(f"total: about {minutes:.1f} min for this fold, {folds * minutes:.0f} min for {folds} like it")
 
 
-def training_time(module: Any, run: Any) -> tuple[int, float]:
-    """Steps, and minutes by three trial steps of a copy of the module."""
+@dataclass(frozen=True)
+class TrainingTime:
+    """What a training will take.
+
+    Attributes:
+        epochs, batches: of the training, of one epoch.
+        accumulate: batches of one optimizer step.
+        minutes: by a trial on `device`.
+        cheaper: options that cost less.
+    """
+
+    epochs: int
+    batches: int
+    accumulate: int
+    minutes: float
+    device: str
+    cheaper: str = ""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of all epochs."""
+        from lit_xai.training import optimizer_steps
+
+        return optimizer_steps(self.batches, self.epochs, self.accumulate)
+
+    def __str__(self) -> str:
+        from lit_xai.engine import unit
+
+        text = f"{self.epochs} epochs, {self.steps:,} steps, about {self.minutes:.1f} min on this {unit(self.device)}"
+        return f"{text}; cheaper: {self.cheaper}" if self.cheaper else text
+
+
+def training_time(module: Any, run: Any) -> TrainingTime:
+    """What the training of a module takes, by a few steps of a copy of it with growing batches."""
     import copy
-    import time
 
-    data = run.data
-    loader = data.train_dataloader()
-    batch = next(iter(loader))
-    trial = copy.deepcopy(module).train()
-    times = []
-    for _ in range(3):
-        began = time.perf_counter()
-        trial.batch_loss(batch).backward()
-        times.append(time.perf_counter() - began)
-    steps = len(loader) * run.cfg.trainer.max_epochs
-    return steps, steps * min(times) / 60
+    from lit_xai import engine
+
+    loader, trainer = run.data.train_dataloader(), run.cfg.trainer
+    batch = [x.to(run.device) for x in next(iter(loader))]
+    there = copy.deepcopy(module).to(run.device).train()
+
+    def step(rows: int) -> None:
+        loss = there.batch_loss(tuple(x[:rows] for x in batch))
+        loss.backward()
+        loss.detach().item()  # a GPU has done it all by then
+
+    rows = len(batch[0])
+    seconds = rows * engine.trial(step, rows, least=2, progress=bool(run.cfg.progress))  # a batch norm needs two
+    minutes = len(loader) * trainer.max_epochs * seconds / 60
+    size, resize = run.cfg.data.get("size") or 0, run.cfg.data.get("resize")
+    smaller = f"data.size={size // 2} data.resize={resize // 2}" if resize and size > 64 else ""
+    each = trainer.get("accumulate_grad_batches") or 1
+    return TrainingTime(trainer.max_epochs, len(loader), each, minutes, run.device.type, smaller)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,18 @@ from lit_xai.core import UsageError, stable_hash
 SCHEDULES = ("onecycle", "cosine", "constant")
 OPTIMIZERS = ("adamw", "sgd")
 MOMENTUM = 0.9  # of SGD
+EPOCHS, STEPS = 8, 300  # by default at least so many epochs and optimizer steps
+FEW = 100  # steps below which somebody is told
+
+
+def optimizer_steps(batches: int, epochs: int, accumulate: int = 1) -> int:
+    """Optimizer steps of a training of `epochs` times `batches`, of which `accumulate` make one step."""
+    return max(1, -(-batches // accumulate) * epochs)
+
+
+def epochs_for(batches: int, accumulate: int = 1) -> int:
+    """How many epochs a data set of so many batches is trained for by default: more of a small one, at most `STEPS`."""
+    return max(EPOCHS, -(-STEPS // optimizer_steps(batches, 1, accumulate)))
 
 
 def check_choice(value: str, known: tuple[str, ...], name: str) -> None:
@@ -135,7 +147,7 @@ class Trainable(pl.LightningModule, ABC):
         if data is None or not self.trainer.max_epochs or self.trainer.max_epochs < 0:
             return max(1, int(self.trainer.estimated_stepping_batches))
         batches = len(data.train_dataloader())
-        return max(1, -(-batches // self.trainer.accumulate_grad_batches) * self.trainer.max_epochs)
+        return optimizer_steps(batches, self.trainer.max_epochs, self.trainer.accumulate_grad_batches)
 
 
 class TrainableSampler(Trainable):

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lit_xai.core import SampleRng, TrainedOn, UsageError, stable_hash
-from lit_xai.data.sources import ImageSet, Source
+from lit_xai.data.sources import ImageSet, OnDisk, Source
 
 # --------------------------------------------------------------------------------------------------------------- split
 
@@ -294,7 +294,7 @@ class FoldData(pl.LightningDataModule):
         probes_per_fold: random samples of every fold that get explained; None = all.
         train_subset: a stratified part of the training data that stands for D; None = all of it.
         batch_size: training batch of one process.
-        num_workers: loader processes.
+        num_workers: loader processes (of picture files that do not fit into memory, and of augmentation).
         augment: transforms `[c, h, w] -> [c, h, w]` of training images.
         label_noise: share of training labels replaced by another class.
         name: the data set's name.
@@ -392,12 +392,13 @@ class FoldData(pl.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def loader(self, data: FoldDataset, batches: Sampler[list[int]]) -> DataLoader:
-        """A loader of whole batches."""
+        """A loader of whole batches; of pictures that are kept in memory without processes, which would decode each anew."""
+        in_memory = isinstance(data.images, OnDisk) and data.images.fits
         return DataLoader(
             data,
             batch_sampler=batches,
             collate_fn=as_batch,
-            num_workers=self.num_workers,
+            num_workers=0 if in_memory else self.num_workers,
             pin_memory=torch.cuda.is_available(),
         )
 

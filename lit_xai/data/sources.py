@@ -13,14 +13,14 @@ import os
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from lit_xai.core import UsageError, stable_hash
@@ -29,6 +29,7 @@ from lit_xai.shards import side_by_side
 
 GREY = ("1", "L", "LA")  # modes of grey-scale files
 NAMED = 20  # files that one error names
+KEPT = 256 * 2**20  # bytes of decoded pictures that are kept in memory: 1,783 of 224 px
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -61,13 +62,15 @@ class InMemory:
 class OnDisk:
     """Picture files, decoded when asked for: shorter side to `resize`, then the central `size` pixels.
 
-    `grey` says what a grey-scale file among colour pictures is: `refuse` it, or `convert` it.
+    `grey` says what a grey-scale file among colour pictures is: `refuse` it, or `convert` it. Where all of them fit into
+    `KEPT` bytes, each is decoded once in a process.
     """
 
     files: tuple[Path, ...]
     size: int
     resize: int
     grey: str = "refuse"
+    decoded: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.grey not in ("refuse", "convert"):
@@ -83,7 +86,7 @@ class OnDisk:
             UsageError: one of them cannot be used; then every file is looked at, and all that cannot are named.
         """
         try:
-            return torch.stack([self.read(self.files[i]) for i in indices])
+            return torch.stack([self.pixels(i) for i in indices]).float().div_(255)
         except UsageError as e:
             raise UsageError(self.all_refused(str(e))) from None
 
@@ -103,7 +106,21 @@ class OnDisk:
         more = f"; and {len(found) - NAMED} more" if len(found) > NAMED else ""
         return f"{len(found)} of {len(self.files)} pictures cannot be used: {'; '.join(found[:NAMED])}{more}"
 
-    def read(self, file: Path) -> Float[Tensor, "c h w"]:
+    @property
+    def fits(self) -> bool:
+        """Whether the decoded pictures are kept in memory."""
+        return len(self.files) * 3 * self.size**2 <= KEPT
+
+    def pixels(self, i: int) -> UInt8[Tensor, "c h w"]:
+        """One picture, from memory if it was decoded before."""
+        found = self.decoded.get(i)
+        if found is None:
+            found = self.read(self.files[i])
+            if self.fits:
+                self.decoded[i] = found
+        return found
+
+    def read(self, file: Path) -> UInt8[Tensor, "c h w"]:
         """One picture as RGB: palette files are converted, an alpha channel must be fully opaque.
 
         Raises:
@@ -120,7 +137,7 @@ class OnDisk:
                     f"{file} is grey-scale among colour pictures: save it as RGB, or set data.grey=convert"
                 )
             image = T.pil_to_tensor(picture.convert("RGB"))
-        return framed(image, self.resize, self.size).float().div_(255)
+        return framed(image, self.resize, self.size)
 
 
 @dataclass(frozen=True)

@@ -423,6 +423,14 @@ class SlidingPatch:
         """One forward pass a window and filling, and one of the whole image."""
         return Passes(len(self.windows(height, width)) * fillings(self.filler, self.draws) + 1)
 
+    def share(self, model: Model, images: Images) -> float:
+        """The share of its passes' time that it is expected to take, where only what a window changes is computed."""
+        windows, rows = self.windows(*images.shape[-2:]), per_call(images, self.max_batch)
+        outputs = Outputs(model, images, windows, rows, self.precision, self.incremental, trusted=True)
+        with torch.inference_mode(), evaluating(model):
+            logits = outputs.incremental(0)
+        return logits.share if logits is not None else 1.0
+
     def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
         check_batch(images, targets)
         rng = SampleRng.default(len(images), rng)

@@ -10,6 +10,13 @@ from torch import Tensor, nn
 
 from lit_xai.core import UsageError
 
+SMALL = 64  # pixels of an image's side up to which `auto` is the small stem
+
+
+def stem_for(side: int, stem: str = "auto") -> str:
+    """What `auto` means for images of `side` pixels; any other `stem` as it is."""
+    return stem if stem != "auto" else "small" if side <= SMALL else "large"
+
 
 class ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions and a shortcut (He et al., 2016). Each activation is a module of its own.
@@ -51,7 +58,7 @@ class ResNet18(nn.Module):
     def __init__(self, channels: int, classes: int, width: int = 64, dropout: float = 0.0, stem: str = "small") -> None:
         super().__init__()
         if stem not in ("small", "large"):
-            raise UsageError(f"model.network.stem must be small or large, found {stem!r}")
+            raise UsageError(f"model.network.stem must be auto, small or large, found {stem!r}")
         kernel, stride, padding = (3, 1, 1) if stem == "small" else (7, 2, 3)
         layers: list[nn.Module] = [
             nn.Conv2d(channels, width, kernel, stride, padding, bias=False),
@@ -82,8 +89,8 @@ class ResNet18(nn.Module):
 def resnet18(
     channels: int, classes: int, side: int, width: int = 64, dropout: float = 0.0, stem: str = "small"
 ) -> nn.Module:
-    """ResNet-18: see `ResNet18`."""
-    return ResNet18(channels, classes, width, dropout, stem)
+    """ResNet-18: see `ResNet18`; the stem may also be `auto`, see `stem_for`."""
+    return ResNet18(channels, classes, width, dropout, stem_for(side, stem))
 
 
 def resnet50(channels: int, classes: int, side: int, dropout: float = 0.0, weights: str | None = None) -> nn.Module:
