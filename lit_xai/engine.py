@@ -605,8 +605,10 @@ class Cost:
 
     def __str__(self) -> str:
         passes = " and ".join(f"{n:,} {way}" for n, way in zip(self.passes, ("forward", "backward"), strict=True) if n)
+        if not passes:
+            return f"{self.name}: no passes"
         mend = ", ".join(self.cheaper) or "leave it out"
-        return f"{self.name}: {passes or 'no'} passes, about {self.minutes:.1f} min; cheaper: {mend}"
+        return f"{self.name}: {passes} passes, about {self.minutes:.1f} min; cheaper: {mend}"
 
 
 @dataclass(frozen=True)

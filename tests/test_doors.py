@@ -390,7 +390,7 @@ def test_a_damaged_store_is_refused_by_evaluate(finished: Path, tmp_path: Path) 
     done = run("evaluate", copy, check=False)
     assert done.returncode != 0
     assert "damaged" in done.stderr
-    assert "lit_xai.explain" in done.stderr
+    assert "run python -m lit_xai." in done.stderr
 
 
 def test_a_checkpoint_of_another_model_is_refused(finished: Path, tmp_path: Path) -> None:
