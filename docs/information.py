@@ -23,6 +23,7 @@ from lit_xai.files import write_csv
 from lit_xai.fillers import ConditionalGaussian, PatchMean, PatchSampler, UniformNoise
 from lit_xai.metrics import Deletion, NegativeEvidence
 from lit_xai.metrics.statistics import difference, mean_estimate
+from lit_xai.offered import refuse_other_code
 from lit_xai.runs import Run, read_config
 from torch import Tensor
 from tqdm import tqdm
@@ -34,7 +35,8 @@ def fold_of(folder: Path, fold: int) -> Run:
     """The run that trained a predictor, from the configuration in its folder."""
     from omegaconf import OmegaConf
 
-    saved = read_config(folder / f"fold={fold}" / "config.yaml")
+    saved = read_config(file := folder / f"fold={fold}" / "config.yaml")
+    refuse_other_code(saved, file, ("data", "model", "trainer"))
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         cfg: Any = compose("explain", overrides=["explainer=[]", "score=[]"])
     cfg = OmegaConf.create(OmegaConf.to_container(cfg))

@@ -17,6 +17,7 @@ from lit_xai.crossval import load
 from lit_xai.explainers import AveragedGradient, Lime
 from lit_xai.metrics.agreement import expected_jaccard, jaccard_top
 from lit_xai.metrics.statistics import mean_estimate
+from lit_xai.offered import refuse_other_code
 from lit_xai.runs import build_data, read_config
 from lit_xai.segments import Quickshift
 from rich.console import Console
@@ -30,6 +31,7 @@ def agreement(folder: Path, images: int, samples: int) -> list[str]:
     """One row: name, held-out accuracy, superpixels, and J5, J10 with their random values."""
     fold = int(folder.name.removeprefix("fold="))
     cfg = read_config(folder / "config.yaml")
+    refuse_other_code(cfg, folder / "config.yaml", ("data",))
     data = build_data(cfg["data"], fold, cfg["seed"], cfg["label_noise"])
     model = load(folder.parent, fold).model
     held = data.held_out
