@@ -584,7 +584,7 @@ def predictions_of(
 # fields that decide how many passes a method takes: the first that helps is named where it shall be cheaper
 COUNTS = ("stride", "step", "masks", "samples", "cap", "steps", "points", "subsets", "draws", "repeats")
 LEAST = 10  # no smaller count is proposed
-LONG = 0.5  # seconds of a try that are enough to measure it
+ENOUGH = 1.5  # seconds that a trial may take
 
 
 @dataclass(frozen=True)
@@ -711,29 +711,30 @@ def fewer_probes(job: Explained) -> str | None:
 
 
 def trial(
-    try_it: Callable[[int], None], most: int, least: int = 1, enough: float = LONG, progress: bool = False
+    try_it: Callable[[int], None], most: int, least: int = 1, enough: float = ENOUGH, progress: bool = False
 ) -> float:
-    """Seconds an item of `try_it(items)`: the least of tries that grow from `least` to `most` or to `enough` seconds.
+    """Seconds an item of `try_it(items)`: the least of tries that grow from `least` to `most`, or until `enough` seconds are over.
 
     The first try warms up and does not count; a machine that does something else besides slows single ones.
     """
     first = min(least, most)
     sizes = [first, *(first * 2**i for i in range(most.bit_length()) if first * 2**i < most), most]
-    best, bar = math.inf, tqdm(sizes, "timing", unit="batch", disable=not progress, dynamic_ncols=True, leave=False)
+    best, spent = math.inf, 0.0
+    bar = tqdm(sizes, "timing", unit="batch", disable=not progress, dynamic_ncols=True, leave=False)
     for i, size in enumerate(bar):
         began = time.perf_counter()
         try_it(size)
         took = time.perf_counter() - began
         if i:
-            best = min(best, took / size)
-            if took >= enough:
+            best, spent = min(best, took / size), spent + took
+            if spent >= enough:
                 break
     bar.close()
     return best
 
 
 def seconds_per_image(
-    model: nn.Module, images: Tensor, targets: Tensor, enough: float = LONG, progress: bool = False
+    model: nn.Module, images: Tensor, targets: Tensor, enough: float = ENOUGH, progress: bool = False
 ) -> tuple[float, float]:
     """Seconds of one image's forward pass, and of its backward pass to the image, by a short `trial`."""
 

@@ -374,7 +374,8 @@ class Run:
         """Where trials are timed: this process's GPU if the trainer takes one and there is one, else the CPU."""
         if self.cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available():
             return torch.device("cpu")
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        rank = next((int(os.environ[k]) for k in ("LOCAL_RANK", "SLURM_LOCALID") if k in os.environ), 0)
+        return torch.device("cuda", rank % max(1, torch.cuda.device_count()))
 
     def explained(self, module: pl.LightningModule, callback: Explain) -> engine.Explained:
         """The job of the `Explain` callback, outside a trainer, for planning."""

@@ -182,9 +182,10 @@ def announce(run: Any, module: Any, callback: Any, trained: bool) -> None:
         say(f"train: {training}")
         if training.steps < FEW:
             enough = epochs_for(training.batches, training.accumulate)
+            name = "another name= and " if any(run.trained_folds()) else ""
             say(
-                f"warning: {training.steps} optimizer steps are few to learn from: set trainer.max_epochs={enough} or more, "
-                f"or lower data.batch_size={run.cfg.data.batch_size}"
+                f"warning: {training.steps} optimizer steps are few to learn from: set {name}trainer.max_epochs={enough} "
+                f"or more, or lower data.batch_size={run.cfg.data.batch_size}"
             )
     say_costs(run, plan, training)
 
@@ -203,7 +204,7 @@ def say_costs(run: Any, plan: Any, training: Any = None) -> None:
             say(f"  the dearest is {plan.costs[0]} (all: dry_run=true)")
     if run.cfg.dry_run and (plan is not None or training is not None):
         folds = run.cfg.data.folds
-        say(f"total: about {minutes:.1f} min for this fold, {folds * minutes:.0f} min for {folds} like it")
+        say(f"total: about {minutes:.1f} min, {folds * minutes:.0f} min for all of {folds} folds")
 
 
 @dataclass(frozen=True)
@@ -257,7 +258,8 @@ def training_time(module: Any, run: Any) -> TrainingTime:
     seconds = rows * engine.trial(step, rows, least=2, progress=bool(run.cfg.progress))  # a batch norm needs two
     minutes = len(loader) * trainer.max_epochs * seconds / 60
     size, resize = run.cfg.data.get("size") or 0, run.cfg.data.get("resize")
-    smaller = f"data.size={size // 2} data.resize={resize // 2}" if resize and size > 64 else ""
+    free = resize and size > 64 and not any(run.trained_folds())  # folds of one folder are alike
+    smaller = f"data.size={size // 2} data.resize={resize // 2}" if free else ""
     each = trainer.get("accumulate_grad_batches") or 1
     return TrainingTime(trainer.max_epochs, len(loader), each, minutes, run.device.type, smaller)
 
