@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from lit_xai.ensemble import VALUES
 from lit_xai.metrics.distance import correlation, unit_ranks
+from lit_xai.report.ensemble import VALUES
 from scipy.stats import spearmanr
 from torch import Tensor
 

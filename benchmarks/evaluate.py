@@ -13,7 +13,8 @@ from typing import Any
 import lit_xai
 import torch
 from lit_xai.data.folds import Disagreements, Split
-from lit_xai.store import DISAGREEMENTS, RANDOM, FoldStore, Predictions, write_tensors
+from lit_xai.store.fold import FoldStore, Predictions, write_tensors
+from lit_xai.store.names import DISAGREEMENTS, RANDOM
 
 from benchmarks.harness import Report, Target
 
@@ -78,7 +79,7 @@ def write_shards(store: FoldStore, name: str, kind: str, samples: torch.Tensor, 
 
 def summarise(root: str) -> None:
     """What the measured process does: print seconds, peak memory and how much it read, as JSON."""
-    from lit_xai.ensemble import Ensemble
+    from lit_xai.report.ensemble import Ensemble
 
     before = peak_gb()
     began = time.perf_counter()

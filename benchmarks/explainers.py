@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lit_xai.core import Colour
 from lit_xai.explainers import RISE, GradCAM, GradCAMPlusPlus, GradientInput, IntegratedGradients, Saliency, SmoothGrad
+from lit_xai.fillers.constant import Colour
 from lit_xai.metrics.fidelity import Deletion, Insertion, MuFidelity
 from torch import Tensor, nn
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 
 import torch
 from lit_xai import segments
-from lit_xai.core import Images, Keep, SampleRng, Segments
+from lit_xai.core import Images, Keep, Segments
 from lit_xai.explainers import Lime
 from lit_xai.explainers.lime import PixelCosineKernel, SegmentDistance, Toggle
 from lit_xai.fillers.diffusion import DDIMModule, Diffusion
 from lit_xai.fillers.flow import FlowModule, GlowSampler
 from lit_xai.fillers.generative import ImageSampler, Prepared, normal
 from lit_xai.models import resnet18
+from lit_xai.rng import SampleRng
 from torch import Tensor, nn
 
 from benchmarks.harness import Cell, Report, Target, alternate, ratio, seconds, spread

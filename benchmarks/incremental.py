@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from lit_xai.core import SampleRng
 from lit_xai.explainers.information import information_maps
 from lit_xai.incremental import WindowLogits, measure
 from lit_xai.incremental.costs import COSTS
 from lit_xai.models import lipschitz, resnet18
 from lit_xai.models.lipschitz import plain
+from lit_xai.rng import SampleRng
 from torch import Tensor, nn
 
 from benchmarks.harness import Report, Target, alternate, ratio, spread
@@ -151,8 +151,8 @@ class Timed:
 
     def run(self, image: Tensor) -> None:
         """Fill every window once, as the sweep does."""
-        from lit_xai.core import Refill
         from lit_xai.explainers.sweep import SlidingPatch
+        from lit_xai.fillers.refill import Refill
 
         windows = SlidingPatch(8, 56, Filling(self.sampler), 8, projection="mean", scale=False).windows(SIDE, SIDE)
         top, left = windows.corners()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from lit_xai.core import per_call
+from lit_xai.calls import per_call
 from lit_xai.explainers.information import information_maps
 from lit_xai.fillers.patch import Patches, PatchModule
 from lit_xai.models import resnet18

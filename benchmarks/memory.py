@@ -19,8 +19,9 @@ def work(method: str, count: int) -> None:
     import resource
 
     import torch
-    from lit_xai.core import Colour, Explainer
+    from lit_xai.core import Explainer
     from lit_xai.explainers import Lime, MeaningfulPerturbation, SlidingPatch
+    from lit_xai.fillers.constant import Colour
     from lit_xai.segments import Grid
     from torch import nn
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from lit_xai.core import Colour, per_call
+from lit_xai.calls import per_call
 from lit_xai.explainers import Lime, MeaningfulPerturbation, SlidingPatch
 from lit_xai.explainers.lime import Surrogate
 from lit_xai.fillers import SegmentMean
+from lit_xai.fillers.constant import Colour
 from lit_xai.segments import Slic
 from torch import Tensor, nn
 

@@ -22,14 +22,15 @@ from typing import Any
 import lit_xai
 import torch
 from lit_xai import engine
-from lit_xai.core import Explainer, TrainedOn, fit_fillers, passes_of
+from lit_xai.core import Explainer
 from lit_xai.data.folds import Disagreements, Split
 from lit_xai.explainers import RISE, Random, SmoothGrad
+from lit_xai.fitting import TrainedOn, fit_fillers, passes_of
 from lit_xai.metrics import Deletion
 from lit_xai.models import resnet18
 from lit_xai.segments import Quickshift
-from lit_xai.shards import RANDOM
-from lit_xai.store import DISAGREEMENTS, FoldStore, Predictions, write_tensors
+from lit_xai.store.fold import FoldStore, Predictions, write_tensors
+from lit_xai.store.names import DISAGREEMENTS, RANDOM
 
 from benchmarks.evaluate import IDENTITY, peak_gb
 from benchmarks.harness import Report, Target, seconds
@@ -98,13 +99,13 @@ def in_own_process(*words: object, threads: int = 2) -> dict[str, Any]:
 
 def run_evaluate(root: Path) -> dict[str, Any]:
     """The numbers and files of `lit_xai.evaluate`, without its start."""
-    from lit_xai import report
-    from lit_xai.ensemble import Ensemble
+    from lit_xai.report import page
+    from lit_xai.report.ensemble import Ensemble
 
     before = peak_gb()
 
     def work() -> None:
-        report.write(Ensemble(root).summarise(progress=False), root)
+        page.write(Ensemble(root).summarise(progress=False), root)
 
     return {"imports_gb": before, "seconds": seconds(work), "peak_gb": peak_gb()}
 
@@ -231,7 +232,7 @@ def throughput(root: Path, of: int, samples: int) -> tuple[float, float, float]:
 def explainers_of(names: Sequence[str]) -> dict[str, Any]:
     """Explainers or scores of `configs/` with their default counts, by `<group>/<name>`."""
     from hydra.utils import instantiate
-    from lit_xai.cli import config_dir
+    from lit_xai.cli.schema import config_dir
     from omegaconf import OmegaConf
 
     out = {}

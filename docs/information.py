@@ -14,17 +14,20 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 from lit_xai.callbacks.fillers import held_out_order, show_rows
-from lit_xai.cli import config_dir
-from lit_xai.core import Colour, SampleRng, TrainedOn, fit_fillers
+from lit_xai.cli.build import read_config
+from lit_xai.cli.offered import refuse_other_code
+from lit_xai.cli.run import Run
+from lit_xai.cli.schema import config_dir
 from lit_xai.explainers import SlidingPatch
 from lit_xai.explainers.control import Random
 from lit_xai.explainers.sweep import PMI
-from lit_xai.files import write_csv
 from lit_xai.fillers import ConditionalGaussian, PatchMean, PatchSampler, UniformNoise
+from lit_xai.fillers.constant import Colour
+from lit_xai.fitting import TrainedOn, fit_fillers
 from lit_xai.metrics import Deletion, NegativeEvidence
 from lit_xai.metrics.statistics import difference, mean_estimate
-from lit_xai.offered import refuse_other_code
-from lit_xai.runs import Run, read_config
+from lit_xai.rng import SampleRng
+from lit_xai.store.files import write_csv
 from torch import Tensor
 from tqdm import tqdm
 

@@ -12,13 +12,13 @@ import argparse
 from pathlib import Path
 
 import torch
-from lit_xai.core import SampleRng
+from lit_xai.cli.build import build_data, read_config
+from lit_xai.cli.offered import refuse_other_code
 from lit_xai.crossval import load
 from lit_xai.explainers import AveragedGradient, Lime
 from lit_xai.metrics.agreement import expected_jaccard, jaccard_top
 from lit_xai.metrics.statistics import mean_estimate
-from lit_xai.offered import refuse_other_code
-from lit_xai.runs import build_data, read_config
+from lit_xai.rng import SampleRng
 from lit_xai.segments import Quickshift
 from rich.console import Console
 from rich.table import Table

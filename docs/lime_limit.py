@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lit_xai.core import Colour, SampleRng
 from lit_xai.data.sources import digits
-from lit_xai.draw import new_figure, save
 from lit_xai.explainers import Lime
 from lit_xai.explainers.lime import Toggle
 from lit_xai.explainers.lime_limit import ShapeDetector, linear_limit
+from lit_xai.fillers.constant import Colour
+from lit_xai.report.draw import new_figure, save
+from lit_xai.rng import SampleRng
 from lit_xai.segments import Quickshift
 from torch import Tensor
 

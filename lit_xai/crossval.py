@@ -14,17 +14,22 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from lit_xai import engine, report
-from lit_xai.core import Explainer, Score, TrainedOn, UsageError, code_digest, describe, plain_value, stable_hash
+from lit_xai import engine
+from lit_xai.cli.build import build_data, build_module, read_config, say
+from lit_xai.cli.offered import refuse_other_code
+from lit_xai.core import Explainer, Score
 from lit_xai.data.folds import Disagreements, Split
 from lit_xai.data.sources import ImageSet, digest
-from lit_xai.ensemble import Ensemble, Summary
-from lit_xai.files import load_weights, read_checkpoint, save_weights
-from lit_xai.offered import refuse_other_code
-from lit_xai.runs import build_data, build_module, read_config, say
-from lit_xai.shards import LIBRARY
-from lit_xai.status import plan_text
-from lit_xai.store import DISAGREEMENTS, RANDOM, FoldStore, MapReader, common_samples, differences
+from lit_xai.errors import UsageError
+from lit_xai.fitting import TrainedOn, code_digest, describe, plain_value
+from lit_xai.report import page
+from lit_xai.report.ensemble import Ensemble
+from lit_xai.report.summary import Summary
+from lit_xai.rng import stable_hash
+from lit_xai.store.files import load_weights, read_checkpoint, save_weights
+from lit_xai.store.fold import FoldStore, MapReader, common_samples, differences
+from lit_xai.store.names import DISAGREEMENTS, RANDOM
+from lit_xai.store.plans import LIBRARY, plan_text
 
 Train = Callable[[nn.Module, Dataset, int], None]
 
@@ -180,7 +185,7 @@ def explain_folds(
         if len(mine):
             engine.explain(job(fold, DISAGREEMENTS, mine, {"cap": cap}), explainers, {}, progress=progress)
     summary = Ensemble(root, seed).summarise(list(explainers), distance, progress=progress)
-    report.write(summary, Path(root))
+    page.write(summary, Path(root))
     return summary
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lit_xai.cli import door
+from lit_xai.cli.command import door
 
 ABOUT = """Train an ensemble for every level of damage (noise on weights, wrong training labels; Fel et al., 2022), explain with all of
 them, and print MeGe and ReCo per level and their rank correlation with the level. What is there already is not done again.
@@ -27,10 +27,12 @@ def main(cfg: Any) -> None:
     """Train, explain, measure, draw."""
     from pathlib import Path
 
-    from lit_xai import draw
-    from lit_xai.dashboard import Dashboard
-    from lit_xai.files import write_csv
-    from lit_xai.runs import Run, build_logger, experiment_name, finish, plain, say
+    from lit_xai.cli.build import build_logger, finish, plain, say
+    from lit_xai.cli.run import Run
+    from lit_xai.cli.schema import experiment_name
+    from lit_xai.report import draw
+    from lit_xai.report.dashboard import Dashboard
+    from lit_xai.store.files import write_csv
 
     kinds = check_levels(cfg)
     base = Run(cfg, "train")
@@ -68,8 +70,8 @@ def check_levels(cfg: Any) -> dict[str, list[float]]:
     Raises:
         UsageError: an unknown kind, a level out of (0, 1], or damage that every ensemble would have.
     """
-    from lit_xai.core import UsageError
-    from lit_xai.runs import plain
+    from lit_xai.cli.build import plain
+    from lit_xai.errors import UsageError
 
     known = ("weight_noise", "label_noise")
     levels = plain(cfg.levels)
@@ -91,7 +93,7 @@ def check_levels(cfg: Any) -> dict[str, list[float]]:
 
 def damaged(cfg: Any, kind: str, level: float) -> Any:
     """The configuration of one ensemble."""
-    from lit_xai.cli import experiment_name
+    from lit_xai.cli.schema import experiment_name
 
     if kind == "none":
         return with_keys(cfg, name=experiment_name(cfg))
@@ -109,8 +111,9 @@ def with_keys(cfg: Any, **values: Any) -> Any:
 
 def train_one(own: Any, clean: Any, fold: int) -> None:
     """Train and explain one predictor. Weights are damaged after training: the undamaged ones are taken from their folder."""
-    from lit_xai.files import load_weights, save_weights
-    from lit_xai.runs import Run, plain
+    from lit_xai.cli.build import plain
+    from lit_xai.cli.run import Run
+    from lit_xai.store.files import load_weights, save_weights
     from lit_xai.train import origin, train
 
     run, whole = (Run(with_keys(cfg, fold=fold), "train") for cfg in (own, damaged(clean, "none", 0.0)))
@@ -126,8 +129,8 @@ def train_one(own: Any, clean: Any, fold: int) -> None:
 
 def disagreements(own: Any, fold: int) -> None:
     """Explain what one predictor gets right and another wrong."""
+    from lit_xai.cli.run import Run
     from lit_xai.explain import explain
-    from lit_xai.runs import Run
 
     explain(Run(with_keys(own, fold=fold, probes="disagreements"), "explain"))
 
@@ -136,7 +139,7 @@ def measured(own: Any, kind: str, level: float, explainers: list[str]) -> list[l
     """One row an explainer, in the order of `COLUMNS`."""
     from pathlib import Path
 
-    from lit_xai.ensemble import Ensemble
+    from lit_xai.report.ensemble import Ensemble
 
     ensemble = Ensemble(Path(own.root) / own.name, own.seed)
     accuracy = [a["value"] for a in ensemble.head()["held_out_accuracy"].values()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lit_xai.cli import door
+from lit_xai.cli.command import door
 
 ABOUT = """MeGe, ReCo and every score of every explainer, with 95 % intervals, nulls and the paired difference to Random.
 Reads checkpoints/<name>/fold=*/ and nothing else; writes summary.json, .csv, .tex, histograms and report.html there.
@@ -18,8 +18,10 @@ def show_status(arguments: list[str]) -> None:
     """`--status`: how far the experiment is. Neither torch nor any map is loaded."""
     from pathlib import Path
 
-    from lit_xai import status
-    from lit_xai.cli import CommandError, compose, experiment_name, fail, parted, quoted
+    from lit_xai.cli.command import fail, parted, quoted
+    from lit_xai.cli.compose import CommandError, compose
+    from lit_xai.cli.schema import experiment_name
+    from lit_xai.cluster import status
     from lit_xai.errors import UsageError
 
     overrides, flags = parted(arguments)
@@ -37,7 +39,7 @@ def main(cfg: Any) -> None:
     """Measure, print, write, log."""
     from pathlib import Path
 
-    from lit_xai.cli import experiment_name
+    from lit_xai.cli.schema import experiment_name
 
     if cfg.get("filler") or cfg.samplers is not None:
         evaluate_samplers(cfg)
@@ -47,12 +49,12 @@ def main(cfg: Any) -> None:
 
 def evaluate(cfg: Any, folder: Any) -> None:
     """The whole evaluation of one folder."""
-    from lit_xai import report
-    from lit_xai.dashboard import Dashboard
-    from lit_xai.ensemble import Ensemble
-    from lit_xai.runs import build_logger, finish, plain, say
+    from lit_xai.cli.build import build_logger, finish, plain, say
+    from lit_xai.report import page, table
+    from lit_xai.report.dashboard import Dashboard
+    from lit_xai.report.ensemble import Ensemble
 
-    report.shown_or_refuse(cfg.definition)
+    table.shown_or_refuse(cfg.definition)
     ensemble = Ensemble(folder, cfg.seed)
     only = plain(cfg.only)
     chosen = [only] if isinstance(only, str) else only
@@ -63,8 +65,8 @@ def evaluate(cfg: Any, folder: Any) -> None:
     if cfg.dry_run:
         return
     summary = ensemble.summarise(chosen, cfg.distance, progress=cfg.progress, pairs=plain(cfg.pairs))
-    report.show(summary, cfg.definition)
-    files = report.write(summary, folder, cfg.definition)
+    table.show(summary, cfg.definition)
+    files = page.write(summary, folder, cfg.definition)
     say(f"written: {folder}/summary.json, {', '.join(f.name for f in files[1:])}")
     logger = build_logger(plain(cfg), folder, "evaluate", "evaluate")
     dashboard = Dashboard([logger] if logger is not None else [])
@@ -79,9 +81,11 @@ def evaluate_samplers(cfg: Any) -> None:
         UsageError: no such predictor, or a filler that does not fit it.
     """
     from lit_xai.callbacks import SamplerTable
-    from lit_xai.core import UsageError, contents, fit_fillers
-    from lit_xai.runs import Run, finish, say
-    from lit_xai.saved_config import with_saved
+    from lit_xai.cli.build import finish, say
+    from lit_xai.cli.run import Run
+    from lit_xai.cli.saved import with_saved
+    from lit_xai.errors import UsageError
+    from lit_xai.fitting import contents, fit_fillers
 
     if not cfg.get("filler"):
         raise UsageError("samplers= names no filler: give it on the command line, as in samplers=[black,grey]")

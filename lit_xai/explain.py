@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lit_xai.cli import door
+from lit_xai.cli.command import door
 
 ABOUT = """Explain and score probes with a trained (or pretrained) predictor. No training; only what is missing is computed.
 probes=random (default) or probes=disagreements (once all folds are trained); part=0/8 does one eighth of the shards.
@@ -21,12 +21,12 @@ name=<folder> alone takes data and model from the folder's saved configuration."
 def main(cfg: Any) -> None:
     """Explain what is missing, or one picture."""
     if cfg.image is not None:
-        from lit_xai.picture import explain_picture
+        from lit_xai.cli.picture import explain_picture
 
         explain_picture(cfg)
         return
-    from lit_xai.runs import Run
-    from lit_xai.saved_config import with_saved
+    from lit_xai.cli.run import Run
+    from lit_xai.cli.saved import with_saved
 
     run = Run(with_saved(cfg), "explain")
     with run.interruptible():
@@ -37,17 +37,17 @@ def explain(run: Any) -> None:
     """Predict (if need be), explain, score, measure, draw."""
     from lit_xai import engine
     from lit_xai.callbacks import Explain
-    from lit_xai.runs import finish, say
+    from lit_xai.cli.build import finish, say
     from lit_xai.train import say_costs
 
     if run.is_sampler:
-        from lit_xai.core import UsageError
+        from lit_xai.errors import UsageError
 
         raise UsageError(
             f"{run.name} is a sampler, which explains nothing: give it to an explainer's filler by its checkpoint="
         )
     if run.trainable and not run.checkpoint.exists():
-        from lit_xai.core import UsageError
+        from lit_xai.errors import UsageError
 
         raise UsageError(
             f"{run.checkpoint} is missing: run python -m lit_xai.train with the same options and fold={run.cfg.fold} first"
@@ -105,7 +105,7 @@ def summarise(run: Any) -> None:
 
 def check(run: Any, callbacks: Any) -> None:
     """Sanity checks of a trained predictor: nothing of its folder is touched but their own files."""
-    from lit_xai.runs import finish, say
+    from lit_xai.cli.build import finish, say
 
     ways = ", ".join("random labels" if way == "labels" else f"{way} randomisation" for way in callbacks[0].how)
     say(f"{run.name} fold {run.cfg.fold} of {run.cfg.data.folds}: {ways} -> {run.store.root}")

@@ -13,7 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lit_xai.cache import Cache
-from lit_xai.core import REFERENCE_SIDE, Images, Model, Segments, UsageError, describe
+from lit_xai.core import REFERENCE_SIDE, Images, Model, Segments
+from lit_xai.errors import UsageError
+from lit_xai.fitting import describe
 
 CACHE_BYTES = 64 << 20  # of labels that are kept within a run
 

@@ -6,7 +6,7 @@ import pickle
 from dataclasses import dataclass
 from typing import Any
 
-from lit_xai.cli import door
+from lit_xai.cli.command import door
 
 LONG = 30  # minutes above which somebody is told what takes them
 
@@ -19,8 +19,8 @@ fillers, without the same fold."""
 @door("train", ABOUT)
 def main(cfg: Any) -> None:
     """Train, predict, explain, score, measure."""
-    from lit_xai.core import UsageError
-    from lit_xai.runs import Run
+    from lit_xai.cli.run import Run
+    from lit_xai.errors import UsageError
 
     run = Run(cfg, "train")
     if not run.trainable:
@@ -37,11 +37,11 @@ def train(run: Any) -> None:
     from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
     from lit_xai.callbacks import Pace
-    from lit_xai.core import UsageError
-    from lit_xai.dashboard import Dashboard
-    from lit_xai.ensemble import untaught
-    from lit_xai.files import load_weights, save_weights
-    from lit_xai.runs import finish, plain, say
+    from lit_xai.cli.build import finish, plain, say
+    from lit_xai.errors import UsageError
+    from lit_xai.report.dashboard import Dashboard
+    from lit_xai.report.ensemble import untaught
+    from lit_xai.store.files import load_weights, save_weights
 
     if run.cfg.data.folds < 2:
         raise UsageError("training needs data.folds of at least 2: with one fold there is nothing to train on")
@@ -97,7 +97,7 @@ def train(run: Any) -> None:
 
 def check_optimization(module: Any, trainer: Any) -> None:
     """Refuse what Lightning does for the optimizer where a module has several and steps them itself."""
-    from lit_xai.core import UsageError
+    from lit_xai.errors import UsageError
 
     if module.automatic_optimization:
         return
@@ -115,7 +115,7 @@ def check_optimization(module: Any, trainer: Any) -> None:
 
 def origin(data: Any) -> dict[str, Any]:
     """What a checkpoint says of the data it comes from."""
-    from lit_xai.runs import shape_of
+    from lit_xai.cli.build import shape_of
 
     on = data.trained_on
     names = list(data.source.classes)
@@ -124,9 +124,9 @@ def origin(data: Any) -> dict[str, Any]:
 
 def fit(trainer: Any, module: Any, run: Any, resume: Any) -> None:
     """Train, from where an earlier run was interrupted or from its last complete epoch."""
-    from lit_xai.cluster import begins_at
-    from lit_xai.core import UsageError
-    from lit_xai.files import load_whole
+    from lit_xai.cluster.interruption import begins_at
+    from lit_xai.errors import UsageError
+    from lit_xai.store.files import load_whole
 
     if resume is None:
         trainer.fit(module, run.data)
@@ -143,7 +143,7 @@ def fit(trainer: Any, module: Any, run: Any, resume: Any) -> None:
 def say_stability(callbacks: Any) -> None:
     """MeGe and ReCo over the folds that are there, in a line each."""
     from lit_xai.callbacks import Stability
-    from lit_xai.runs import say
+    from lit_xai.cli.build import say
 
     values = next((c.values for c in callbacks if isinstance(c, Stability)), {})
     for measure in ("mege", "reco"):
@@ -161,8 +161,8 @@ def announce(run: Any, module: Any, callback: Any, trained: bool) -> None:
 
     from lit_xai import engine
     from lit_xai.callbacks import Explain
-    from lit_xai.runs import say
-    from lit_xai.training import FEW, epochs_for
+    from lit_xai.cli.build import say
+    from lit_xai.models.trainable import FEW, epochs_for
 
     say(f"{run.name} fold {run.cfg.fold} of {run.cfg.data.folds} -> {run.store.root}")
     plan, training = None, None
@@ -192,7 +192,7 @@ def announce(run: Any, module: Any, callback: Any, trained: bool) -> None:
 
 def say_costs(run: Any, plan: Any, training: Any = None) -> None:
     """What is explained and what that takes; of a dry run every explainer and score, else the dearest of a long one."""
-    from lit_xai.runs import say
+    from lit_xai.cli.build import say
 
     minutes = (training.minutes if training is not None else 0.0) + (plan.minutes if plan is not None else 0.0)
     if plan is not None:
@@ -228,12 +228,12 @@ class TrainingTime:
     @property
     def steps(self) -> int:
         """Optimizer steps of all epochs."""
-        from lit_xai.training import optimizer_steps
+        from lit_xai.models.trainable import optimizer_steps
 
         return optimizer_steps(self.batches, self.epochs, self.accumulate)
 
     def __str__(self) -> str:
-        from lit_xai.engine import unit
+        from lit_xai.engine.estimate import unit
 
         text = f"{self.epochs} epochs, {self.steps:,} steps, about {self.minutes:.1f} min on this {unit(self.device)}"
         return f"{text}; cheaper: {self.cheaper}" if self.cheaper else text

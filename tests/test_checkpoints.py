@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from lit_xai.core import UsageError
-from lit_xai.files import load_weights, save_weights
+from lit_xai.errors import UsageError
+from lit_xai.store.files import load_weights, save_weights
 
 
 def test_a_flipped_bit_in_a_weight_is_noticed(tmp_path: Path) -> None:

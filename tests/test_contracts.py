@@ -12,16 +12,19 @@ from typing import Any
 import pytest
 import torch
 from hydra.utils import instantiate
-from lit_xai.cli import config_dir
-from lit_xai.core import SampleRng, TrainedOn, UsageError, describe, fit_fillers, legend_of, passes_of
-from lit_xai.core import resolve as resolved
-from lit_xai.files import save_weights
+from lit_xai.cli.schema import config_dir
+from lit_xai.core import legend_of
+from lit_xai.errors import UsageError
 from lit_xai.fillers import gaussian
 from lit_xai.fillers.diffusion import DDIMModule
 from lit_xai.fillers.flow import FlowModule
 from lit_xai.fillers.inpaint import InpaintModule
 from lit_xai.fillers.patch import PatchModule
+from lit_xai.fitting import TrainedOn, describe, fit_fillers, passes_of
+from lit_xai.fitting import resolve as resolved
 from lit_xai.models import resnet18
+from lit_xai.rng import SampleRng
+from lit_xai.store.files import save_weights
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 

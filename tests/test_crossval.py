@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from lit_xai.core import UsageError
 from lit_xai.crossval import explain_folds, load
+from lit_xai.errors import UsageError
 from lit_xai.explainers import Random, Saliency
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset

@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lit_xai.core import UsageError
 from lit_xai.data import FoldData, Split
 from lit_xai.data.folds import (
     Disagreements,
@@ -24,6 +23,7 @@ from lit_xai.data.folds import (
 )
 from lit_xai.data.sources import InMemory, fashion_mnist, folder_source, npz, pictures, read_idx
 from lit_xai.data.sources import digits as make_digits
+from lit_xai.errors import UsageError
 from PIL import Image
 from torch.utils.data import DataLoader
 

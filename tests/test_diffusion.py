@@ -10,8 +10,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from lit_xai.core import Refill, SampleRng, TrainedOn, UsageError
-from lit_xai.files import save_weights
+from lit_xai.errors import UsageError
 from lit_xai.fillers import DDIM, DDIMInpainting
 from lit_xai.fillers import generative as shared
 from lit_xai.fillers.diffusion import (
@@ -26,6 +25,10 @@ from lit_xai.fillers.diffusion import (
     step_back,
     step_forth,
 )
+from lit_xai.fillers.refill import Refill
+from lit_xai.fitting import TrainedOn
+from lit_xai.rng import SampleRng
+from lit_xai.store.files import save_weights
 from torch import Tensor, nn
 
 from conftest import seeded

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from lit_xai.core import UsageError
+from lit_xai.errors import UsageError
 from lit_xai.metrics import DISTANCES, map_distance
 from lit_xai.metrics.distance import average_ranks, mass, unit_ranks
 from torch import Tensor

@@ -47,8 +47,8 @@ def test_the_readmes_library_runs_as_printed(capsys: pytest.CaptureFixture[str])
 
 def test_a_plain_module_needs_and_takes_a_training_function(tmp_path: Path) -> None:
     import torch
-    from lit_xai.core import UsageError
     from lit_xai.crossval import explain_folds, load
+    from lit_xai.errors import UsageError
     from lit_xai.explainers import Random, Saliency
     from torch import nn
     from torch.utils.data import DataLoader, TensorDataset
@@ -84,8 +84,8 @@ def test_a_plain_module_needs_and_takes_a_training_function(tmp_path: Path) -> N
 
 def test_images_outside_the_unit_range_are_refused(tmp_path: Path) -> None:
     import torch
-    from lit_xai.core import UsageError
     from lit_xai.crossval import explain_folds
+    from lit_xai.errors import UsageError
     from lit_xai.explainers import Random
     from torch.utils.data import TensorDataset
 

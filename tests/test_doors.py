@@ -272,7 +272,7 @@ def test_load_gives_model_split_maps_and_images(folder: Path) -> None:
     assert maps["rise"].shape == (18, 16, 16)
     assert maps.scores("rise")["deletion"].shape == (18,)
     from lit_xai.data.sources import digits
-    from lit_xai.store import FoldStore
+    from lit_xai.store.fold import FoldStore
 
     predictions = FoldStore(folder / "fold=1").read_predictions()
     samples = split.samples[:20]

@@ -10,13 +10,15 @@ import lit_xai
 import pytest
 import torch
 from lit_xai import engine
-from lit_xai.core import TrainedOn, UsageError
 from lit_xai.data.folds import Split
 from lit_xai.data.sources import digits
-from lit_xai.ensemble import Ensemble
+from lit_xai.engine import scan
+from lit_xai.errors import DamagedFile, UsageError
 from lit_xai.explainers import Random, Saliency
+from lit_xai.fitting import TrainedOn
 from lit_xai.metrics import Deletion
-from lit_xai.store import DamagedFile, FoldStore, read_tensors, write_tensors
+from lit_xai.report.ensemble import Ensemble
+from lit_xai.store.fold import FoldStore, read_tensors, write_tensors
 from torch import Tensor, nn
 
 SOURCE = digits(16)
@@ -126,7 +128,7 @@ def test_a_finished_shard_is_looked_at_once(tmp_path, monkeypatch):
     for path in tmp_path.rglob("*.safetensors"):
         os.utime(path, ns=(10**18, 10**18))
     assert engine.work_list(work, explainers, {}) == []
-    monkeypatch.setattr(engine, "verify", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr(scan, "verify", lambda path: pytest.fail("read again"))
     assert engine.work_list(work, explainers, {}) == []
     monkeypatch.undo()
     with pytest.raises(UsageError, match="seed"):  # another recipe is another question
@@ -291,18 +293,18 @@ def test_temporary_files_of_dead_writers_are_removed_and_of_living_ones_kept(tmp
     ("text", "value"), [("0.500 [.250, .750]", (0.5, 0.25, 0.75)), ("-0.100 [-.200, 10.050]*", (-0.1, -0.2, 10.05))]
 )
 def test_a_cell_shows_value_interval_and_mark(text, value):
-    from lit_xai.ensemble import Row
     from lit_xai.metrics import Estimate
-    from lit_xai.report import cell
+    from lit_xai.report.summary import Row
+    from lit_xai.report.table import cell
 
     apart = {"mege": Estimate(1.0, 0.5, 1.5)} if text.endswith("*") else {}
     assert cell(Row("rise", {"mege": Estimate(*value)}, apart), "mege") == text
 
 
 def test_a_cell_marks_a_difference_to_the_whole_image_whose_value_is_the_null():
-    from lit_xai.ensemble import Row
     from lit_xai.metrics import Estimate
-    from lit_xai.report import cell
+    from lit_xai.report.summary import Row
+    from lit_xai.report.table import cell
 
     row = Row("rise", {"iou": Estimate(0.5, 0.25, 0.75, null=0.1)}, to_whole={"iou": Estimate(0.4, 0.3, 0.5)})
     assert cell(row, "iou") == "0.500 [.250, .750] /0.10°"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from lit_xai.core import SampleRng, UsageError
+from lit_xai.errors import UsageError
 from lit_xai.explainers import (
     RISE,
     Captum,
@@ -22,6 +22,7 @@ from lit_xai.explainers import (
 )
 from lit_xai.explainers.gradient import input_gradient
 from lit_xai.explainers.rise import enlargement
+from lit_xai.rng import SampleRng
 from torch import nn
 
 from conftest import Linear, seeded

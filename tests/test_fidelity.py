@@ -7,11 +7,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from lit_xai.core import Blur, Colour, Mean, Passes, SampleRng, TrainedOn, UsageError, fit_fillers
+from lit_xai.core import Passes
+from lit_xai.errors import UsageError
 from lit_xai.fillers import UniformNoise
+from lit_xai.fillers.constant import Blur, Colour, Mean
+from lit_xai.fitting import TrainedOn, fit_fillers
 from lit_xai.metrics import Deletion, Insertion, MuFidelity, NegativeEvidence
 from lit_xai.metrics.fidelity import descending_position
 from lit_xai.metrics.statistics import mean_estimate
+from lit_xai.rng import SampleRng
 from scipy.ndimage import correlate1d
 from torch import Tensor
 

@@ -7,8 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from lit_xai.core import LUMA, Blur, Colour, Mean, Refill, SampleRng, UsageError
+from lit_xai.core import LUMA
+from lit_xai.errors import UsageError
 from lit_xai.fillers import Biharmonic, GaussianNoise, SegmentMean, Shuffle, UniformNoise
+from lit_xai.fillers.constant import Blur, Colour, Mean
+from lit_xai.fillers.refill import Refill
+from lit_xai.rng import SampleRng
 from lit_xai.segments import Grid
 from scipy.stats import norm
 from torch import Tensor
@@ -261,7 +265,7 @@ def test_a_filler_that_returns_another_shape_is_refused_by_name(images, keep):
 
 
 def test_a_background_of_another_shape_is_refused_by_name(images):
-    from lit_xai.core import BackgroundFiller
+    from lit_xai.fillers.base import BackgroundFiller
 
     class Small(BackgroundFiller):
         def background(self, images, segments=None):

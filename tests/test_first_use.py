@@ -183,8 +183,8 @@ def test_every_file_that_cannot_be_used_is_named_at_once(tmp_path: Path) -> None
 
 
 def test_postscript_in_a_pictures_clothes_is_not_run(tmp_path: Path) -> None:
-    from lit_xai.core import UsageError
     from lit_xai.data.truth import opened
+    from lit_xai.errors import UsageError
 
     file = tmp_path / "a.png"
     file.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(x) print\nshowpage\n%%EOF\n")
@@ -263,7 +263,7 @@ def test_a_network_of_other_classes_does_not_name_these(tmp_path: Path) -> None:
 def test_images_out_of_range_are_refused_by_every_explainer_and_score(change: Any, says: str) -> None:
     import lit_xai.explainers as explainers
     import lit_xai.metrics as metrics
-    from lit_xai.core import UsageError
+    from lit_xai.errors import UsageError
 
     images, targets = torch.rand(2, 3, 16, 16), torch.tensor([0, 1])
     maps = images.mean(1)
@@ -291,7 +291,7 @@ def test_images_out_of_range_are_refused_by_every_explainer_and_score(change: An
 
 
 def test_rounding_is_no_reason_to_refuse() -> None:
-    from lit_xai.core import check_range
+    from lit_xai.calls import check_range
 
     check_range(torch.tensor([[-1e-6, 1.0000002]]))
     check_range(torch.rand(2, 3, 8, 8).bfloat16())

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
-from lit_xai.core import SampleRng, TrainedOn, UsageError
 from lit_xai.data import FoldData, Source
 from lit_xai.data.sources import InMemory
-from lit_xai.files import save_weights
+from lit_xai.errors import UsageError
 from lit_xai.fillers import Flow
 from lit_xai.fillers.flow import BOUND, Coupling, FlowModule, Glow, GlowSampler, rounded, to_bins
+from lit_xai.fitting import TrainedOn
+from lit_xai.rng import SampleRng
+from lit_xai.store.files import save_weights
 from torch import Tensor
 from torch.distributions import Normal
 

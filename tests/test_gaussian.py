@@ -8,14 +8,16 @@ import math
 import numpy as np
 import pytest
 import torch
-from lit_xai.core import Refill, SampleRng, UsageError
 from lit_xai.data import FoldData, Source
 from lit_xai.data.sources import InMemory
+from lit_xai.errors import UsageError
 from lit_xai.explainers import SlidingPatch
 from lit_xai.explainers.sweep import PMI
 from lit_xai.fillers import ConditionalGaussian, gaussian
 from lit_xai.fillers.gaussian import ROUNDING, GaussianPatches, fit, fit_fold
+from lit_xai.fillers.refill import Refill
 from lit_xai.fillers.tiles import plan, windows
+from lit_xai.rng import SampleRng
 from safetensors.torch import save_file
 from scipy.stats import norm
 from torch import Tensor, nn

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lit_xai.cluster import begins_at
+from lit_xai.cluster.interruption import begins_at
 
 from ranks import run_ranks
 from test_doors import interrupted

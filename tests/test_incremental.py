@@ -21,15 +21,18 @@ import torch.nn.functional as F
 import torchvision.models
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lit_xai.core import Blur, Colour, Keep, SampleRng, UsageError
+from lit_xai.core import Keep
+from lit_xai.errors import UsageError
 from lit_xai.explainers import SlidingPatch, information_maps
 from lit_xai.explainers.sweep import KL, PMI, LogOddsDifference, ProbabilityDifference, Windows, sweep
 from lit_xai.fillers import UniformNoise
+from lit_xai.fillers.constant import Blur, Colour
 from lit_xai.fillers.simple import PatchMean
 from lit_xai.incremental import COSTS, Costs, Incremental, WindowLogits, network_of
 from lit_xai.models.lipschitz import lipschitz, plain
 from lit_xai.models.pretrained import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from lit_xai.models.resnet import ResNet18
+from lit_xai.rng import SampleRng
 from torch import Tensor, nn
 
 from conftest import seeded

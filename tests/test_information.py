@@ -10,13 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from lit_xai.core import Colour, Passes, SampleRng, UsageError
+from lit_xai.core import Passes
+from lit_xai.errors import UsageError
 from lit_xai.explainers import Information, SlidingPatch, information_maps
 from lit_xai.explainers.sweep import EPSILON, KL, PMI
 from lit_xai.fillers import UniformNoise
+from lit_xai.fillers.constant import Colour
 from lit_xai.fillers.patch import Patches as Sampler
 from lit_xai.fillers.patch import PatchNetwork
 from lit_xai.fillers.simple import Independent
+from lit_xai.rng import SampleRng
 from scipy.special import gammaln
 from scipy.stats import binom
 from torch import Tensor, nn

@@ -130,7 +130,7 @@ def test_samplers_that_cannot_be_are_refused_before_anything_is_written(options,
 
 
 def test_pmi_takes_the_sampler_of_the_predictors_own_fold(finished):
-    from lit_xai.store import FoldStore, MapReader
+    from lit_xai.store.fold import FoldStore, MapReader
 
     prints = []
     for fold in (0, 1):
@@ -285,7 +285,7 @@ def test_the_study_has_a_row_for_every_level_and_explainer_and_draws_them(study)
 
 
 def test_the_study_gives_the_numbers_of_the_ensembles_it_trained(study):
-    from lit_xai.ensemble import Ensemble
+    from lit_xai.report.ensemble import Ensemble
 
     rows = table(study[0] / "digits-resnet18-degradation" / "degradation.csv")
     e, _, _ = Ensemble(study[0] / "digits-resnet18-label_noise=0.4").measure("saliency", columns=("mege", "reco"))

@@ -6,11 +6,13 @@ import copy
 
 import pytest
 import torch
-from lit_xai.core import Blur, SampleRng, UsageError
+from lit_xai.errors import UsageError
 from lit_xai.explainers import MeaningfulPerturbation
-from lit_xai.files import save_weights
 from lit_xai.fillers import Inpainter
+from lit_xai.fillers.constant import Blur
 from lit_xai.fillers.inpaint import InpaintModule, Painter, free_form, smooth
+from lit_xai.rng import SampleRng
+from lit_xai.store.files import save_weights
 from torch import Tensor, nn
 
 from conftest import Linear, seeded

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from lit_xai.cluster import Interrupted, Interruption, WholeCheckpoints, begins_at, environment, requeue
-from lit_xai.core import UsageError
+from lit_xai.cluster.interruption import Interrupted, Interruption, WholeCheckpoints, begins_at, environment, requeue
+from lit_xai.errors import UsageError
 
 from ranks import Ranks, run_ranks
 from test_doors import run, shards
@@ -143,7 +143,7 @@ def test_ctrl_c_before_or_after_the_work_says_the_same(
     def pressed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lit_xai.cli.compose", pressed)
+    monkeypatch.setattr("lit_xai.cli.command.compose", pressed)
     done = run(door, tmp_path, check=False, small=[])
     assert done.returncode == 128 + signal.SIGINT
     assert done.stdout == "interrupted by SIGINT: finished work is kept; run the same command to go on\n"
@@ -151,7 +151,7 @@ def test_ctrl_c_before_or_after_the_work_says_the_same(
 
 
 def test_ctrl_c_while_a_table_is_made(undisturbed: Path) -> None:
-    from lit_xai.ensemble import Ensemble
+    from lit_xai.report.ensemble import Ensemble
 
     original = Ensemble.summarise
 

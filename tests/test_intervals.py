@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from lit_xai import draw_samplers, report
-from lit_xai.ensemble import Row, Summary
 from lit_xai.metrics import MeGe, ReCo
 from lit_xai.metrics.robustness import robustness_table
 from lit_xai.metrics.statistics import (
@@ -23,6 +21,8 @@ from lit_xai.metrics.statistics import (
     mean_estimate,
     share_estimate,
 )
+from lit_xai.report import draw_samplers, table
+from lit_xai.report.summary import Row, Summary
 from torch import Tensor
 
 from conftest import seeded
@@ -116,8 +116,8 @@ def summary_of(samples: int) -> Summary:
 @pytest.mark.parametrize("samples", [9, 10])
 def test_every_form_of_the_table_follows(samples: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     summary = summary_of(samples)
-    report.write(summary, tmp_path)
-    report.show(summary)
+    page.write(summary, tmp_path)
+    table.show(summary)
     out = capsys.readouterr().out
     known = samples >= LEAST
     value = f"{summary.rows[0].estimates['deletion'].value:.3f}"

@@ -8,7 +8,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from lit_xai.core import Colour, Passes, SampleRng, UsageError
+from lit_xai.core import Passes
+from lit_xai.errors import UsageError
 from lit_xai.explainers import Lime
 from lit_xai.explainers import lime as module
 from lit_xai.explainers.lime import (
@@ -25,6 +26,8 @@ from lit_xai.explainers.lime import (
     is_settled,
 )
 from lit_xai.fillers import SegmentMean, UniformNoise
+from lit_xai.fillers.constant import Colour
+from lit_xai.rng import SampleRng
 from lit_xai.segments import Grid, Quickshift, to_pixels
 from sklearn.linear_model import Ridge
 from torch import Tensor, nn

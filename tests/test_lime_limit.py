@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from lit_xai.core import BackgroundFiller, Colour, SampleRng, UsageError
+from lit_xai.errors import UsageError
 from lit_xai.explainers import AveragedGradient, IntegratedGradients, Lime, lime_gap
 from lit_xai.explainers.lime import Coalitions, CosineKernel, PixelCosineKernel, SegmentDistance, Surrogate, Toggle
 from lit_xai.explainers.lime_limit import (
@@ -24,7 +24,10 @@ from lit_xai.explainers.lime_limit import (
     responses,
 )
 from lit_xai.fillers import SegmentMean, UniformNoise
+from lit_xai.fillers.base import BackgroundFiller
+from lit_xai.fillers.constant import Colour
 from lit_xai.metrics.agreement import expected_jaccard, jaccard_top, top_positive
+from lit_xai.rng import SampleRng
 from lit_xai.segments import Grid, segment_sums, to_pixels
 from torch import Tensor
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from lit_xai.core import SampleRng, UsageError, stable_hash
+from lit_xai.errors import UsageError
 from lit_xai.metrics import (
     BoxIoU,
     LocalisationError,
@@ -20,6 +20,7 @@ from lit_xai.metrics import (
     settle,
 )
 from lit_xai.metrics.localisation import ALPHAS, area, boxes_at, counts_above
+from lit_xai.rng import SampleRng, stable_hash
 
 from conftest import seeded
 

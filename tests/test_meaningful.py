@@ -7,10 +7,14 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from lit_xai.core import Blur, Colour, Passes, Refill, SampleRng, UsageError
+from lit_xai.core import Passes
+from lit_xai.errors import UsageError
 from lit_xai.explainers import MeaningfulPerturbation
 from lit_xai.explainers.meaningful import moved_by, tv3
 from lit_xai.fillers import Biharmonic, UniformNoise
+from lit_xai.fillers.constant import Blur, Colour
+from lit_xai.fillers.refill import Refill
+from lit_xai.rng import SampleRng
 from torch import Tensor, nn
 
 from conftest import seeded

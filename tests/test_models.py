@@ -8,8 +8,8 @@ import warnings
 import pytest
 import pytorch_lightning as pl
 import torch
-from lit_xai.core import UsageError
 from lit_xai.data import FoldData
+from lit_xai.errors import UsageError
 from lit_xai.models import Classifier, Pretrained, lipschitz, one_layer, resnet18, resnet50, vgg
 from lit_xai.models.lipschitz import local_lipschitz
 from torch import nn

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from lit_xai.core import UsageError
-from lit_xai.files import read_checkpoint
-from lit_xai.offered import PLACES, offered, refuse_other_code
-from lit_xai.shards import read_plan, repeatable
-from lit_xai.status import status
+from lit_xai.cli.offered import PLACES, offered, refuse_other_code
+from lit_xai.cluster.status import status
+from lit_xai.errors import UsageError
+from lit_xai.store.files import read_checkpoint
+from lit_xai.store.plans import read_plan, repeatable
 
 from test_doors import run as run_door
 
@@ -142,11 +142,11 @@ CODE = [
     "lit_xai.data.sources.np.load",
     "lit_xai.data.sources.fetch",
     "lit_xai.data.sources.os.remove",
-    "lit_xai.files.write_atomically",
-    "lit_xai.files.torch.load",
-    "lit_xai.engine.explain",
+    "lit_xai.store.files.write_atomically",
+    "lit_xai.store.files.torch.load",
+    "lit_xai.engine.loop.explain",
     "lit_xai.train.main",
-    "lit_xai.cluster.subprocess.run",
+    "lit_xai.cluster.interruption.subprocess.run",
     "lit_xai.core.hashlib",
     "lit_xai.explainers.lime.Path",
     "lit_xai.fillers.fitted.copy",
@@ -405,7 +405,7 @@ def test_what_a_file_may_not_decide_stands_in_no_command(override: Any, crafted:
     "override",
     [
         "explainer=[rise]",
-        "score.deletion.filler._target_=lit_xai.core.Blur",
+        "score.deletion.filler._target_=lit_xai.fillers.Blur",
         "data.root=${oc.env:HOME}",
         "~score",
         "++model.lr=1",

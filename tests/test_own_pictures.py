@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lit_xai import engine, runs
-from lit_xai.cli import compose
+from lit_xai import engine
+from lit_xai.cli.compose import compose
+from lit_xai.cli.run import Run
 from lit_xai.core import Passes
 from lit_xai.data import sources
+from lit_xai.engine import estimate
 from lit_xai.errors import UsageError
-from lit_xai.training import epochs_for
+from lit_xai.models.trainable import epochs_for
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -127,8 +129,8 @@ def test_a_folder_of_before_whose_large_images_met_the_small_stem_goes_on_with_i
 
 def test_a_large_image_meets_the_large_stem(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
-    module = runs.Run.module
-    monkeypatch.setattr(runs.Run, "module", lambda self: built.append(module(self)) or built[-1])
+    module = Run.module
+    monkeypatch.setattr(Run, "module", lambda self: built.append(module(self)) or built[-1])
     for side in (64, 72):
         planned("train", tmp_path, pictures, *MAPS, f"data.size={side}", f"data.resize={side}")
     assert [m.network.stem[0].stride for m in built] == [(1, 1), (2, 2)]
@@ -151,8 +153,8 @@ def test_epochs_are_a_whole_number_or_null(pictures: Path) -> None:
     options = [f"data.root={pictures}", *SMALL, *MAPS]
     for value in ("auto", "0", "1.5", "true"):
         with pytest.raises(UsageError, match=r"trainer\.max_epochs must be a whole number of at least 1"):
-            runs.Run(compose("train", [*options, f"trainer.max_epochs={value}"]), "train")
-    runs.Run(compose("train", [*options, "trainer.max_epochs=null"]), "train")
+            Run(compose("train", [*options, f"trainer.max_epochs={value}"]), "train")
+    Run(compose("train", [*options, "trainer.max_epochs=null"]), "train")
 
 
 # --------------------------------------------------------------------------------------------------------- a dry run
@@ -190,7 +192,7 @@ def test_a_mend_keeps_what_it_says(pictures: Path, tmp_path: Path) -> None:
 def test_a_sweep_that_computes_only_what_changes_is_expected_to_take_less(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "seconds_per_image", lambda *_, **__: (1.0, 0.0))
+    monkeypatch.setattr(estimate, "seconds_per_image", lambda *_, **__: (1.0, 0.0))
     options = ["data.size=128", "data.resize=128", "model.network.width=16", "explainer=[sliding_patch]"]
     found = []
     for mode in ("auto", "never"):
@@ -217,7 +219,7 @@ def test_what_is_there_already_is_not_told_to_change(trained: Path, pictures: Pa
 
 
 def test_a_long_command_names_its_dearest_part(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "seconds_per_image", lambda *_, **__: (1.0, 0.0))
+    monkeypatch.setattr(estimate, "seconds_per_image", lambda *_, **__: (1.0, 0.0))
     options = ["explainer=[random,rise]", "explainer.rise.masks=300", "trainer.max_epochs=1"]
     out = run("train", tmp_path, f"data.root={pictures}", *options, small=SMALL).stdout
     assert (
@@ -235,7 +237,7 @@ def test_trials_are_made_where_the_trainer_trains(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = [f"root={tmp_path}", f"data.root={pictures}", *SMALL, "explainer=[]"]
-    cpu, gpu = (runs.Run(compose("train", [*options, f"trainer={t}"]), "train") for t in ("cpu", "gpu"))
+    cpu, gpu = (Run(compose("train", [*options, f"trainer={t}"]), "train") for t in ("cpu", "gpu"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert (cpu.device.type, gpu.device.type) == ("cpu", "cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -249,7 +251,7 @@ def test_a_trial_grows_until_it_took_long_enough(monkeypatch: pytest.MonkeyPatch
         tried.append(items)
         now[0] += 0.1 * items + {1: 5.0, 3: 0.5}.get(len(tried), 0.0)  # the first is slow, another is disturbed
 
-    monkeypatch.setattr(engine.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(estimate.time, "perf_counter", lambda: now[0])
     assert engine.trial(take, 64, enough=1.5) == pytest.approx(0.1)
     assert tried == [1, 1, 2, 4, 8]
     tried.clear()

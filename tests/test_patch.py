@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from lit_xai.core import SampleRng, TrainedOn, UsageError, contents, describe, fit_fillers
 from lit_xai.data import FoldData, Source
 from lit_xai.data.sources import InMemory
+from lit_xai.errors import UsageError
 from lit_xai.explainers import SlidingPatch, information_maps
 from lit_xai.explainers.sweep import PMI
-from lit_xai.files import save_weights
 from lit_xai.fillers import PatchSampler, UniformNoise
 from lit_xai.fillers.patch import FREEDOM, NOISE, RIDGES, Patches, PatchModule, PatchNetwork, Smooth, drawn
 from lit_xai.fillers.tiles import plan
+from lit_xai.fitting import TrainedOn, contents, describe, fit_fillers
+from lit_xai.rng import SampleRng
+from lit_xai.store.files import save_weights
 from scipy import stats
 from torch import Tensor
 

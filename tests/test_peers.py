@@ -7,10 +7,11 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from lit_xai.core import Colour, SampleRng
 from lit_xai.explainers import Captum, GradCAM, GradCAMPlusPlus, GradientInput, IntegratedGradients, Saliency
+from lit_xai.fillers.constant import Colour
 from lit_xai.metrics import Deletion, MuFidelity, map_distance
 from lit_xai.metrics.distance import average_ranks, scaled_to_one
+from lit_xai.rng import SampleRng
 from scipy import spatial, stats
 from torch import Tensor, nn
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lit_xai.store import RANDOM, FoldStore, MapReader
+from lit_xai.store.fold import FoldStore, MapReader
+from lit_xai.store.names import RANDOM
 from PIL import Image
 
 from test_doors import run as run_door

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from lit_xai import draw, draw_samplers
 from lit_xai.core import MAGNITUDE, RANGE, SIGNED, Legend, legend_of
-from lit_xai.draw import Scale, span
 from lit_xai.explainers import RISE, Captum, GradCAM, GradientInput, Lime, Random, Saliency, SlidingPatch
 from lit_xai.metrics import Estimate
-from lit_xai.store import FoldStore
+from lit_xai.report import draw, draw_samplers
+from lit_xai.report.draw import Scale, span
+from lit_xai.store.fold import FoldStore
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from torch import Tensor

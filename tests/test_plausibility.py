@@ -10,11 +10,13 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from lit_xai.core import Blur, Colour, SampleRng, UsageError
+from lit_xai.errors import UsageError
 from lit_xai.fillers import UniformNoise
-from lit_xai.metrics import frechet_distance, inception, penultimate, plausibility_table, windows_refilled
-from lit_xai.metrics.plausibility import COLUMNS, Enlarged, differences, distances, rows, window_corners
+from lit_xai.fillers.constant import Blur, Colour
 from lit_xai.metrics.statistics import FEW, Estimate, resamples
+from lit_xai.quality import frechet_distance, inception, penultimate, plausibility_table, windows_refilled
+from lit_xai.quality.plausibility import COLUMNS, Enlarged, differences, distances, rows, window_corners
+from lit_xai.rng import SampleRng
 from scipy.linalg import sqrtm
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance

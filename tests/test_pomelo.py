@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lit_xai.core import SampleRng
 from lit_xai.explainers import Lime
 from lit_xai.explainers.lime import Kernel, PixelCosineKernel, Rows, SegmentDistance, Toggle
+from lit_xai.rng import SampleRng
 from lit_xai.segments import Grid
 from torch import Tensor
 

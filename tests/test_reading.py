@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from lit_xai import engine, store
-from lit_xai.ensemble import Ensemble
+from lit_xai import engine
 from lit_xai.errors import DamagedFile
 from lit_xai.explainers import Random, Saliency
 from lit_xai.metrics import Deletion, Insertion
-from lit_xai.store import FoldStore, MapReader, common_samples, read_shard
+from lit_xai.report.ensemble import Ensemble
+from lit_xai.store import fold
+from lit_xai.store.fold import FoldStore, MapReader, common_samples, read_shard
 
 from conftest import seeded
 from test_engine import SOURCE, job, predicted
@@ -20,9 +21,9 @@ from test_engine import SOURCE, job, predicted
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Two folds of 20 probes in shards of 8, with two scores."""
-    for fold in (0, 1):
+    for number in (0, 1):
         scores = {"deletion": Deletion(), "insertion": Insertion()}
-        engine.explain(predicted(job(tmp_path, fold=fold)), {"saliency": Saliency()}, scores, progress=False)
+        engine.explain(predicted(job(tmp_path, fold=number)), {"saliency": Saliency()}, scores, progress=False)
     return tmp_path
 
 
@@ -49,7 +50,7 @@ def test_rows_are_those_of_the_files_in_any_order(folder, key):
 
 
 def test_opening_a_reader_reads_no_maps(folder, monkeypatch):
-    monkeypatch.setattr(store, "read_whole", lambda path: pytest.fail("read"))
+    monkeypatch.setattr(fold, "read_whole", lambda path: pytest.fail("read"))
     reader = MapReader(FoldStore(folder / "fold=0"), "maps", "saliency")
     assert reader.scores() == ["deletion", "insertion"]
     assert common_samples([reader, reader]).tolist() == reader.samples.tolist()
@@ -58,8 +59,8 @@ def test_opening_a_reader_reads_no_maps(folder, monkeypatch):
 
 def test_an_evaluation_reads_every_file_once_and_keeps_no_maps(folder, monkeypatch):
     read: list[Path] = []
-    whole = store.read_whole
-    monkeypatch.setattr(store, "read_whole", lambda path: read.append(path) or whole(path))
+    whole = fold.read_whole
+    monkeypatch.setattr(fold, "read_whole", lambda path: read.append(path) or whole(path))
     everything = Ensemble(folder)
     everything.summarise(progress=False)
     files = [p for p in read if "maps" in p.parts]
@@ -93,8 +94,8 @@ def test_a_file_that_is_replaced_by_another_is_noticed(folder):
 def test_the_table_of_all_parts_is_made_again_when_a_shard_changed_meanwhile(tmp_path, monkeypatch):
     from lit_xai.callbacks import explain
     from lit_xai.callbacks.explain import Explain
-    from lit_xai.dashboard import Dashboard
     from lit_xai.data.folds import FoldData
+    from lit_xai.report.dashboard import Dashboard
 
     work, explainers = predicted(job(tmp_path)), {"random": Random()}
     callback = Explain(explainers, {"deletion": Deletion()}, work.store, progress=False)

@@ -7,10 +7,12 @@ import io
 
 import pytest
 import torch
-from lit_xai.core import Blur, Colour, SampleRng, UsageError
+from lit_xai.errors import UsageError
 from lit_xai.fillers import UniformNoise
-from lit_xai.metrics.removal import BETAS, COLUMNS, ms_ssim, removal, removal_table, rows, scales_of
+from lit_xai.fillers.constant import Blur, Colour
 from lit_xai.metrics.statistics import FEW
+from lit_xai.quality.removal import BETAS, COLUMNS, ms_ssim, removal, removal_table, rows, scales_of
+from lit_xai.rng import SampleRng
 from torch import Tensor, nn
 from torchmetrics.functional.image import (
     learned_perceptual_image_patch_similarity,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from lit_xai.core import UsageError
+from lit_xai.errors import UsageError
 from lit_xai.metrics.robustness import robustness, robustness_table, similarities, stability
 from scipy.stats import spearmanr
 from skimage.feature import hog

@@ -9,9 +9,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from lit_xai.core import Blur, Colour, SampleRng, UsageError
+from lit_xai.errors import UsageError
 from lit_xai.fillers import SegmentMean, UniformNoise
-from lit_xai.metrics import (
+from lit_xai.fillers.constant import Blur, Colour
+from lit_xai.metrics.statistics import difference, resamples
+from lit_xai.quality import (
     Mahalanobis,
     image_ssim,
     label_entropy,
@@ -22,10 +24,10 @@ from lit_xai.metrics import (
     silhouette,
     umap_plane,
 )
-from lit_xai.metrics import sampler_quality as quality_module
-from lit_xai.metrics.sampler import MEASURES
-from lit_xai.metrics.sampler_quality import COLUMNS, hidden_segments, hides_of, silhouettes
-from lit_xai.metrics.statistics import difference, resamples
+from lit_xai.quality import sampler_quality as quality_module
+from lit_xai.quality.sampler import MEASURES
+from lit_xai.quality.sampler_quality import COLUMNS, hidden_segments, hides_of, silhouettes
+from lit_xai.rng import SampleRng
 from lit_xai.segments import Grid
 from scipy.spatial import distance as scipy_distance
 from scipy.stats import entropy

@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from lit_xai.cli import help_text, with_lists
-from lit_xai.metrics.sampler import MEASURES
+from lit_xai.cli.schema import help_text, with_lists
 from lit_xai.metrics.statistics import FEW
+from lit_xai.quality.sampler import MEASURES
 
 from test_doors import Done
 from test_doors import run as run_door
@@ -39,7 +39,7 @@ def evaluate(root: Path, *options: str, check: bool = True) -> Done:
 def flat_umap():
     """Two features in the place of UMAP's plane, which takes ten seconds to compile."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lit_xai.metrics.sampler_quality.umap_plane", lambda x, seed: x[:, :2].clone())
+        patch.setattr("lit_xai.quality.sampler_quality.umap_plane", lambda x, seed: x[:, :2].clone())
         yield
 
 
@@ -160,7 +160,7 @@ BAD = {
     "explanations of nobody": (["name=nobody"], "lit_xai.train"),
     "misspelt option": (["samplers=[black]", "filler.black.valeu=1"], "filler.black.value"),
     "another model": (["samplers=[black]", "model.network.width=5"], "holds another configuration"),
-    "real": (["samplers=[black]", "+filler.real={_target_:lit_xai.core.Colour}"], "named 'real'"),
+    "real": (["samplers=[black]", "+filler.real={_target_:lit_xai.fillers.Colour}"], "named 'real'"),
 }
 
 

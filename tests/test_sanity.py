@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from lit_xai import draw
-from lit_xai.core import UsageError
+from lit_xai.errors import UsageError
 from lit_xai.explainers import GradCAM, GradientInput, IntegratedGradients, Random, Saliency, SlidingPatch, SmoothGrad
 from lit_xai.explainers.sweep import KL, PMI
 from lit_xai.metrics.sanity import (
@@ -33,6 +32,7 @@ from lit_xai.metrics.sanity import (
 from lit_xai.metrics.statistics import FEW, difference, mean_estimate
 from lit_xai.models.pretrained import Normalise
 from lit_xai.models.resnet import resnet18
+from lit_xai.report import draw
 from scipy.stats import spearmanr
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn

@@ -7,7 +7,7 @@ import pytest
 import torch
 from lit_xai import segments as module
 from lit_xai.cache import Cache
-from lit_xai.core import UsageError
+from lit_xai.errors import UsageError
 from lit_xai.segments import Grid, Quickshift, Slic, segment_counts, segment_sums, to_pixels
 from skimage import segmentation
 from torch import Tensor

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lit_xai.core import UsageError
 from lit_xai.data.folds import FoldData
 from lit_xai.data.shapes import CLASSES, shape_masks, shapes, tag_patterns
 from lit_xai.data.sources import folder_source, pictures
 from lit_xai.data.truth import InMemoryMasks, Truth, boxes
+from lit_xai.errors import UsageError
 from PIL import Image
 
 from conftest import seeded
@@ -206,8 +206,8 @@ def test_impossible_shapes_are_refused(options, message):
 
 
 def test_the_yaml_builds_them():
-    from lit_xai.cli import config_dir
-    from lit_xai.runs import build_data, check_targets
+    from lit_xai.cli.build import build_data, check_targets
+    from lit_xai.cli.schema import config_dir
     from omegaconf import OmegaConf
 
     node = OmegaConf.to_container(OmegaConf.load(config_dir() / "data" / "shapes.yaml"))

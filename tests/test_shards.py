@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from lit_xai import shards
 from lit_xai.errors import DamagedFile
-from lit_xai.shards import range_of, read_head, shard_name, shard_paths, verify
-from lit_xai.store import read_tensors, write_tensors
+from lit_xai.store import shards
+from lit_xai.store.fold import read_tensors, write_tensors
+from lit_xai.store.names import range_of, shard_name, shard_paths
+from lit_xai.store.shards import read_head, verify
 
 
 def written(path: Path) -> bytes:
@@ -110,5 +111,5 @@ def test_names_and_ranges(tmp_path):
 
 
 def test_looking_after_a_store_needs_neither_torch_nor_numpy():
-    check = "import lit_xai.shards, sys; sys.exit(sum(m in sys.modules for m in ('torch', 'numpy', 'hydra')))"
+    check = "import lit_xai.store.shards, sys; sys.exit(sum(m in sys.modules for m in ('torch', 'numpy', 'hydra')))"
     assert subprocess.run([sys.executable, "-c", check]).returncode == 0

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lit_xai.core import UsageError
+from lit_xai.errors import UsageError
 from lit_xai.metrics import MeGe, ReCo
 from lit_xai.metrics.stability import mege, of_sets, reco_xplique
 from scipy.stats import spearmanr

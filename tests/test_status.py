@@ -13,9 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
-from lit_xai.heartbeat import DEAD, Heartbeat, alive
-from lit_xai.shards import DISAGREEMENTS, RANDOM, shard_paths
-from lit_xai.status import plan_text, status
+from lit_xai.cluster.heartbeat import DEAD, Heartbeat, alive
+from lit_xai.cluster.status import status
+from lit_xai.store.names import DISAGREEMENTS, RANDOM, shard_paths
+from lit_xai.store.plans import plan_text
 
 from test_doors import ENVIRONMENT, ROOT, run, shards
 

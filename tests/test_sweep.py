@@ -7,10 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from lit_xai.core import Blur, Colour, Passes, SampleRng, UsageError
+from lit_xai.core import Passes
+from lit_xai.errors import UsageError
 from lit_xai.explainers import SlidingPatch
 from lit_xai.explainers.sweep import AHEAD, GROUP, KL, PMI, LogOddsDifference, ProbabilityDifference, Windows, sweep
 from lit_xai.fillers import UniformNoise
+from lit_xai.fillers.constant import Blur, Colour
+from lit_xai.rng import SampleRng
 from torch import Tensor, nn
 
 from conftest import Linear, seeded

@@ -10,17 +10,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from lit_xai import engine, report
-from lit_xai.core import UsageError
+from lit_xai import engine
 from lit_xai.crossval import explain_folds
 from lit_xai.data.folds import Disagreements, Split
 from lit_xai.data.sources import digits
-from lit_xai.ensemble import Ensemble, Summary, untaught
+from lit_xai.errors import UsageError
 from lit_xai.explainers import Random, Saliency
 from lit_xai.metrics import Deletion
-from lit_xai.shards import DISAGREEMENTS
-from lit_xai.status import plan_file, plan_text
-from lit_xai.store import Predictions
+from lit_xai.report import page, table
+from lit_xai.report.ensemble import Ensemble, untaught
+from lit_xai.report.summary import Summary
+from lit_xai.store.fold import Predictions
+from lit_xai.store.names import DISAGREEMENTS
+from lit_xai.store.plans import plan_file, plan_text
 from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -174,17 +176,17 @@ def test_it_stands_at_the_top_of_everything(tmp_path: Path) -> None:
     fold(tmp_path, 0, parts=1)
     commanded(tmp_path, 0)
     found = summary(tmp_path)
-    report.write(found, tmp_path)
+    page.write(found, tmp_path)
     said = "8 of 20 probes, 1 of 2 folds: not a result"
     (command,) = {c for c in found.head["unfinished"]["commands"] if "lit_xai.train" in c}
     screen = io.StringIO()
-    report.show(found, console=Console(file=screen, force_terminal=True, width=100, color_system="standard"))
+    table.show(found, console=Console(file=screen, force_terminal=True, width=100, color_system="standard"))
     lines = screen.getvalue().splitlines()
     assert lines[0] == f"\x1b[1;31m{said}\x1b[0m"
     assert f"\x1b[1;31m  {command}\x1b[0m" in lines[: len(found.head["unfinished"]["commands"]) + 2]
-    page = (tmp_path / "report.html").read_text()
-    assert page.index('role="alert"') < page.index(said) < page.index("<table>")
-    assert "color: #a00" in page
+    html = (tmp_path / "report.html").read_text()
+    assert html.index('role="alert"') < html.index(said) < html.index("<table>")
+    assert "color: #a00" in html
     tex = (tmp_path / "summary.tex").read_text().splitlines()
     assert tex[0] == f"% {said}"
     assert f"%   {command}" in tex
@@ -304,8 +306,8 @@ def test_without_labels_there_is_no_accuracy_and_no_alarm_of_one(tmp_path: Path)
     found = summary(tmp_path)
     assert found.head["alarms"] == []
     assert found.head["held_out_accuracy"] == {}
-    assert not any("accuracy" in line for line in report.head_lines(found))
-    report.write(found, tmp_path)
+    assert not any("accuracy" in line for line in table.head_lines(found))
+    page.write(found, tmp_path)
     assert "loss" not in work.store.read_predictions().meta
 
 

@@ -44,7 +44,7 @@ GENERATORS = (
     "data=shapes data.size=16 data.samples=120 data.test=24 data.folds=2 data.probes_per_fold=4 data.batch_size=16"
 )
 CLASSIFIER = f"{GENERATORS} model.network.width=4 trainer.max_epochs=2 shard_size=8"
-QUICK = "explainer.lime_g.samples=40 explainer.sp_g.stride=112 explainer.mp_g.steps=2 explainer.pomelo_ddim.samples=20"
+QUICK = "explainer.lime_g.samples=80 explainer.sp_g.stride=112 explainer.mp_g.steps=2 explainer.pomelo_ddim.samples=20"
 QUICK += " explainer.pomelo_ddim.perturbation.filler.steps=3 explainer.pomelo_flow.samples=20"
 
 # groups of commands, in order; `{root}` is the folder of one checkout
@@ -82,7 +82,8 @@ COMMANDS: dict[str, list[str]] = {
         "evaluate name=shapes-resnet18",
         "explain name=shapes-resnet18 fold=0 filler=[black,blur] explainer=[random]",
         "explain image={picture} checkpoint={root}/shapes-resnet18/fold=0/model.ckpt explainer=[saliency,lime] explainer.lime.samples=80",
-        f"explain {SHAPES} fold=0 experiment=robustness summary=true",
+        f"explain {SHAPES} name=shapes-resnet18 -m fold=0,1 experiment=robustness",
+        "evaluate name=shapes-resnet18",
     ],
     "samplers": [
         f"train {SMALL} model=patch_sampler model.patch=4 model.width=4 model.depth=1 trainer.max_epochs=2 -m fold=0,1",
@@ -188,9 +189,19 @@ TIMES = [
     (r"about [\d.,]+ (min|s|h)\b", "about T"),
     (r"in [\d.]+ s\b", "in T s"),
     (r"[\d.]+(e[+-]?\d+)? samples/s", "N samples/s"),
+    (r"seconds_per_1000_draws [\d.]+", "seconds_per_1000_draws T"),
+    (r",seconds_per_1000,.*", ",seconds_per_1000,T"),
     (r"offline-run-\d+_\d+-\w+", "offline-run"),
 ]
-UNCOMPARED = {"code", "version", "versions", "also", "meta_checksum", "pytorch-lightning_version", "s/1000", "seconds"}
+UNCOMPARED = {
+    "code",
+    "version",
+    "versions",
+    "also",
+    "meta_checksum",
+    "pytorch-lightning_version",
+    "seconds_per_1000_draws",
+}
 TEXTS = (".csv", ".tex", ".yaml", ".txt")
 
 
@@ -254,6 +265,8 @@ def once(folder: Path, words: list[str]) -> tuple[int, str, str]:
 def plain(text: str, root: Path) -> str:
     """What was printed, without what no two runs share."""
     text = text.replace(str(root), "ROOT")
+    if "seconds_per_1000" in text and "│" in text:  # the last column of a table is a time
+        text = re.sub(r"│[^│\n]*│\n", "│\n", text)
     for pattern, by in TIMES:
         text = re.sub(pattern, by, text)
     return text
@@ -264,7 +277,9 @@ def plain(text: str, root: Path) -> str:
 
 def differences(a: Path, b: Path) -> Iterator[str]:
     """What differs between the folders of two checkouts, a line each."""
-    files = [{str(f.relative_to(r)) for f in r.rglob("*") if f.is_file()} for r in (a, b)]
+    files = [
+        {str(f.relative_to(r)) for f in r.rglob("*") if f.is_file() and ".multirun" not in f.parts} for r in (a, b)
+    ]
     for name in sorted(files[0] ^ files[1]):
         yield f"{name}: only {'before' if name in files[0] else 'after'}"
     for name in sorted(files[0] & files[1]):
@@ -299,7 +314,9 @@ def lines_of(one: str, other: str) -> Iterator[str]:
 def text_of(file: Path, root: Path) -> str:
     """A text file, without pictures, paths, and columns that are times."""
     text = re.sub(r"data:image/[a-z+]+;base64,[A-Za-z0-9+/=]+", "PICTURE", plain(file.read_text(), root))
-    if file.name != "samplers.csv":
+    if file.name == "samplers.tex":
+        return re.sub(r" & [^&\n]*\\\\$", "", text, flags=re.M)
+    if file.name not in ("samplers.csv", "quality.csv"):
         return text
     header, *rows = (line.split(",") for line in text.splitlines())
     return "\n".join(
@@ -401,12 +418,12 @@ def main() -> None:
         parser.error("name two checkouts, or two commits")
     with contextlib.ExitStack() as stack:
         work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        sides = {"before": checkout(options.before, work), "after": checkout(options.after, work)}
+        sides = {"was": checkout(options.before, work), "now": checkout(options.after, work)}  # as long as each other
         running = {side: start(folder, (work / side).resolve(), options.only) for side, folder in sides.items()}
         codes = {side: process.wait() for side, process in running.items()}
         if any(codes.values()):
             sys.exit(f"error: a comparison was not run to its end ({codes}): see {work}/*.log")
-        found = list(differences((work / "before").resolve(), (work / "after").resolve()))
+        found = list(differences((work / "was").resolve(), (work / "now").resolve()))
     print("\n".join(found))
     number = sum(len(COMMANDS[g]) for g in options.only)
     print(f"{number} commands: {f'{len(found)} differences' if found else 'everything is the same'}")

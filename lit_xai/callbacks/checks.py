@@ -11,15 +11,19 @@ import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
-from lit_xai import draw
-from lit_xai.core import Explainer, SampleRng, Score, UsageError, fit_fillers, legend_of
-from lit_xai.dashboard import Dashboard
+from lit_xai.core import Explainer, Score, legend_of
 from lit_xai.data.folds import FoldData
-from lit_xai.files import write_csv
+from lit_xai.errors import UsageError
+from lit_xai.fitting import fit_fillers
 from lit_xai.metrics.sanity import COLUMNS, HOW, Sanity, compare_models, curves, sanity, sanity_table
 from lit_xai.metrics.sanity import rows as rows_of
 from lit_xai.metrics.statistics import mean_estimate, too_few
-from lit_xai.store import RANDOM, FoldStore, MapReader
+from lit_xai.report import draw
+from lit_xai.report.dashboard import Dashboard
+from lit_xai.rng import SampleRng
+from lit_xai.store.files import write_csv
+from lit_xai.store.fold import FoldStore, MapReader
+from lit_xai.store.names import RANDOM
 
 LABELS = "labels"
 

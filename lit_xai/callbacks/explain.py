@@ -11,17 +11,19 @@ import torch
 from torch import Tensor
 
 from lit_xai import engine
-from lit_xai.cluster import Interruption
-from lit_xai.core import Explainer, Score, UsageError
-from lit_xai.dashboard import Dashboard
+from lit_xai.cluster.heartbeat import Heartbeat, alive
+from lit_xai.cluster.interruption import Interruption
+from lit_xai.core import Explainer, Score
 from lit_xai.data.folds import Disagreements, FoldData
-from lit_xai.ensemble import Ensemble
-from lit_xai.files import write_csv
-from lit_xai.heartbeat import Heartbeat, alive
+from lit_xai.errors import UsageError
 from lit_xai.metrics.localisation import settle
-from lit_xai.shards import Identity, identity_of
-from lit_xai.status import plan_text
-from lit_xai.store import DISAGREEMENTS, RANDOM, FoldStore, MapReader, Predictions
+from lit_xai.report.dashboard import Dashboard
+from lit_xai.report.ensemble import Ensemble
+from lit_xai.store.files import write_csv
+from lit_xai.store.fold import FoldStore, MapReader, Predictions
+from lit_xai.store.names import DISAGREEMENTS, RANDOM
+from lit_xai.store.plans import plan_text
+from lit_xai.store.shards import Identity, identity_of
 
 SHOWN = 10_000  # rows of the table on the dashboard; the file has them all
 

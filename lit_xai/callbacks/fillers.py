@@ -16,21 +16,24 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from lit_xai import draw
 from lit_xai.callbacks.checks import held_out_probes
-from lit_xai.core import Filler, SampleRng, UsageError, fit_fillers, stable_hash
-from lit_xai.dashboard import Dashboard
+from lit_xai.core import Filler
 from lit_xai.data.folds import FoldData
-from lit_xai.files import write_csv
+from lit_xai.errors import UsageError
 from lit_xai.fillers.fitted import Sampler, WindowSampler
-from lit_xai.metrics.plausibility import COLUMNS as PLAUSIBLE
-from lit_xai.metrics.plausibility import inception, penultimate, plausibility_table, window_corners
-from lit_xai.metrics.plausibility import rows as plausible_rows
-from lit_xai.metrics.removal import COLUMNS as REMOVED
-from lit_xai.metrics.removal import removal_table
-from lit_xai.metrics.removal import rows as rows_of
+from lit_xai.fitting import fit_fillers
 from lit_xai.metrics.statistics import Estimate, mean_estimate, too_few
-from lit_xai.store import FoldStore
+from lit_xai.quality.plausibility import COLUMNS as PLAUSIBLE
+from lit_xai.quality.plausibility import inception, penultimate, plausibility_table, window_corners
+from lit_xai.quality.plausibility import rows as plausible_rows
+from lit_xai.quality.removal import COLUMNS as REMOVED
+from lit_xai.quality.removal import removal_table
+from lit_xai.quality.removal import rows as rows_of
+from lit_xai.report import draw
+from lit_xai.report.dashboard import Dashboard
+from lit_xai.rng import SampleRng, stable_hash
+from lit_xai.store.files import write_csv
+from lit_xai.store.fold import FoldStore
 
 PATCH = 8  # where no filler knows a K
 

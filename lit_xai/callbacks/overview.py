@@ -9,12 +9,13 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from lit_xai import draw
 from lit_xai.core import Explainer, legend_of
-from lit_xai.dashboard import Dashboard
 from lit_xai.data.folds import FoldData
-from lit_xai.ensemble import Ensemble
-from lit_xai.store import RANDOM, FoldStore, MapReader
+from lit_xai.report import draw
+from lit_xai.report.dashboard import Dashboard
+from lit_xai.report.ensemble import Ensemble
+from lit_xai.store.fold import FoldStore, MapReader
+from lit_xai.store.names import RANDOM
 
 
 class Stability(pl.Callback):

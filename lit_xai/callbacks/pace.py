@@ -6,8 +6,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from lit_xai.heartbeat import Heartbeat
-from lit_xai.store import FoldStore
+from lit_xai.cluster.heartbeat import Heartbeat
+from lit_xai.store.fold import FoldStore
 
 
 class Pace(pl.Callback):

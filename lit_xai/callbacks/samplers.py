@@ -12,18 +12,21 @@ from jaxtyping import Int
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
-from lit_xai import draw_samplers
 from lit_xai.callbacks.checks import held_out_probes
 from lit_xai.callbacks.fillers import held_out_order, show_rows
-from lit_xai.core import Filler, SampleRng, UsageError, fit_fillers
-from lit_xai.dashboard import Dashboard
+from lit_xai.core import Filler
 from lit_xai.data.folds import FoldData
-from lit_xai.files import write_atomically, write_csv
-from lit_xai.metrics.plausibility import features_and_logits
-from lit_xai.metrics.sampler import MEASURES, Mahalanobis
-from lit_xai.metrics.sampler_quality import COLUMNS, SamplerQuality, sampler_table
+from lit_xai.errors import UsageError
+from lit_xai.fitting import fit_fillers
 from lit_xai.metrics.statistics import Estimate, excludes_zero, too_few
-from lit_xai.store import FoldStore
+from lit_xai.quality.plausibility import features_and_logits
+from lit_xai.quality.sampler import MEASURES, Mahalanobis
+from lit_xai.quality.sampler_quality import COLUMNS, SamplerQuality, sampler_table
+from lit_xai.report import draw_samplers
+from lit_xai.report.dashboard import Dashboard
+from lit_xai.rng import SampleRng
+from lit_xai.store.files import write_atomically, write_csv
+from lit_xai.store.fold import FoldStore
 
 TRAINING = 10_000  # most images that the Mahalanobis score is fitted to
 OTHERS = 500  # most real images beside the explained ones

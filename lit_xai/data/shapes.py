@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lit_xai.core import SampleRng, UsageError
 from lit_xai.data.sources import Source, digest, in_memory
 from lit_xai.data.truth import InMemoryMasks
+from lit_xai.errors import UsageError
+from lit_xai.rng import SampleRng
 
 CLASSES = ("circle", "square", "triangle", "cross", "star", "ring")
 SCALARS = 16  # random numbers of a sample's layout

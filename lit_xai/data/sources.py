@@ -23,9 +23,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from lit_xai.core import UsageError, stable_hash
+from lit_xai.data.threads import side_by_side
 from lit_xai.data.truth import BoxTable, MaskFiles, Truth, check_opaque, framed, opened
-from lit_xai.shards import side_by_side
+from lit_xai.errors import UsageError
+from lit_xai.rng import stable_hash
 
 GREY = ("1", "L", "LA")  # modes of grey-scale files
 NAMED = 20  # files that one error names

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from lit_xai.core import UsageError
+from lit_xai.errors import UsageError
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # Pillow's names
 COLUMNS = ("file", "x", "y", "width", "height")

@@ -8,22 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lit_xai.core import (
-    SIGNED,
-    BackgroundFiller,
-    Images,
-    Legend,
-    Maps,
-    Model,
-    Passes,
-    SampleRng,
-    Segments,
-    Targets,
-    UsageError,
-    check_batch,
-)
+from lit_xai.calls import check_batch
+from lit_xai.core import SIGNED, Images, Legend, Maps, Model, Passes, Segments, Targets
+from lit_xai.errors import UsageError
 from lit_xai.explainers.gradient import mean_gradient
+from lit_xai.fillers.base import BackgroundFiller
 from lit_xai.fillers.simple import SegmentMean
+from lit_xai.rng import SampleRng
 from lit_xai.segments import Quickshift, Segmenter, segment_sums, to_pixels
 
 

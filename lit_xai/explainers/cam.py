@@ -14,20 +14,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lit_xai.core import (
-    MAGNITUDE,
-    Images,
-    Legend,
-    Maps,
-    Model,
-    Passes,
-    SampleRng,
-    Targets,
-    UsageError,
-    check_batch,
-    evaluating,
-)
-from lit_xai.core import select_output as select
+from lit_xai.calls import check_batch, evaluating
+from lit_xai.calls import select_output as select
+from lit_xai.core import MAGNITUDE, Images, Legend, Maps, Model, Passes, Targets
+from lit_xai.errors import UsageError
+from lit_xai.rng import SampleRng
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
 

@@ -9,17 +9,9 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from lit_xai.core import (
-    SIGNED,
-    Images,
-    Legend,
-    Maps,
-    Model,
-    Passes,
-    SampleRng,
-    Targets,
-    check_batch,
-)
+from lit_xai.calls import check_batch
+from lit_xai.core import SIGNED, Images, Legend, Maps, Model, Passes, Targets
+from lit_xai.rng import SampleRng
 
 
 @dataclass(frozen=True)

@@ -13,24 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lit_xai.core import (
-    MAGNITUDE,
-    SIGNED,
-    Images,
-    Legend,
-    Maps,
-    Model,
-    Passes,
-    SampleRng,
-    Targets,
-    UsageError,
-    check_batch,
-    evaluating,
-    in_format_of,
-    per_call,
-    row_chunks,
-    select_output,
-)
+from lit_xai.calls import check_batch, evaluating, in_format_of, per_call, row_chunks, select_output
+from lit_xai.core import MAGNITUDE, SIGNED, Images, Legend, Maps, Model, Passes, Targets
+from lit_xai.errors import UsageError
+from lit_xai.rng import SampleRng
 
 
 def input_gradient(model: Model, images: Images, targets: Targets, output: str = "logit") -> Images:

@@ -18,8 +18,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lit_xai.core import Filler, Images, Maps, Model, Passes, SampleRng, UsageError, check_batch
+from lit_xai.calls import check_batch
+from lit_xai.core import Filler, Images, Maps, Model, Passes
+from lit_xai.errors import UsageError
 from lit_xai.explainers.sweep import EPSILON, KL, Contrast, Probabilities, SlidingPatch, in_unit, sweep
+from lit_xai.rng import SampleRng
 
 PATCH = 8  # K of the paper
 

@@ -16,24 +16,12 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import norm
 from torch import Tensor
 
-from lit_xai.core import (
-    SIGNED,
-    Filler,
-    Images,
-    Legend,
-    Maps,
-    Model,
-    Passes,
-    Refill,
-    SampleRng,
-    Scores,
-    Segments,
-    Targets,
-    UsageError,
-    check_batch,
-    evaluate_rows,
-)
+from lit_xai.calls import check_batch, evaluate_rows
+from lit_xai.core import SIGNED, Filler, Images, Legend, Maps, Model, Passes, Scores, Segments, Targets
+from lit_xai.errors import UsageError
+from lit_xai.fillers.refill import Refill
 from lit_xai.fillers.simple import SegmentMean
+from lit_xai.rng import SampleRng
 from lit_xai.segments import Quickshift, Segmenter, segment_counts, to_pixels
 
 BLOCK = 256  # perturbed images of one sample that are drawn together; memory is bounded by it

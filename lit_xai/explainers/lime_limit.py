@@ -16,18 +16,13 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import norm
 from torch import Tensor
 
-from lit_xai.core import (
-    BackgroundFiller,
-    Filler,
-    Images,
-    Model,
-    Refill,
-    SampleRng,
-    UsageError,
-    check_batch,
-    evaluate_rows,
-)
+from lit_xai.calls import check_batch, evaluate_rows
+from lit_xai.core import Filler, Images, Model
+from lit_xai.errors import UsageError
 from lit_xai.explainers.lime import LEVEL, CosineKernel, Lime, OnOff, Surrogate, Toggle
+from lit_xai.fillers.base import BackgroundFiller
+from lit_xai.fillers.refill import Refill
+from lit_xai.rng import SampleRng
 from lit_xai.segments import segment_counts, segment_sums
 
 ENUMERABLE = 20  # most superpixels whose 2^d masks are enumerated

@@ -10,26 +10,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from lit_xai.core import (
-    MAGNITUDE,
-    Blur,
-    Filler,
-    Images,
-    Legend,
-    Maps,
-    Model,
-    Passes,
-    Refill,
-    SampleRng,
-    Scores,
-    Targets,
-    UsageError,
-    check_batch,
-    evaluating,
-    in_format_of,
-    scaled,
-    select_output,
-)
+from lit_xai.calls import check_batch, evaluating, in_format_of, select_output
+from lit_xai.core import MAGNITUDE, Filler, Images, Legend, Maps, Model, Passes, Scores, Targets, scaled
+from lit_xai.errors import UsageError
+from lit_xai.fillers.constant import Blur
+from lit_xai.fillers.refill import Refill
+from lit_xai.rng import SampleRng
 
 CHANGED = 1 / 255  # a pixel has changed when any channel moves by more than this
 

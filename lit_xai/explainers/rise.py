@@ -10,24 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from lit_xai.core import (
-    RANGE,
-    Images,
-    Legend,
-    Maps,
-    Model,
-    Passes,
-    SampleRng,
-    Targets,
-    UsageError,
-    autocast,
-    check_batch,
-    evaluating,
-    in_format_of,
-    per_call,
-    row_chunks,
-    select_output,
-)
+from lit_xai.calls import autocast, check_batch, evaluating, in_format_of, per_call, row_chunks, select_output
+from lit_xai.core import RANGE, Images, Legend, Maps, Model, Passes, Targets
+from lit_xai.errors import UsageError
+from lit_xai.rng import SampleRng
 
 
 @dataclass(frozen=True)

@@ -18,32 +18,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lit_xai.core import (
-    MAGNITUDE,
-    REFERENCE_SIDE,
-    SIGNED,
-    Colour,
-    Filler,
-    Images,
-    Legend,
-    Maps,
-    Model,
-    Passes,
-    Refill,
-    SampleRng,
-    Targets,
-    TrainedOn,
-    UsageError,
-    autocast,
-    check_batch,
-    check_classes,
-    evaluating,
-    in_format_of,
-    per_call,
-    row_chunks,
-    scaled,
-)
+from lit_xai.calls import autocast, check_batch, check_classes, evaluating, in_format_of, per_call, row_chunks
+from lit_xai.core import MAGNITUDE, REFERENCE_SIDE, SIGNED, Filler, Images, Legend, Maps, Model, Passes, Targets, scaled
+from lit_xai.errors import UsageError
+from lit_xai.fillers.constant import Colour
+from lit_xai.fillers.refill import Refill
+from lit_xai.fitting import TrainedOn
 from lit_xai.incremental import MODES, WindowLogits
+from lit_xai.rng import SampleRng
 
 EPSILON = 1e-13  # of the published information maps: keeps logarithms finite
 GROUP = 64  # fillings of one window that are made together

@@ -13,20 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_xai.core import (
-    Images,
-    Maps,
-    Model,
-    Passes,
-    SampleRng,
-    Targets,
-    UsageError,
-    accepts,
-    check_batch,
-    evaluating,
-    stable_hash,
-)
+from lit_xai.calls import check_batch, evaluating
+from lit_xai.core import Images, Maps, Model, Passes, Targets
+from lit_xai.errors import UsageError
 from lit_xai.explainers.gradient import reduce_channels
+from lit_xai.fitting import accepts
+from lit_xai.rng import SampleRng, stable_hash
 
 BASELINE_REQUIRED = {"GradientShap", "DeepLiftShap"}  # captum wants a distribution of baselines: black images here
 UNRELIABLE_ON_RESIDUAL = {"LRP"}  # captum 0.9 gives wrong relevances where branches are added

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lit_xai.core import UsageError
+from lit_xai.errors import UsageError
 
 SAFELY = "name a folder saved by diffusers with safe_serialization=True"
 WEIGHTS, NETWORK, SCHEDULE = "diffusion_pytorch_model.safetensors", "config.json", "scheduler_config.json"

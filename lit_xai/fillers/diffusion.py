@@ -24,11 +24,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from lit_xai.core import Images, UsageError, autocast, per_call, stable_hash
+from lit_xai.calls import autocast, per_call
+from lit_xai.core import Images
+from lit_xai.errors import UsageError
 from lit_xai.fillers import diffusers_folder
 from lit_xai.fillers.fitted import FittedFiller, Placed, Sampler, Saved, below, rebuilt
 from lit_xai.fillers.generative import GenerativeFiller, ImageSampler, check_precision, normal
-from lit_xai.training import TrainableSampler, check_choice
+from lit_xai.models.trainable import TrainableSampler, check_choice
+from lit_xai.rng import stable_hash
 
 NOISES = ("cosine", "linear")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")

@@ -16,8 +16,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lit_xai.core import Images, Keep, Model, SampleRng, Segments, TrainedOn, UsageError
-from lit_xai.files import read_checkpoint
+from lit_xai.core import Images, Keep, Model, Segments
+from lit_xai.errors import UsageError
+from lit_xai.fitting import TrainedOn
+from lit_xai.rng import SampleRng
+from lit_xai.store.files import read_checkpoint
 
 
 @runtime_checkable

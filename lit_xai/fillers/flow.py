@@ -24,10 +24,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from lit_xai.core import Images, UsageError, per_call, stable_hash
+from lit_xai.calls import per_call
+from lit_xai.core import Images
+from lit_xai.errors import UsageError
 from lit_xai.fillers.fitted import Placed, Sampler, Saved, below, rebuilt
 from lit_xai.fillers.generative import GenerativeFiller, ImageSampler, normal
-from lit_xai.training import TrainableSampler
+from lit_xai.models.trainable import TrainableSampler
+from lit_xai.rng import stable_hash
 
 LEVELS = 256
 BOUND = 2.0  # a coupling's log scale stays within +- so much

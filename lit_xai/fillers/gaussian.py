@@ -29,10 +29,12 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import Tensor
 
-from lit_xai.core import Images, Keep, SampleRng, Segments, UsageError, stable_hash
-from lit_xai.files import write_atomically
+from lit_xai.core import Images, Keep, Segments
+from lit_xai.errors import UsageError
 from lit_xai.fillers.fitted import Saved, WindowFiller, rebuilt
 from lit_xai.fillers.tiles import LEVELS, ImageSet, Step, check_fits, cut, pictures, plan, windows
+from lit_xai.rng import SampleRng, stable_hash
+from lit_xai.store.files import write_atomically
 
 FORMAT = 1
 ROUNDING = 1 / (12 * (LEVELS - 1) ** 2)  # variance of rounding to 8 bits: what the Cholesky factor needs and no more

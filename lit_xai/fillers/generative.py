@@ -13,8 +13,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lit_xai.cache import Cache, digest, nbytes
-from lit_xai.core import Images, Keep, SampleRng, Segments, UsageError, describe
+from lit_xai.core import Images, Keep, Segments
+from lit_xai.errors import UsageError
 from lit_xai.fillers.fitted import FittedFiller
+from lit_xai.fitting import describe
+from lit_xai.rng import SampleRng
 
 RANGE = 1e-3  # images may leave [0, 1] by so much
 ENCODED = Cache(1 << 30)  # bytes of encoded images that are kept within a run

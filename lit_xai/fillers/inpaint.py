@@ -20,10 +20,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from lit_xai.core import Blur, Images, UsageError, autocast, stable_hash
+from lit_xai.calls import autocast
+from lit_xai.core import Images
+from lit_xai.errors import UsageError
+from lit_xai.fillers.constant import Blur
 from lit_xai.fillers.fitted import Placed, Sampler, Saved, below, rebuilt
 from lit_xai.fillers.generative import GenerativeFiller, ImageSampler, check_precision
-from lit_xai.training import TrainableSampler
+from lit_xai.models.trainable import TrainableSampler
+from lit_xai.rng import stable_hash
 
 GRIDS = (2, 3, 4, 6, 8, 16)  # cells a side of the noise that training holes are cut from; one cell a pixel, too
 SQUARES = 0.25  # share of training holes that are rectangles

@@ -24,10 +24,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from lit_xai.core import Images, Keep, SampleRng, Segments, UsageError, autocast, stable_hash
+from lit_xai.calls import autocast
+from lit_xai.core import Images, Keep, Segments
+from lit_xai.errors import UsageError
 from lit_xai.fillers.fitted import Placed, Sampler, Saved, WindowFiller, below, rebuilt
 from lit_xai.fillers.tiles import LEVELS, Step, check_fits, cut, plan
-from lit_xai.training import TrainableSampler
+from lit_xai.models.trainable import TrainableSampler
+from lit_xai.rng import SampleRng, stable_hash
 
 SLOPE = 0.2  # of LeakyReLU
 FREEDOM = 4  # of Student's t

@@ -10,7 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lit_xai.core import BackgroundFiller, Images, Keep, SampleRng, Segments, UsageError
+from lit_xai.core import Images, Keep, Segments
+from lit_xai.errors import UsageError
+from lit_xai.fillers.base import BackgroundFiller
+from lit_xai.rng import SampleRng
 
 GREY = 0.5  # where nothing of an image is known
 

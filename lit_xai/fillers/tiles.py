@@ -13,7 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lit_xai.core import Images, UsageError, stable_hash
+from lit_xai.core import Images
+from lit_xai.errors import UsageError
+from lit_xai.rng import stable_hash
 
 LEVELS = 256  # of a pixel's value
 READ = 250  # images that are read together

@@ -20,7 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lit_xai.core import UsageError, in_format_of
+from lit_xai.calls import in_format_of
+from lit_xai.errors import UsageError
 from lit_xai.incremental.costs import COSTS, Costs, measure
 from lit_xai.incremental.network import in_a_line, network_of, refusals, tensors_of, versions
 from lit_xai.incremental.operations import NotIncremental

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lit_xai.core import UsageError
+from lit_xai.errors import UsageError
 
 
 def top_positive(values: Float[Tensor, "b d"], k: int) -> Bool[Tensor, "b d"]:

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lit_xai.core import Maps, UsageError
+from lit_xai.core import Maps
+from lit_xai.errors import UsageError
 
 RANK_BLOCK = 1 << 16  # values ranked at once on the CPU
 

@@ -10,25 +10,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lit_xai.core import (
-    Blur,
-    Colour,
-    Filler,
-    Images,
-    Maps,
-    Mean,
-    Model,
-    Passes,
-    Refill,
-    SampleRng,
-    Scores,
-    Targets,
-    UsageError,
-    check_batch,
-    describe,
-    evaluate_rows,
-)
+from lit_xai.calls import check_batch, evaluate_rows
+from lit_xai.core import Filler, Images, Maps, Model, Passes, Scores, Targets
+from lit_xai.errors import UsageError
+from lit_xai.fillers.constant import Blur, Colour, Mean
+from lit_xai.fillers.refill import Refill
+from lit_xai.fitting import describe
 from lit_xai.metrics.distance import argsort_rows, unit_ranks
+from lit_xai.rng import SampleRng
 
 Masks = Bool[Tensor, "b n h w"]
 

@@ -12,21 +12,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lit_xai.core import (
-    REFERENCE_SIDE,
-    Images,
-    Maps,
-    Model,
-    Passes,
-    SampleRng,
-    Scores,
-    Targets,
-    UsageError,
-    describe,
-    stable_hash,
-)
+from lit_xai.core import REFERENCE_SIDE, Images, Maps, Model, Passes, Scores, Targets
 from lit_xai.data.truth import boxes, ends
+from lit_xai.errors import UsageError
+from lit_xai.fitting import describe
 from lit_xai.metrics.fidelity import check_scored
+from lit_xai.rng import SampleRng, stable_hash
 
 Masks = Bool[Tensor, "b h w"]  # True = on the object
 ALPHAS = tuple(i / 20 for i in range(20))  # shares of the maximum at which a map is cut into a box

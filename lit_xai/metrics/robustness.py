@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lit_xai.core import Maps, Scores, UsageError, scaled
+from lit_xai.core import Maps, Scores, scaled
+from lit_xai.errors import UsageError
 from lit_xai.metrics.distance import correlation, scaled_to_one, ssim, unit_ranks
 from lit_xai.metrics.fidelity import correlate
 from lit_xai.metrics.statistics import Estimate, mean_estimate

@@ -25,23 +25,12 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from tqdm.auto import tqdm
 
-from lit_xai.core import (
-    Explainer,
-    Images,
-    Maps,
-    Model,
-    SampleRng,
-    Scores,
-    Targets,
-    UsageError,
-    check_batch,
-    check_classes,
-    evaluating,
-    select_output,
-    stable_hash,
-)
+from lit_xai.calls import check_batch, check_classes, evaluating, select_output
+from lit_xai.core import Explainer, Images, Maps, Model, Scores, Targets
+from lit_xai.errors import UsageError
 from lit_xai.metrics.distance import correlation, scaled_to_one, ssim, unit_ranks
 from lit_xai.metrics.statistics import RESAMPLES, Estimate, finish, mean_estimate, resamples
+from lit_xai.rng import SampleRng, stable_hash
 
 HOW = ("cascading", "independent")
 MODELS = "models"  # the `how` of two models that were trained, not re-initialised

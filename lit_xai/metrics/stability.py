@@ -21,7 +21,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torchmetrics import Metric
 
-from lit_xai.core import Maps, UsageError
+from lit_xai.core import Maps
+from lit_xai.errors import UsageError
 from lit_xai.metrics.distance import map_distance
 from lit_xai.metrics.gaps import Gaps, Sums, dealt
 from lit_xai.metrics.statistics import (

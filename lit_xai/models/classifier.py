@@ -10,10 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from lit_xai.core import UsageError, stable_hash
+from lit_xai.errors import UsageError
 from lit_xai.models.lipschitz import plain
 from lit_xai.models.pretrained import Normalise
-from lit_xai.training import Trainable, check_choice
+from lit_xai.models.trainable import Trainable, check_choice
+from lit_xai.rng import stable_hash
 
 LOSSES = ("cross_entropy", "tau_cross_entropy", "hkr")
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lit_xai.core import UsageError
+from lit_xai.errors import UsageError
 
 ACTIVATIONS = ("groupsort", "prelu")
 

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lit_xai.core import UsageError
-from lit_xai.files import read_state
+from lit_xai.errors import UsageError
+from lit_xai.store.files import read_state
 
 IMAGENET_CLASSES = 1000
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

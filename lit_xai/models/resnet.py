@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lit_xai.core import UsageError
+from lit_xai.errors import UsageError
 
 SMALL = 64  # pixels of an image's side up to which `auto` is the small stem
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from lit_xai.core import UsageError
+from lit_xai.errors import UsageError
 
 FILTERS = (32, 64, 128)
 

@@ -1,0 +1,159 @@
+"""From nodes of a configuration to objects: data, module, explainers, logger."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from hydra.utils import get_object, instantiate
+from omegaconf import OmegaConf
+from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from lit_xai.data.folds import FoldData
+from lit_xai.errors import UsageError
+from lit_xai.fitting import accepts
+
+HOW = ("_target_", "accelerator", "devices", "num_nodes", "strategy", "num_sanity_val_steps", "profiler")  # not what
+ELSEWHERE = ("root", "path", "download", "num_workers", "probes_per_fold")  # where data lie, not what they are
+
+
+def plain(cfg: Any) -> Any:
+    """Resolved, ordinary Python containers."""
+    return OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg
+
+
+def check_targets(node: Any, path: str = "") -> None:
+    """Every `_target_` takes all the keys given to it.
+
+    Raises:
+        UsageError: naming the key.
+    """
+    if isinstance(node, list):
+        for i, item in enumerate(node):
+            check_targets(item, f"{path}[{i}]")
+    if not isinstance(node, Mapping):
+        return
+    for key, value in node.items():
+        check_targets(value, f"{path}.{key}" if path else str(key))
+    target = node.get("_target_")
+    if target is None:
+        return
+    try:
+        known = accepts(get_object(target))
+        check_numbers(get_object(target), node, path)
+    except UsageError:
+        raise
+    except Exception as e:
+        raise UsageError(f"{path}._target_={target} cannot be imported ({type(e).__name__}: {e})") from None
+    if known is None:
+        return
+    if path == "data":
+        known |= accepts(get_object(node["source"]["_target_"])) or set()
+    extra = {"name"} if path in ("data", "model") else set()
+    for key in node:
+        if not str(key).startswith("_") and key not in known | extra:
+            raise UsageError(f"unknown key {path}.{key}: {target} takes {', '.join(sorted(known))}")
+
+
+def check_numbers(target: Any, node: Mapping[str, Any], path: str) -> None:
+    """Refuse a word where a `_target_` takes numbers alone, by its annotations."""
+    for name, parameter in inspect.signature(target).parameters.items():
+        annotation, value = str(parameter.annotation), node.get(name)
+        if isinstance(value, str) and "str" not in annotation and re.search(r"\b(int|float)\b", annotation):
+            raise UsageError(f"{path}.{name} must be a number, found {value!r}")
+        if isinstance(value, float) and re.fullmatch(r"int( \| None)?", annotation):
+            raise UsageError(f"{path}.{name} must be a whole number, found {value!r}")
+
+
+def build_data(cfg: Mapping[str, Any], fold: int, seed: int, label_noise: float) -> FoldData:
+    """The LightningDataModule of a `data` node; keys that FoldData does not take go to its source."""
+    node = dict(cfg)
+    node.pop("_target_", None)
+    own = accepts(FoldData.__init__) or set()
+    options = {k: v for k, v in node.items() if k not in own}
+    source = partial(get_object(node.pop("source")["_target_"]), **options)
+    augment = [instantiate(t) for t in node.pop("augment", [])]
+    kept = {k: v for k, v in node.items() if k in own}
+    return FoldData(source, fold=fold, seed=seed, label_noise=label_noise, augment=augment, **kept)
+
+
+def shape_of(data: FoldData) -> dict[str, Any]:
+    """What a network must know of its data."""
+    channels, height, width = data.source.shape
+    if height != width:
+        raise UsageError(f"images are {height} x {width}: models take square images, set data.size=")
+    return {"channels": channels, "classes": len(data.source.classes), "side": height}
+
+
+def build_module(cfg: Mapping[str, Any], shape: Mapping[str, Any], colour: Any = None) -> pl.LightningModule:
+    """The LightningModule of a `model` node, for data of this shape (see `shape_of`)."""
+    node = {k: v for k, v in cfg.items() if k != "name"}
+    colour = colour or ([0.5] * shape["channels"], [1.0] * shape["channels"])
+    return instantiate(node, **shape, colour=colour, _convert_="all")
+
+
+def build(node: Any) -> Any:
+    """Objects from a group of named nodes (explainers or scores)."""
+    return {name: instantiate(n, _convert_="all") for name, n in plain(node or {}).items()}
+
+
+def build_logger(cfg: Mapping[str, Any], folder: Path, run: str, job_type: str) -> Any:
+    """The logger of one run of an experiment; the configuration goes on record there."""
+    options = dict(cfg["logger"])
+    make = get_object(options.pop("_target_"))
+    return make(folder=folder, name=folder.name, run=run, job_type=job_type, record=cfg, **options)
+
+
+def identity(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes two trainings the same: everything that decides the weights, and nothing else."""
+    trainer = {k: v for k, v in cfg.get("trainer", {}).items() if k not in HOW}
+    return {
+        "data": {k: v for k, v in cfg["data"].items() if k not in ELSEWHERE},
+        "model": dict(cfg["model"]),
+        "seed": cfg["seed"],
+        "label_noise": cfg["label_noise"],
+        "weight_noise": cfg["weight_noise"],
+        "trainer": trainer,
+    }
+
+
+SAVED = ("data", "model", "trainer", "seed", "label_noise", "weight_noise")  # what every saved configuration says
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """A saved configuration as plain containers. Nothing in it is resolved, and whoever builds from it asks `offered` first.
+
+    Raises:
+        UsageError: it is damaged, or says too little.
+    """
+    mend = f"restore it, or delete {file.parent} and train again"
+    try:
+        saved: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    except Exception as e:
+        raise UsageError(f"{file} cannot be read ({type(e).__name__}): {mend}") from None
+    lacks = [k for k in SAVED if k not in saved] if isinstance(saved, dict) else ["everything"]
+    lacks += [k for k in ("data", "model", "trainer") if not lacks and not isinstance(saved[k], dict)]
+    if lacks:
+        raise UsageError(f"{file} is no whole configuration (it lacks {', '.join(lacks)}): {mend}")
+    return saved
+
+
+def say(text: str) -> None:
+    """A line on the terminal, from rank 0."""
+    rank_zero_only(print)(text, flush=True)
+
+
+def finish(logger: Any) -> None:
+    """Close the W&B run, so that a multirun's next job gets its own, and say where it is."""
+    if isinstance(logger, WandbLogger):
+        run = logger.experiment
+        place = Path(run.dir).parent
+        text = f"an offline run in {place}; to look at it, send it: wandb sync {place}" if run.offline else run.url
+        run.finish()
+        say(f"W&B: {text}")

@@ -1,0 +1,191 @@
+"""What the three doors share: `--help`, a check of the command line before anything heavy loads, one-line errors.
+
+Only hydra is imported here; torch loads when the configuration is composed and found right.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import lit_xai
+from lit_xai.cli.compose import CommandError, check_tuned, compose, parameters
+from lit_xai.cli.schema import config_dir, help_text, with_lists
+from lit_xai.errors import UsageError
+
+
+def fail(message: str) -> None:
+    """One clear line and a non-zero exit (of an error in a loader process: its own last line)."""
+    if "Original Traceback" in message:
+        message = message.strip().splitlines()[-1].partition("UsageError: ")[2]
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    raise SystemExit(1)
+
+
+def door(
+    name: str, about: str, status: Callable[[list[str]], None] | None = None, sweeps: bool = True
+) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
+    """Make a function of the composed configuration into a command; `status` answers `--status`, `sweeps` allows `-m`."""
+
+    def decorate(task: Callable[[Any], None]) -> Callable[[], None]:
+        def main() -> None:
+            try:
+                command(sys.argv[1:])
+            except KeyboardInterrupt:
+                print("interrupted by SIGINT: finished work is kept; run the same command to go on", flush=True)
+                raise SystemExit(128 + signal.SIGINT) from None
+
+        def command(arguments: list[str]) -> None:
+            if any(a in ("-h", "--help") for a in arguments):
+                print(help_text(name, about))
+                return
+            if "--version" in arguments:
+                print(f"lit_xai {lit_xai.__version__}")
+                return
+            if "--status" in arguments:
+                if status is None:
+                    fail("--status belongs to python -m lit_xai.evaluate")
+                else:
+                    status([a for a in arguments if a != "--status"])
+                return
+            overrides, flags = parted(arguments)
+            multirun = bool({"-m", "--multirun"} & set(flags))
+            if multirun and not sweeps:
+                fail(
+                    f"python -m lit_xai.{name} measures one experiment a command and takes no {flags[0]}: run it once for each"
+                )
+            overrides = [quoted(o, multirun) for o in overrides]
+            if "--hydra-help" not in arguments:
+                try:
+                    places = searched([*flags, *overrides])
+                    overrides = with_lists(overrides, places)
+                    check_tuned(places)
+                    own = [f"hydra.searchpath=[{','.join(f'file://{p}' for p in places)}]"] if places else []
+                    compose(name, [*own, *(o for o in overrides if not o.startswith("hydra.searchpath="))])
+                except (CommandError, UsageError) as e:
+                    fail(str(e))
+                sys.argv[1:] = [*flags, *overrides]
+            run(name, task)
+
+        return main
+
+    return decorate
+
+
+TAKE_A_VALUE: tuple[str, ...] = ("--cfg", "-c", "--package", "-p", "--info", "-i", "--experimental-rerun")
+TAKE_A_VALUE += ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
+
+
+def parted(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """`key=value` overrides, and hydra's own flags with their values."""
+    overrides: list[str] = []
+    flags: list[str] = []
+    for a, before in zip(arguments, ["", *arguments], strict=False):
+        (flags if a.startswith("-") or before in TAKE_A_VALUE else overrides).append(a)
+    return overrides, flags
+
+
+def searched(arguments: list[str]) -> list[str]:
+    """The folders of configurations that the user adds by `--config-dir` or `hydra.searchpath=`."""
+    named = [value for flag, value in pairwise(arguments) if flag in ("--config-dir", "-cd")]
+    named += [a.partition("=")[2] for a in arguments if a.startswith(("--config-dir=", "-cd="))]
+    lists = [a.partition("=")[2].strip("[]") for a in arguments if a.startswith("hydra.searchpath=")]
+    named += [place.strip(" '\"") for text in lists for place in text.split(",")]
+    return [str(Path(place.removeprefix("file://")).resolve()) for place in named if place and "pkg://" not in place]
+
+
+def drop_replaced(cfg: Any, overrides: list[str]) -> None:
+    """Where the command line gives a node another `_target_`, drop the old one's keys that the new one does not take."""
+    from omegaconf import DictConfig, OmegaConf
+
+    given = {o.lstrip("+").split("=", 1)[0] for o in overrides}
+    for key in given:
+        parent, _, leaf = key.rpartition(".")
+        node = OmegaConf.select(cfg, parent) if leaf == "_target_" else None
+        known = parameters(node["_target_"]) if isinstance(node, DictConfig) else None
+        if known is None or node is None:
+            continue
+        OmegaConf.set_struct(node, False)
+        for name in [n for n in map(str, node) if n not in known and n != "_target_" and f"{parent}.{n}" not in given]:
+            del node[name]
+
+
+# keys whose values are names of files and folders
+PLACES = ("root", "name", "image", "checkpoint", "path", "masks", "boxes", "weights", "inception")
+
+
+def quoted(override: str, sweeps: bool = False) -> str:
+    """The override with its value in quotes where hydra would read more into it than a user means.
+
+    That is an `=` in it, as in `checkpoint=x/fold=0`, and any of hydra's own characters in the name of a file, as in
+    `image=photo (1).jpg`; in a multirun, commas part its values.
+    """
+    key, equals, value = override.partition("=")
+    if not equals or re.fullmatch(r"'.*'|\".*\"", value) or "${" in value or value in ("null", "???"):
+        return override
+    if key.lstrip("+").rpartition(".")[2] in PLACES and not (sweeps and re.search(r",|\w+\(", value)):
+        # hydra takes a backslash for itself, unless it stands before a quote
+        text = re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + ("\\" if m[2] else "") + m[2], value)
+        return f'{key}{equals}"{text}"' if re.search(r"[^\w./-]", value, re.ASCII) else override
+    return override if "=" not in value or value.startswith(("{", "[")) or "(" in value else f'{key}{equals}"{value}"'
+
+
+def run(name: str, task: Callable[[Any], None]) -> None:
+    """Hand over to hydra (single run, multirun, launchers), with one-line errors."""
+    import hydra
+
+    def job(cfg: Any) -> None:
+        from hydra.core.hydra_config import HydraConfig
+
+        quiet()
+        if str(HydraConfig.get().mode).endswith("MULTIRUN"):
+            # a process that is started again for another rank must run this job, not the sweep
+            sys.argv[1:] = list(HydraConfig.get().overrides.task)
+        from lit_xai.errors import UsageError
+
+        drop_replaced(cfg, list(HydraConfig.get().overrides.task))
+        try:
+            task(cfg)
+        except UsageError as e:
+            fail(str(e))
+        except OSError as e:
+            if e.errno not in (27, 28, 122):  # file too large, disk full, quota
+                fail(f"{type(e).__name__}: {e} (HYDRA_FULL_ERROR=1 shows where)")
+            fail(f"{e.strerror} while writing {e.filename or 'results'}: make room, then run the same command again")
+        except Exception as e:
+            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+                raise
+            if isinstance(e.__cause__, UsageError):  # hydra wraps what an object's constructor refuses
+                fail(str(e.__cause__))
+            fail(f"{type(e).__name__}: {str(e)[:400]} (HYDRA_FULL_ERROR=1 shows where)")
+
+    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(job)()
+
+
+def quiet() -> None:
+    """Third parties' chatter off; what lit_xai says itself stays."""
+    import warnings
+
+    import pytorch_lightning  # noqa: F401  (it sets its loggers' levels when it is imported)
+
+    for logger in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric"):
+        logging.getLogger(logger).setLevel(logging.WARNING)
+    for message in (
+        "does not have many workers",
+        "exists and is not empty",
+        "treespec",
+        "sync_dist",
+        "`srun` command",
+        "not resumable",
+    ):
+        warnings.filterwarnings("ignore", f".*{message}.*")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")

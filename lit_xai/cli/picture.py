@@ -1,0 +1,173 @@
+"""`python -m lit_xai.explain image=photo.jpg checkpoint=FILE explainer=lime`: one picture of one explained image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_xai.cli.build import build, build_module, plain, say
+from lit_xai.cli.offered import refuse_other_code
+from lit_xai.core import Explainer, legend_of
+from lit_xai.data.sources import GREY, OnDisk
+from lit_xai.data.truth import opened
+from lit_xai.engine.estimate import seconds_per_image
+from lit_xai.engine.loop import explained_by
+from lit_xai.errors import UsageError
+from lit_xai.explainers.lime import Lime
+from lit_xai.fitting import TrainedOn, fit_fillers, passes_of
+from lit_xai.models.pretrained import IMAGENET_MEAN, Pretrained
+from lit_xai.report import draw
+from lit_xai.rng import SampleRng
+from lit_xai.store.files import load_weights, read_checkpoint
+
+
+def loaded(cfg: Any) -> tuple[nn.Module, dict[str, Any], Sequence[str], TrainedOn]:
+    """The network, the images it takes (`channels`, `side`, `resize`), its class names, what it was trained on.
+
+    Raises:
+        UsageError: no checkpoint and no pretrained model is named, or it cannot be read.
+    """
+    if is_pretrained(cfg):
+        node = plain(cfg.model)
+        node["weights"] = cfg.checkpoint or node["weights"]
+        given: Any = build_module(node, {"channels": 3, "classes": 0, "side": 224})
+        return (
+            given.predictor(),
+            {"channels": 3, "side": 224, "resize": 256},
+            given.class_names,
+            TrainedOn(IMAGENET_MEAN),
+        )
+    if cfg.checkpoint is None:
+        raise UsageError(
+            "image= needs a model: checkpoint=checkpoints/<name>/fold=0/model.ckpt, or model=pretrained with "
+            "model.arch= and model.weights="
+        )
+    file = Path(cfg.checkpoint)
+    file = file / "model.ckpt" if file.is_dir() else file
+    content = read_checkpoint(file)
+    saved = content.get("config", {})
+    if not {"model", "shape"} <= set(saved):
+        raise UsageError(f"{file} says nothing of its model: give a model.ckpt that lit_xai.train has written")
+    refuse_other_code({"model": saved["model"]}, file)
+    module: Any = build_module(saved["model"], saved["shape"])
+    load_weights(module, file)
+    shape = saved["shape"]
+    takes = {**shape, "resize": saved["data"].get("resize") or shape["side"]}
+    colour = tuple(module.normalise.mean.flatten().tolist())
+    on = TrainedOn(colour, saved.get("fold"), saved.get("training_samples", 0), saved.get("about", ""))
+    return module.predictor(), takes, saved.get("class_names", ()), on
+
+
+def is_pretrained(cfg: Any) -> bool:
+    """Whether the command line's model brings its own weights."""
+    return str(cfg.model._target_).endswith(Pretrained.__name__)
+
+
+def read_picture(file: Path, takes: dict[str, Any]) -> Tensor:
+    """The picture as the model takes it, `[1, c, side, side]`.
+
+    Raises:
+        UsageError: it is not there, cannot be decoded, has transparent pixels, or is grey where the model takes colour.
+    """
+    if not file.is_file():
+        raise UsageError(f"no picture at {file}: give the path of an image file by image=")
+    with opened(file) as picture:
+        if takes["channels"] == 3 and picture.mode in GREY:
+            raise UsageError(f"{file} is grey-scale and the model takes colour: save it as an RGB picture first")
+    image = OnDisk((file,), takes["side"], takes["resize"], grey="convert").images([0])
+    return image.mean(1, keepdim=True) if takes["channels"] == 1 else image
+
+
+def explain_picture(cfg: Any) -> list[Path]:
+    """Write one picture for every explainer asked for; return their paths."""
+    if cfg.get("filler"):
+        raise UsageError(
+            "image= has no mask to remove an object by: leave out filler=, or set the explainer's own filler"
+        )
+    network, takes, names, trained_on = loaded(cfg)
+    file = Path(cfg.image)
+    image = read_picture(file, takes)
+    with torch.inference_mode():
+        p = network(image).softmax(-1)[0]
+    if not bool(torch.isfinite(p).all()):
+        raise UsageError(
+            f"the model predicts NaN for {file}: its weights are damaged, or train again with another model.lr="
+        )
+    wanted = list(names).index(cfg["class"]) if cfg["class"] in list(names) else cfg["class"]
+    chosen = int(p.argmax()) if wanted is None else wanted
+    if not isinstance(chosen, int) or not 0 <= chosen < len(p):
+        known = f" ({', '.join(names)})" if 0 < len(names) <= 20 else ""
+        raise UsageError(f"class={chosen} does not exist: the model has classes 0..{len(p) - 1}{known}")
+    label = names[chosen] if chosen < len(names) else str(chosen)
+    say(f"{file}: {label} with probability {float(p[chosen]):.3f}")
+    rng = SampleRng(cfg.seed, (0,))
+    written = []
+    explainers = build(cfg.get("explainer"))
+    if cfg.dry_run:
+        say_costs(
+            network, {n: fit_fillers(e, trained_on) for n, e in explainers.items()}, image, torch.tensor([chosen])
+        )
+        return []
+    for name, explainer in explainers.items():
+        path = Path(cfg.root) / "pictures" / f"{file.stem}.{name}.png"
+        title = f"{name}: {label}, probability {float(p[chosen]):.3f}"
+        picture(network, fit_fillers(explainer, trained_on), image, chosen, rng, title, path, label)
+        say(f"{name}: {path}")
+        written.append(path)
+    return written
+
+
+def say_costs(network: nn.Module, explainers: Mapping[str, Explainer], image: Tensor, target: Tensor) -> None:
+    """What each explainer would cost, the dearest first."""
+    forward, backward = seconds_per_image(network, image, target)
+    passes = {name: passes_of(explainer, *image.shape[-2:]) for name, explainer in explainers.items()}
+    seconds = {name: p.forward * forward + p.backward * backward for name, p in passes.items()}
+    for name in sorted(seconds, key=lambda n: -seconds[n]):
+        say(
+            f"{name}: {passes[name].forward:,} forward and {passes[name].backward:,} backward passes, about {seconds[name]:.1f} s"
+        )
+    say(f"in all about {sum(seconds.values()):.1f} s; choose by explainer=[...]")
+
+
+def picture(
+    network: nn.Module,
+    explainer: Explainer,
+    image: Tensor,
+    target: int,
+    rng: SampleRng,
+    title: str,
+    path: Path,
+    label: str,
+) -> None:
+    """Explain one image by one explainer and draw it."""
+    targets = torch.tensor([target])
+    if not isinstance(explainer, Lime):
+        maps, details = explained_by(explainer, network, image, targets, rng)
+        map_ = maps[0].detach()
+        scale = draw.Scale.of(map_, legend_of(explainer), label)
+        known = [f"map {draw.span(map_)}", *(f"{k} {float(v[0]):.3g}" for k, v in details.items())]
+        lines = [title, scale.says, ", ".join(known)]
+        draw.explained(image[0], map_, lines, path, scale=scale)
+        return
+    s = explainer.explain(network, image, targets, rng)
+    low, high = s.intervals()
+    top = s.top()[0]
+    numbers = ", ".join(
+        f"{i}: {float(s.coefficients[0, j]):.4f} [{float(low[0, j]):.4f}, {float(high[0, j]):.4f}]"
+        for i, j in enumerate(top, 1)
+    )
+    settled = "settled" if bool(s.settled[0]) else "not settled"
+    scale = draw.Scale.of(s.maps()[0], legend_of(explainer), label)
+    lines = [
+        f"{title}; {int(s.counts[0])} superpixels, {int(s.samples[0])} samples, weighted R² {float(s.r2[0]):.3f}",
+        scale.says,
+        f"top {len(top)} ({settled} at 95 %): {numbers}" if top else "no superpixel has a positive coefficient",
+    ]
+    for line in lines:
+        say(line)
+    half = (high - low)[0] / 2
+    draw.explained(image[0], s.maps()[0], lines, path, s.segments[0], top, s.coefficients[0], half, scale)

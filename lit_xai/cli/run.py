@@ -1,0 +1,366 @@
+"""From a composed configuration to the objects of one run: data, module, trainer, callbacks, folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from lit_xai import engine
+from lit_xai.callbacks import Curves, Explain, FillerReport, Gallery, SamplerReport, SanityCheck, Stability
+from lit_xai.cli.build import (
+    build,
+    build_data,
+    build_logger,
+    build_module,
+    check_targets,
+    identity,
+    plain,
+    read_config,
+    shape_of,
+)
+from lit_xai.cli.schema import LISTS, experiment_name, left_open, options
+from lit_xai.cluster.interruption import Interrupted, Interruption, environment, requeue
+from lit_xai.core import Explainer, Filler, Score
+from lit_xai.data.folds import FoldData
+from lit_xai.errors import UsageError
+from lit_xai.models.resnet import stem_for
+from lit_xai.models.trainable import STEPS, Trainable, epochs_for
+from lit_xai.store.files import load_weights, write_atomically
+from lit_xai.store.fold import FoldStore, differences
+from lit_xai.store.plans import PLANS, plan_text
+
+
+@dataclass
+class Run:
+    """One door's work on one fold, built when it is asked for."""
+
+    cfg: DictConfig
+    job_type: str
+
+    def __post_init__(self) -> None:
+        self.cfg = without_unchosen(self.cfg)
+        check_values(self.cfg)
+        check_targets(plain(self.cfg))
+        if self.is_sampler and (self.cfg.label_noise or self.cfg.weight_noise):
+            raise UsageError(
+                f"model={self.cfg.model.name} has no use for label_noise and weight_noise: leave them at 0"
+            )
+        if not 0 <= self.cfg.fold < self.cfg.data.folds:
+            raise UsageError(
+                f"fold={self.cfg.fold} does not exist: folds are 0..{self.cfg.data.folds - 1} "
+                f"(data.folds={self.cfg.data.folds})"
+            )
+
+    @property
+    def name(self) -> str:
+        """The experiment's folder name."""
+        return experiment_name(self.cfg)
+
+    @cached_property
+    def store(self) -> FoldStore:
+        """The fold's folder."""
+        return FoldStore(Path(self.cfg.root) / self.name / f"fold={self.cfg.fold}")
+
+    @property
+    def checkpoint(self) -> Path:
+        """The trained model."""
+        return self.store.root / "model.ckpt"
+
+    @property
+    def resume_from(self) -> Path:
+        """The state after the last complete epoch."""
+        return self.store.root / "last.ckpt"
+
+    @cached_property
+    def interruption(self) -> Interruption:
+        """What heeds signals."""
+        return Interruption(self.resume_from)
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """A signal ends the command where the same command goes on; near a time limit the job is put into the queue again."""
+        try:
+            with self.interruption.listening():
+                yield
+        except Interrupted as e:
+            if getattr(rank_zero_only, "rank", 0) == 0:
+                then = requeue() if e.number == signal.SIGUSR1 else "run the same command to go on"
+                print(f"{e}; {then}", flush=True)
+            raise SystemExit(128 + e.number) from None
+
+    @cached_property
+    def data(self) -> FoldData:
+        """The data set, its split and loaders."""
+        cfg = plain(self.cfg)
+        return build_data(cfg["data"], cfg["fold"], cfg["seed"], cfg["label_noise"])
+
+    @cached_property
+    def explainers(self) -> dict[str, Explainer]:
+        """By name."""
+        return {} if self.job_type == "train" and not self.cfg.explain else build(self.cfg.get("explainer"))
+
+    @cached_property
+    def fillers(self) -> dict[str, Filler]:
+        """By name; those whose removal of objects is measured."""
+        return build(self.cfg.get("filler"))
+
+    @cached_property
+    def scores(self) -> dict[str, Score]:
+        """By name."""
+        return build(self.cfg.get("score"))
+
+    def module(self) -> pl.LightningModule:
+        """A fresh module; its initial weights are a function of the seed (the same for every fold)."""
+        pl.seed_everything(self.cfg.seed, workers=True, verbose=False)
+        return build_module(plain(self.cfg.model), shape_of(self.data), self.data.colour)
+
+    def trained_folds(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """The folds that lie in this experiment's folder, and the configuration of each."""
+        for file in sorted(self.store.root.parent.glob("fold=*/config.yaml")):
+            if any((file.parent / f).exists() for f in ("model.ckpt", "last.ckpt", "predictions.safetensors")):
+                yield file.parent, read_config(file)  # any other run came to nothing
+
+    def settle(self) -> None:
+        """Put into the configuration what it leaves to the data: the stem, and how many epochs.
+
+        The folds of an ensemble are alike: what is left open is taken from those that are there.
+        """
+        there: dict[str, Any] = next((config for _, config in self.trained_folds()), {})
+        network: Any = self.cfg.model.get("network") or {}
+        trainer = self.cfg.trainer
+        if network.get("stem") == "auto":
+            had = (there.get("model", {}).get("network") or {}).get("stem")
+            network.stem = had or stem_for(shape_of(self.data)["side"])
+        if not any(o.lstrip("+").startswith("trainer.max_epochs=") for o in self.overrides):
+            trainer.max_epochs = there.get("trainer", {}).get("max_epochs") or trainer.max_epochs
+        if trainer.max_epochs is None:
+            train = self.job_type == "train"  # else the number is not used
+            batches = len(self.data.train_dataloader()) if train else STEPS
+            trainer.max_epochs = epochs_for(batches, trainer.get("accumulate_grad_batches") or 1)
+
+    def check_folder(self) -> None:
+        """Settle what the configuration leaves open; refuse a folder that holds results of another one."""
+        self.settle()
+        mine = plain(self.cfg)
+        for folder, theirs in self.trained_folds():
+            there, here = identity(theirs), identity(mine)
+            if self.job_type != "train":  # how long it was trained is the checkpoint's affair
+                there.pop("trainer"), here.pop("trainer")
+            difference = differences(there, here)
+            if difference:
+                raise UsageError(
+                    f"{folder} holds another configuration ({'; '.join(difference[:3])}): "
+                    f"choose another name=, or restore these settings"
+                )
+
+    @rank_zero_only
+    def claim(self) -> None:
+        """Leave this run's configuration in its folder (explaining does not replace the training's)."""
+        mine, config = plain(self.cfg), self.store.root / "config.yaml"
+        if not config.exists() or (self.job_type == "train" and read_config(config) != mine):
+            write_atomically(config, OmegaConf.to_yaml(OmegaConf.create(mine)))
+        if self.job_type == "train":
+            counts = {
+                "folds": self.cfg.data.folds,
+                "explains": int(bool(self.explainers)),
+                "sampler": int(self.is_sampler),
+            }
+            plan = plan_text("train", self.overrides, **counts)
+            write_atomically(self.store.root / PLANS / "train.json", plan)
+
+    @property
+    def overrides(self) -> list[str]:
+        """The command line's, without lists that are the default."""
+        given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+        return [o for o in given if not any(left_open(group, [o]) for group in LISTS)]
+
+    def callbacks(self) -> list[pl.Callback]:
+        """Explain, then what is drawn from explanations; of a sampler, its report."""
+        c = self.cfg
+        if self.is_sampler:
+            return [SamplerReport(self.store, c.seed)]
+        if c.get("sanity"):
+            ways = [c.sanity] if isinstance(c.sanity, str) else list(c.sanity)
+            number = {"stages": c.sanity_stages, "number": c.sanity_images, "seed": c.seed, "progress": c.progress}
+            check = SanityCheck(
+                self.explainers, self.store, ways, self.of_random_labels, batch_size=c.batch_size, **number
+            )
+            return [check]
+        explain = Explain(
+            self.explainers,
+            self.scores,
+            self.store,
+            probes=c.get("probes", "random"),
+            seed=c.seed,
+            batch_size=c.batch_size,
+            shard_size=c.shard_size,
+            target=c.target,
+            cap=c.cap,
+            part=c.get("part", "0/1"),
+            progress=c.progress,
+            command=(self.job_type, self.overrides),
+            nodes=plain(c.get("explainer") or {}),
+        )
+        if explain.probes != "random":
+            return [explain]
+        after: list[pl.Callback] = [Gallery(self.store, self.explainers)]
+        if self.cfg.data.folds > 1:
+            after.insert(0, Stability(self.store, list(self.explainers), c.seed))
+        if self.fillers:
+            after.append(FillerReport(self.store, self.fillers, c.seed, inception=c.get("inception")))
+        if c.get("curves"):
+            after.append(Curves(self.store, list(self.explainers), self.scores, c.target, c.seed, c.batch_size))
+        return [explain, *after]
+
+    def logger(self) -> Any:
+        """The dashboard's logger (nothing on other ranks: Lightning sees to that)."""
+        return build_logger(plain(self.cfg), self.store.root.parent, f"fold={self.cfg.fold}", self.job_type)
+
+    def trainer(self, callbacks: list[pl.Callback], logger: Any) -> pl.Trainer:
+        """Lightning's Trainer with what this project needs of it."""
+        options = dict(plain(self.cfg.trainer))
+        options.pop("_target_")
+        for file in self.store.root.glob("hpc_ckpt_*"):
+            # left by Lightning's own SLURM handler (of another program): it would be loaded over the weights we give
+            file.unlink(missing_ok=True)
+        if options.get("accelerator") == "gpu" and not torch.cuda.is_available():
+            raise UsageError("trainer=gpu, ddp and their bf16 forms need a GPU and none is found: use trainer=cpu")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return pl.Trainer(
+                **options,
+                callbacks=[self.interruption, *callbacks],
+                plugins=environment(),
+                logger=logger if logger is not None else False,
+                default_root_dir=str(self.store.root),
+                inference_mode=False,  # gradients are needed after trainer.test
+                use_distributed_sampler=False,  # our samplers share without padding
+                num_sanity_val_steps=0,
+                enable_model_summary=False,
+                enable_progress_bar=bool(self.cfg.progress),
+                log_every_n_steps=min(10, len(self.data.train_dataloader())) if self.data.source.labelled else 10,
+            )
+
+    def load(self) -> pl.LightningModule:
+        """The trained module of this fold."""
+        module = self.module()
+        if self.trainable:
+            load_weights(module, self.checkpoint)
+        return module
+
+    def of_random_labels(self) -> torch.nn.Module:
+        """The predictor of the same fold that was trained on random labels, to explain."""
+        name = f"{self.store.root.parent.name}-label_noise=1.0"
+        file = self.store.root.parent.with_name(name) / self.store.root.name / "model.ckpt"
+        if not file.exists():
+            raise UsageError(
+                f"{file} is missing: train it by python -m lit_xai.train label_noise=1.0 name={name} "
+                f"fold={self.cfg.fold} with the same data and model"
+            )
+        module = self.module()
+        load_weights(module, file)
+        return module.predictor()  # type: ignore[operator]
+
+    @property
+    def device(self) -> torch.device:
+        """Where trials are timed: this process's GPU if the trainer takes one and there is one, else the CPU."""
+        if self.cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available():
+            return torch.device("cpu")
+        rank = next((int(os.environ[k]) for k in ("LOCAL_RANK", "SLURM_LOCALID") if k in os.environ), 0)
+        return torch.device("cuda", rank % max(1, torch.cuda.device_count()))
+
+    def explained(self, module: pl.LightningModule, callback: Explain) -> engine.Explained:
+        """The job of the `Explain` callback, outside a trainer, for planning."""
+        job = callback.job(module.predictor(), self.data, self.device)  # type: ignore[operator]
+        if callback.probes == "disagreements":
+            job = callback.choose(job, job.store.read_predictions(), self.data)
+        elif job.identity["target"] == "prediction":
+            have = job.store.predictions_file.exists()
+            job.targets = job.store.read_predictions().of(job.samples) if have else job.targets.clamp_min(0)
+        return job
+
+    def complete(self, callback: Any) -> bool:
+        """Whether this command (of a part: this part) has nothing left to do, read off the store without loading a model."""
+        if isinstance(callback, SamplerReport):
+            return self.checkpoint.exists() and callback.complete
+        if not self.store.predictions_file.exists() or not (self.checkpoint.exists() or not self.trainable):
+            return False
+        try:
+            predictions = self.store.read_predictions()
+            job = callback.job(torch.nn.Identity(), self.data, torch.device("cpu"))
+            job.checkpoint = predictions.meta["checkpoint"]
+            job = callback.choose(job, predictions, self.data)
+            if engine.work_list(job, callback.explainers, callback.scores, callback.part):
+                return False
+        except UsageError:
+            return False  # a damaged file is written anew; what cannot be mended so is said when the work begins
+        # the table of all parts is whose shards end last; whoever was stopped before writing it writes it now
+        table = callback.probes == "disagreements" or (self.store.root / "scores.csv").exists()
+        return table or not engine.finished(job, callback.explainers, callback.scores)
+
+    @property
+    def trainable(self) -> bool:
+        """Whether this model is trained here."""
+        return self.is_sampler or issubclass(get_object(self.cfg.model._target_), Trainable)
+
+    @property
+    def is_sampler(self) -> bool:
+        """Whether this model draws images or parts of them (and explains nothing)."""
+        return hasattr(get_object(self.cfg.model._target_), "sampler")
+
+
+def without_unchosen(cfg: Any) -> Any:
+    """The configuration without the counts that an experiment's file gives for explainers and scores nobody chose."""
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg))
+    for group in ("explainer", "score"):
+        known = {name.rpartition("/")[2] for name in options(group)}
+        nodes = (cfg.get(group) or {}).items()
+        for name in [n for n, node in nodes if n in known and isinstance(node, DictConfig) and "_target_" not in node]:
+            del cfg[group][name]
+    return cfg
+
+
+def check_values(cfg: Any) -> None:
+    """Numbers that would fail late, or in somebody else's code."""
+    for key in ("fold", "seed", "batch_size", "shard_size", "data.folds", "data.batch_size", "trainer.max_epochs"):
+        value = OmegaConf.select(cfg, key)
+        least = {"fold": None, "seed": 0}.get(key, 1)
+        if value is None and key == "trainer.max_epochs":
+            continue  # the data decide
+        if not isinstance(value, int) or isinstance(value, bool) or (least is not None and value < least):
+            raise UsageError(
+                f"{key} must be a whole number{'' if least is None else f' of at least {least}'}, found {value}"
+            )
+    for key in ("label_noise", "weight_noise"):
+        if not isinstance(cfg[key], int | float) or not 0 <= cfg[key] <= 1:
+            raise UsageError(f"{key} must lie in [0, 1], found {cfg[key]}")
+    for key in ("curves", "explain"):
+        if not isinstance(cfg.get(key, False), bool):
+            raise UsageError(f"{key} must be true or false, found {cfg[key]}")
+    pairs = plain(cfg.get("pairs", []))
+    if not isinstance(pairs, list) or any(
+        not isinstance(p, list) or len(p) != 2 or not all(isinstance(n, str) for n in p) for p in pairs
+    ):
+        raise UsageError(f"pairs must be a list of pairs of names, as in pairs=[[lime,rise]], found {pairs}")
+    for group in ("explainer", "score"):
+        for name, node in (cfg.get(group) or {}).items():
+            if name == "_target_":
+                raise UsageError(
+                    f"a yaml of {group}={node} does not say its name: let its first line be `# @package {group}.<name>`"
+                )
+            if not isinstance(node, Mapping | DictConfig) or "_target_" not in node:
+                raise UsageError(f"{group}.{name} has no _target_: choose it by {group}=[{name}], or correct its name")

@@ -1,0 +1,142 @@
+"""The groups and keys of the commands, read from `configs/` by the standard library alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_xai.errors import UsageError
+
+GROUPS = {
+    "data": "data sets",
+    "model": "models",
+    "explainer": "explainers (a list; all of the first level if not given)",
+    "score": "scores (a list; all of the first level if not given)",
+    "filler": "fillers (a list; explain, and evaluate as samplers=)",
+    "trainer": "trainers",
+    "logger": "loggers",
+    "experiment": "experiments",
+    "launcher": "launchers",
+}
+LISTS = ("explainer", "score")
+OPEN = (*LISTS, "filler")
+
+
+def config_dir() -> Path:
+    """`configs/` in the wheel, else in the checkout."""
+    here = Path(__file__).resolve().parents[1]
+    return here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
+
+
+def options(group: str) -> dict[str, str]:
+    """Every choice of a config group and its one-line description (the yaml's first plain comment)."""
+    found = {}
+    folder = config_dir() / group
+    for file in sorted(folder.rglob("*.yaml")):
+        comments = [line[1:].strip() for line in file.read_text().splitlines() if line.startswith("#")]
+        text = next((c for c in comments if c and not c.startswith("@")), "")
+        found[str(file.relative_to(folder).with_suffix(""))] = text
+    return found
+
+
+def top_level(group: str) -> list[str]:
+    """The choices that are taken when none is given."""
+    return [name for name in options(group) if "/" not in name]
+
+
+def help_text(door: str, about: str) -> str:
+    """`--help`: usage, every choice of every group, every key of the door's own file."""
+    lines = [about.strip(), "", f"usage: python -m lit_xai.{door} [key=value ...] [-m for a multirun]", ""]
+    for group, title in GROUPS.items():
+        lines.append(f"{title}: {group}=")
+        found = options(group)
+        width = max((len(n) for n in found), default=0)
+        lines += [f"  {n:<{width}}  {text}" for n, text in found.items()]
+        lines.append("")
+    lines.append("keys and defaults:")
+    for file in lineage(door):
+        for line in (config_dir() / f"{file}.yaml").read_text().splitlines():
+            if re.match(r"^[a-z_]+:", line) and not line.startswith(("defaults:", "hydra:")):
+                lines.append(f"  {line}")
+    lines += [
+        "",
+        "Any key below a choice may be set too, e.g. trainer.max_epochs=3 data.train_subset=6000 explainer.rise.masks=300.",
+        "The whole composed configuration: --cfg job. Hydra's own options: --hydra-help.",
+    ]
+    return "\n".join(lines)
+
+
+def every(group: str) -> str:
+    """The override that takes every choice of the first level."""
+    return f"{group}=[{','.join(top_level(group))}]"
+
+
+def left_open(group: str, overrides: list[str]) -> bool:
+    """Whether a command line (after `with_lists`) leaves it open which explainers or scores there are."""
+    return every(group) in overrides
+
+
+NULL = "random"  # the explainer that every table compares with
+NO_TABLE = ("image", "sanity", "filler")  # keys of `explain` that ask for something else than maps for a table
+
+
+def with_null(override: str) -> str:
+    """A list of explainers, with the null among them."""
+    found = re.fullmatch(r"explainer=(?:\[([^\[\]]+)\]|([\w/]+))", override.replace(" ", ""))
+    names = (found[1] or found[2]).split(",") if found else []
+    return (
+        f"explainer=[{','.join([*names, NULL])}]" if names and NULL not in names and "null" not in names else override
+    )
+
+
+def with_lists(overrides: list[str], places: Sequence[str] = ()) -> list[str]:
+    """The overrides, with every explainer and score that has a config where neither they nor the experiment give a list.
+
+    The null explainer joins every list of explainers, unless no table is asked for. `samplers=` is short for the fillers of
+    that name, which hydra then composes. `places` are folders of configurations of the user's own.
+    """
+    keys = {o.split("=", 1)[0] for o in overrides if not o.endswith("=null")}
+    if not keys & {*NO_TABLE, "samplers"}:
+        overrides = [with_null(o) for o in overrides]
+    named = [o.startswith("samplers=") and o != "samplers=[]" for o in overrides]
+    overrides = [f"filler={o.removeprefix('samplers=')}" if n else o for o, n in zip(overrides, named, strict=True)]
+    given = {o.split("=", 1)[0] for o in overrides if not o.startswith(("+", "~"))}
+    chosen = [o.split("=", 1)[1] for o in overrides if o.startswith("experiment=")]
+    files = [p / "experiment" / f"{chosen[-1]}.yaml" for p in [*map(Path, places), config_dir()]] if chosen else []
+    file = next((f for f in files if f.exists()), None)
+    if any(o.split("=", 1)[0] == "filler" for o in overrides):  # nothing is explained
+        given |= set(LISTS)
+    if file is not None:
+        given |= {g for g in LISTS if f"override /{g}:" in file.read_text()}
+    return [*(every(g) for g in LISTS if g not in given), *overrides]
+
+
+def lineage(door: str) -> list[str]:
+    """The door's own file and those it builds on, the lowest first."""
+    text = (config_dir() / f"{door}.yaml").read_text()
+    below = re.findall(r"^  - ([a-z]+)$", text, re.M)
+    return [*(file for name in below for file in lineage(name)), door]
+
+
+def keys_of(door: str) -> list[str]:
+    """The top-level keys of a door's own file."""
+    lines = (config_dir() / f"{door}.yaml").read_text().splitlines()
+    return [line.split(":")[0] for line in lines if re.match(r"^[a-z_]+:", line)]
+
+
+def experiment_name(cfg: Any) -> str:
+    """`name=`, or `<data>-<model>` with the degradations that are on.
+
+    Raises:
+        UsageError: the name leads out of the root folder.
+    """
+    parts = [f"{cfg.data.name}-{cfg.model.name}"]
+    parts += [f"{k}={cfg[k]}" for k in ("label_noise", "weight_noise") if cfg[k]]
+    name = str(cfg.name or "-".join(parts))
+    if Path(name).is_absolute() or ".." in Path(name).parts or not Path(name).parts or "\0" in name:
+        raise UsageError(
+            f"name={name} leads out of root={cfg.root}: give a name below it, and set root= for another place"
+        )
+    return name

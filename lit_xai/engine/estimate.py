@@ -1,0 +1,188 @@
+"""What an explanation will cost."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from lit_xai.core import Explainer, Passes, Score
+from lit_xai.engine.job import Explained
+from lit_xai.engine.scan import work_list
+from lit_xai.explainers.sweep import SlidingPatch
+from lit_xai.fitting import fit_fillers, passes_of
+from lit_xai.store.names import DISAGREEMENTS
+
+# fields that decide how many passes a method takes: the first that helps is named where it shall be cheaper
+COUNTS = ("stride", "step", "masks", "samples", "cap", "steps", "points", "subsets", "draws", "repeats")
+LEAST = 10  # no smaller count is proposed
+ENOUGH = 1.5  # seconds that a trial may take
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one explainer or score will take.
+
+    Attributes:
+        name: as on the command line, `explainer.rise`.
+        passes: of the model, for all images.
+        minutes: what they take.
+        cheaper: options that cost less.
+    """
+
+    name: str
+    passes: Passes
+    minutes: float
+    cheaper: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        passes = " and ".join(f"{n:,} {way}" for n, way in zip(self.passes, ("forward", "backward"), strict=True) if n)
+        if not passes:
+            return f"{self.name}: no passes"
+        mend = ", ".join(self.cheaper) or "leave it out"
+        return f"{self.name}: {passes} passes, about {self.minutes:.1f} min; cheaper: {mend}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Model passes to come and what they will take.
+
+    Attributes:
+        shards, maps: how many are missing.
+        passes, minutes: of all of them.
+        costs: of every explainer and score, the dearest first.
+        device: where the model was timed, `cpu` or `cuda`.
+    """
+
+    shards: int
+    maps: int
+    passes: Passes
+    minutes: float
+    costs: tuple[Cost, ...] = ()
+    device: str = "cpu"
+
+    def __str__(self) -> str:
+        return (
+            f"{self.maps:,} maps in {self.shards:,} shards, {self.passes.forward:,} forward and "
+            f"{self.passes.backward:,} backward passes of one image, about {self.minutes:.1f} min on this {unit(self.device)}"
+        )
+
+
+def unit(device: str) -> str:
+    """What a device is called."""
+    return "CPU" if device == "cpu" else "GPU"
+
+
+def plan(
+    job: Explained,
+    explainers: Mapping[str, Explainer],
+    scores: Mapping[str, Score],
+    part: tuple[int, int] = (0, 1),
+    progress: bool = False,
+) -> Plan:
+    """Count what is missing and time one forward and one backward batch."""
+    works = work_list(job, explainers, scores, part)
+    device = job.device.type
+    if not works:
+        return Plan(0, 0, Passes(0), 0.0, device=device)
+    images, targets, _ = job.batch(0)
+    height, width = images.shape[-2:]
+    things = {f"explainer.{n}": fit_fillers(e, job.trained_on) for n, e in explainers.items()}
+    things.update({f"score.{n}": s for n, s in scores.items()})
+    each = {name: passes_of(thing, height, width) for name, thing in things.items()}
+    asked: dict[str, Passes] = {}
+    seen = set()
+    for w in works:
+        names = [] if w.meta else [f"explainer.{w.name}"]
+        for n in w.missing:
+            if not hasattr(scores[n], "observe") or (n, w.shard) not in seen:
+                names.append(f"score.{n}")
+                seen.add((n, w.shard))
+        for name in names:
+            asked[name] = asked.get(name, Passes(0)) + Passes(*(n * len(w.shard) for n in each[name]))
+    seconds, fewer, costs = seconds_per_image(job.model, images, targets, progress=progress), fewer_probes(job), []
+    for name, passes in asked.items():
+        minutes = sum(n * s for n, s in zip(passes, seconds, strict=True)) / 60
+        if isinstance(things[name], SlidingPatch):
+            minutes *= things[name].share(job.model, images)
+        mends = () if begun(job, name) else (setting(name, things[name], height, width), fewer)
+        costs.append(Cost(name, passes, minutes, tuple(m for m in mends if m)))
+    costs.sort(key=lambda c: -c.minutes)
+    total = sum((c.passes for c in costs), Passes(0))
+    maps = sum(len(w.shard) for w in works)
+    return Plan(len(works), maps, total, sum(c.minutes for c in costs), tuple(costs), device)
+
+
+def begun(job: Explained, name: str = "*") -> bool:
+    """Whether a fold of this experiment has maps of an explainer (else: of any), whose settings another one would refuse."""
+    group, _, explainer = name.partition(".")
+    explainer = explainer if group == "explainer" else "*"
+    return any(job.store.root.parent.glob(f"fold=*/{job.kind}/{explainer}/*.safetensors"))
+
+
+def setting(name: str, thing: Any, height: int, width: int) -> str | None:
+    """The option of an explainer or score that brings its passes down to about a quarter; None where none halves them."""
+    known = {f.name for f in fields(thing)} if is_dataclass(thing) else set()
+    now = sum(passes_of(thing, height, width))
+    for count in (n for n in COUNTS if n in known):
+        value = getattr(thing, count)
+        if not isinstance(value, int):
+            continue
+        cheaper = {"stride": [value * 2**i for i in range(1, 7)], "step": [4 * (value or max(height, width))]}
+        for other in cheaper.get(count, [max(LEAST, value // 4)]):
+            if 2 * sum(passes_of(replace(thing, **{count: other}), height, width)) <= now:
+                return f"{name}.{count}={other}"
+    return None
+
+
+def fewer_probes(job: Explained) -> str | None:
+    """The option that brings the number of explained images down to a quarter; None where maps of them are there."""
+    each = len(job.samples) // job.identity["folds"]
+    option = "cap" if job.kind == DISAGREEMENTS else "data.probes_per_fold"
+    return None if each < 2 or begun(job) else f"{option}={max(1, each // 4)}"
+
+
+def trial(
+    try_it: Callable[[int], None], most: int, least: int = 1, enough: float = ENOUGH, progress: bool = False
+) -> float:
+    """Seconds an item of `try_it(items)`: the least of tries that grow from `least` to `most`, or until `enough` seconds are over.
+
+    The first try warms up and does not count; a machine that does something else besides slows single ones.
+    """
+    first = min(least, most)
+    sizes = [first, *(first * 2**i for i in range(most.bit_length()) if first * 2**i < most), most]
+    best, spent = math.inf, 0.0
+    bar = tqdm(sizes, "timing", unit="batch", disable=not progress, dynamic_ncols=True, leave=False)
+    for i, size in enumerate(bar):
+        began = time.perf_counter()
+        try_it(size)
+        took = time.perf_counter() - began
+        if i:
+            best, spent = min(best, took / size), spent + took
+            if spent >= enough:
+                break
+    bar.close()
+    return best
+
+
+def seconds_per_image(
+    model: nn.Module, images: Tensor, targets: Tensor, enough: float = ENOUGH, progress: bool = False
+) -> tuple[float, float]:
+    """Seconds of one image's forward pass, and of its backward pass to the image, by a short `trial`."""
+
+    def forward(size: int) -> None:
+        with torch.inference_mode():
+            model(images[:size])[0, 0].item()
+
+    def both(size: int) -> None:
+        x = images[:size].clone().requires_grad_()
+        torch.autograd.grad(model(x).gather(1, targets[:size, None]).sum(), x)[0].sum().item()
+
+    one, two = (trial(f, len(images), enough=enough, progress=progress) for f in (forward, both))
+    return one, max(two - one, 0.0)

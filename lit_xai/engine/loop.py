@@ -1,0 +1,157 @@
+"""Explain and score a range of probes with one model: the one loop behind callbacks, doors and `crossval`.
+
+Model batches are aligned to the probe order: batch b always holds probes b*B .. (b+1)*B-1, whatever shard or rank asks
+for them, so a map is bitwise the same for any rank count and shard size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+import lit_xai
+from lit_xai.core import Explainer, Score
+from lit_xai.engine.job import Explained
+from lit_xai.engine.scan import Work, work_list
+from lit_xai.errors import UsageError
+from lit_xai.fitting import fit_fillers, resolve
+from lit_xai.rng import SampleRng
+from lit_xai.store.fold import read_shard, write_tensors
+
+
+def explain(
+    job: Explained,
+    explainers: Mapping[str, Explainer],
+    scores: Mapping[str, Score],
+    part: tuple[int, int] = (0, 1),
+    progress: bool = True,
+    on_shard: Callable[[str, int, int, int], None] | None = None,
+) -> int:
+    """Compute and write every missing shard of this part; return how many were written.
+
+    Before every shard, and in the end, `on_shard` is told what comes, how many of how many shards are done and how many
+    images that were.
+
+    Model outputs that a score needs but that do not depend on the map are computed once per shard and shared by all
+    explainers.
+    """
+    works = work_list(job, explainers, scores, part)
+    fitted = {n: fit_fillers(s, job.trained_on) for n, s in scores.items()}
+    job.store.remove_temporary()
+    observed: dict[tuple[str, int], Tensor] = {}
+    current: range | None = None
+    total = sum(len(w.shard) for w in works)
+    with tqdm(total=total, unit="map", disable=not progress or not works, dynamic_ncols=True) as bar:
+        images = 0
+        for done, work in enumerate(works):
+            if work.shard != current:
+                observed, current = {}, work.shard
+            bar.set_description(f"fold {job.store.fold} {work.name}")
+            if on_shard is not None:
+                on_shard(f"{work.path.stem} of {work.name}", done, len(works), images)
+            run(work, fitted, observed, bar)
+            images += len(work.shard)
+    if on_shard is not None:
+        on_shard("end", len(works), len(works), images)
+    return len(works)
+
+
+def run(work: Work, scores: Mapping[str, Score], observed: dict[tuple[str, int], Tensor], bar: Any) -> None:
+    """Compute one shard's missing maps and scores and write it."""
+    job, shard = work.job, work.shard
+    explainer = fit_fillers(work.recipe.explainer, job.trained_on)
+    maps, values = [], {name: [] for name in work.missing}  # type: ignore[var-annotated]
+    resolved: dict[str, Any] = {}
+    details: dict[str, list[Tensor]] = {}
+    had = read_shard(work.path)[0] if work.meta else {}
+    for start in job.batches(shard):
+        images, targets, rng = job.batch(start)
+        inside = slice(max(shard.start - start, 0), min(shard.stop - start, len(images)))
+        if not resolved:
+            resolved = {"explainer": resolve(explainer, job.model, images)}
+            resolved.update({n: resolve(scores[n], job.model, images) for n in scores})
+        if had:
+            batch_maps = torch.zeros(len(images), *images.shape[-2:], device=images.device)
+            kept = had["maps"][start + inside.start - shard.start : start + inside.stop - shard.start]
+            batch_maps[inside] = kept.to(images.device)
+        else:
+            batch_maps, found = explained_by(explainer, job.model, images, targets, rng)
+            check_maps(batch_maps, images, rng, work)
+            for name, detail in found.items():
+                details.setdefault(f"detail/{name}", []).append(detail[inside].double().cpu())
+        maps.append(batch_maps[inside].float().cpu())
+        for name in work.missing:
+            score = scores[name]
+            wants = getattr(score, "truth", None)
+            if (name, start) not in observed:
+                if wants is not None and job.truth is not None:
+                    observed[name, start] = job.truth.masks(wants, rng.samples).to(images.device)
+                elif hasattr(score, "observe"):
+                    observed[name, start] = score.observe(job.model, images, targets, rng)
+            value = score(job.model, images, batch_maps, targets, rng, observed.get((name, start)))
+            values[name].append(value[inside].double().cpu())
+            if wants is not None:
+                whole = score.reference(observed[name, start])  # type: ignore[attr-defined]
+                details.setdefault(f"reference/{name}", []).append(whole[inside].double().cpu())
+        bar.update(inside.stop - inside.start)
+    tensors = {"sample": job.samples[shard.start : shard.stop], "maps": torch.cat(maps)}
+    tensors.update({k: v for k, v in had.items() if k not in tensors})
+    tensors.update({k: torch.cat(v) for k, v in details.items()})
+    tensors.update({f"score/{n}": torch.cat(v) for n, v in values.items()})
+    definitions = {
+        n: {
+            "definition": work.recipe.wanted[n],
+            "resolved": resolved.get(n, {}),
+            "higher_is_better": scores[n].higher_is_better,
+            **({"files": work.recipe.files[n]} if work.recipe.files[n] else {}),
+            **settings_of(scores[n]),
+        }
+        for n in work.missing
+    }
+    meta = {
+        "fingerprint": work.recipe.fingerprint,
+        "resolved": resolved.get("explainer", {}),
+        "scores": {**work.meta.get("scores", {}), **definitions},
+        **makers(work.meta),
+    }
+    write_tensors(work.path, tensors, meta)
+
+
+def makers(had: Mapping[str, Any]) -> dict[str, Any]:
+    """Which code made a shard's maps, and under `also` which other code added scores to them."""
+    now = lit_xai.made_by()
+    maps = {k: had[k] for k in now if k in had} or now
+    also = [m for m in (*had.get("also", []), *([now] if maps != now else []))]
+    unique = [m for i, m in enumerate(also) if m not in also[:i]]
+    return {**maps, "also": unique} if unique else maps
+
+
+def settings_of(score: Score) -> dict[str, Any]:
+    """What the columns of a score with several are."""
+    return {"settings": list(score.settings())} if hasattr(score, "settings") else {}
+
+
+def explained_by(
+    explainer: Explainer, model: nn.Module, images: Tensor, targets: Tensor, rng: SampleRng
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Maps, and what the method knows about them."""
+    if hasattr(explainer, "with_details"):
+        return explainer.with_details(model, images, targets, rng)
+    return explainer(model, images, targets, rng).detach(), {}
+
+
+def check_maps(maps: Tensor, images: Tensor, rng: SampleRng, work: Work) -> None:
+    """Refuse maps of the wrong shape and maps with NaN, before anything is written."""
+    expected = (len(images), *images.shape[-2:])
+    if tuple(maps.shape) != expected:
+        raise UsageError(f"explainer {work.name} gave maps of shape {tuple(maps.shape)}, expected {expected}")
+    bad = torch.nonzero(~torch.isfinite(maps).flatten(1).all(1))[:, 0].tolist()
+    if bad:
+        raise UsageError(
+            f"explainer {work.name} gave NaN for sample {rng.samples[bad[0]]} (fold {work.job.store.fold}): "
+            f"check the checkpoint (train again with another model.lr) or leave the explainer out"
+        )

@@ -1,0 +1,94 @@
+"""Predictions of all training samples."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+import lit_xai
+from lit_xai.data.folds import Split
+from lit_xai.data.sources import ImageSet
+from lit_xai.engine.job import Explained
+from lit_xai.errors import DamagedFile, UsageError
+from lit_xai.models.lipschitz import local_lipschitz
+from lit_xai.store.fold import Predictions, differences
+from lit_xai.store.names import DISAGREEMENTS
+
+
+def predict(
+    model: nn.Module,
+    images: ImageSet,
+    samples: Int[Tensor, "n"],
+    labels: Int[Tensor, "n"],
+    device: torch.device,
+    rank: int = 0,
+    world: int = 1,
+    batch_size: int = 250,
+    progress: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Predicted class, its softmax, and -log p(label) (float64, NaN without a label) for every sample.
+
+    Ranks share the work and all get the whole result. A class may have the logit -inf (probability 0).
+
+    Raises:
+        UsageError: an image has no probabilities.
+    """
+    mine: list[tuple[int, Tensor, Tensor, Tensor]] = []
+    starts = range(0, len(samples), batch_size)[rank::world]
+    with torch.inference_mode():
+        for start in tqdm(starts, desc="predict", unit="batch", disable=not progress, leave=False):
+            x = images.images(samples[start : start + batch_size].tolist())
+            logits = model(x.to(device, memory_format=torch.channels_last)).float()
+            p = logits.softmax(-1)
+            if torch.isnan(p).any():
+                raise UsageError("the model predicts NaN: train again with another model.lr=, or check the checkpoint")
+            confidence, predicted = p.max(-1)
+            # in float64: a probability that float32 rounds to 0 is not 0
+            loss = -logits.cpu().double().log_softmax(-1)
+            label = labels[start : start + batch_size]
+            known = (label >= 0) & (label < loss.shape[1])
+            own = loss.gather(1, torch.where(known, label, 0)[:, None])[:, 0].where(known, torch.nan)
+            mine.append((start, predicted.cpu(), confidence.cpu(), own))
+    parts = [mine]
+    if world > 1:
+        parts = [[] for _ in range(world)]
+        torch.distributed.all_gather_object(parts, mine)
+    everything = sorted((row for part in parts for row in part), key=lambda row: row[0])
+    predicted, confidence, loss = (torch.cat(column) for column in list(zip(*everything, strict=True))[1:])
+    return predicted, confidence, loss
+
+
+def predictions_of(
+    job: Explained, split: Split, fold: int, rank: int = 0, world: int = 1, progress: bool = False
+) -> Predictions:
+    """The store's predictions if they are this checkpoint's, else new ones (written by rank 0)."""
+    meta = {**job.identity, "checkpoint": job.checkpoint, **lit_xai.made_by()}
+    if job.store.predictions_file.exists():
+        with contextlib.suppress(DamagedFile):  # a damaged file is written anew
+            found = job.store.read_predictions()
+            there, here = ({k: m.get(k) for k in meta if k not in lit_xai.made_by()} for m in (found.meta, meta))
+            difference = differences(there, here)
+            if not difference:
+                return found
+            if job.store.explainers() or job.store.explainers(DISAGREEMENTS):
+                raise UsageError(
+                    f"{job.store.root} holds explanations of another run ({'; '.join(difference[:3])}): delete its maps/, "
+                    f"disagreements/ and {job.store.predictions_file.name}, or choose another name="
+                )
+    predicted, confidence, loss = predict(
+        job.model, job.images, split.samples, split.labels, job.device, rank, world, progress=progress
+    )
+    own = loss[split.fold_of == fold].mean()
+    if not torch.isnan(own):
+        meta["loss"] = float(own) if torch.isfinite(own) else None  # JSON knows no infinity
+    held = split.held_out(fold)[:128].tolist()
+    if split.k > 1:
+        meta["lipschitz"] = float(local_lipschitz(job.model, job.images.images(held).to(job.device)).max())
+    out = Predictions(split, fold, predicted, confidence, meta)
+    if rank == 0:
+        job.store.write_predictions(out)
+    return out

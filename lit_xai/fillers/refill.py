@@ -1,0 +1,92 @@
+"""A model's inputs with hidden pixels, for every filler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lit_xai.core import Filler, Images, Segments
+from lit_xai.errors import UsageError
+from lit_xai.fillers.base import BackgroundFiller
+from lit_xai.rng import SampleRng
+
+
+def chosen(
+    keep: Bool[Tensor, "r h w"], seen: Float[Tensor, "#r c h w"], hidden: Float[Tensor, "#r c h w"]
+) -> Float[Tensor, "r c h w"]:
+    """`seen` where a pixel is kept, else `hidden`: `torch.where` bit by bit: exact, and vectorised where that is not."""
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[seen.element_size()]
+    a, b = seen.view(bits), hidden.view(bits)
+    return ((a ^ b) & -keep[:, None].to(bits)).bitwise_xor_(b).view(seen.dtype)
+
+
+@dataclass(frozen=True)
+class Refill:
+    """Rows of a model's input with hidden pixels filled, for walks over `images x variants`.
+
+    A filler whose replacement does not depend on the mask is asked for it once, and one that encodes images encodes each
+    once (see `Filler`); any other is called row by row. Noise belongs to (sample, variant), so that a row does not depend
+    on the chunk it is made in.
+
+    Args:
+        filler: what stands where a pixel is hidden.
+        images: the images.
+        rng: their noise.
+        segments: their superpixels, for fillers that use them.
+    """
+
+    filler: Filler
+    images: Images
+    rng: SampleRng
+    segments: Segments | None = None
+    whole: Images | None = field(init=False)
+    prepared: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        prepare = getattr(self.filler, "prepared", None)
+        object.__setattr__(self, "prepared", prepare(self.images) if prepare is not None else None)
+        whole = (
+            self.filler.background(self.images, self.segments) if isinstance(self.filler, BackgroundFiller) else None
+        )
+        if whole is not None and whole.shape != self.images.shape:
+            raise UsageError(
+                f"filler {type(self.filler).__name__} returned a background of shape {tuple(whole.shape)} "
+                f"for images of shape {tuple(self.images.shape)}"
+            )
+        object.__setattr__(self, "whole", whole)
+
+    def __call__(
+        self, keep: Bool[Tensor, "r h w"], image_of: list[int], variant_of: list[int], draws: int = 1
+    ) -> Float[Tensor, "rows c h w"]:
+        """Row t is image `image_of[t]` seen through `keep[t]`; `draws` fillings of a row follow each other.
+
+        Raises:
+            UsageError: the filler returned another shape.
+        """
+        if self.whole is not None:
+            parts, start = [], 0
+            while start < len(image_of):  # image by image: no copies of them are made
+                image = image_of[start]
+                stop = start + image_of[start:].count(image)
+                rows = slice(image, image + 1)
+                parts.append(chosen(keep[start:stop], self.images[rows], self.whole[rows]))
+                start = stop
+            out = parts[0] if len(parts) == 1 else torch.cat(parts)
+            return out if draws == 1 else out.repeat_interleave(draws, dim=0)
+        rng = self.rng.take(image_of, variant_of)
+        if self.prepared is not None:
+            out = self.prepared(image_of, keep[:, None], rng, draws)
+        else:
+            segments = self.segments[image_of] if self.segments is not None else None
+            out = self.filler(self.images[image_of], keep[:, None], rng, draws, segments)
+        expected = (len(image_of), 1, draws, *self.images.shape[1:])
+        if tuple(out.shape) != expected:
+            name = type(self.filler).__name__
+            raise UsageError(
+                f"filler {name} returned shape {tuple(out.shape)}, expected {expected}: [b, n, d, c, h, w]"
+            )
+        return out.flatten(0, 2)

@@ -1,0 +1,153 @@
+"""What was trained on what, and what a thing is: fitting, descriptions, digests of code and files."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import inspect
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from lit_xai.core import Images, Model, Passes
+
+UNDESCRIBED = ("max_batch", "incremental", "checkpoint", "trained_on")
+
+
+def describe(thing: Any) -> dict[str, Any]:
+    """The plain, comparable description of a frozen dataclass: its name and its parameters, nested ones included.
+
+    `max_batch` and `incremental` are left out: they change how something is computed, not what. So are the place of a `checkpoint` and
+    what `fitted` adds: what lies there is told by `contents`. A function, or an object of another class, is described by its code
+    and its attributes.
+    """
+    if not is_dataclass(thing) or isinstance(thing, type):
+        return describe_code(thing)
+    out: dict[str, Any] = {"name": type(thing).__name__}
+    for f in fields(thing):
+        if f.name in UNDESCRIBED:
+            continue
+        value = getattr(thing, f.name)
+        if is_dataclass(value) or callable(value):
+            value = describe(value)
+        elif isinstance(value, tuple):
+            value = list(value)
+        elif isinstance(value, Mapping):
+            value = {str(k): v for k, v in value.items()}
+        out[f.name] = value
+    return out
+
+
+def describe_code(thing: Any) -> dict[str, Any]:
+    """The same for a function, or an object that is no dataclass: its name, a digest of its code, its attributes."""
+    if isinstance(thing, functools.partial):
+        return {**describe_code(thing.func), "arguments": plain_value([list(thing.args), dict(thing.keywords)])}
+    kind = thing if inspect.isroutine(thing) or isinstance(thing, type) else type(thing)
+    own = vars(thing) if kind is type(thing) and hasattr(thing, "__dict__") else {}
+    return {"name": kind.__qualname__, "code": code_digest([kind]), **{k: plain_value(v) for k, v in own.items()}}
+
+
+def plain_value(value: Any) -> Any:
+    """A value as JSON holds it: numbers and texts as they are, tensors and arrays by digest, code by its own, the rest by type."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(k): plain_value(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain_value(v) for v in value]
+    if isinstance(value, Tensor | np.ndarray):
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+        return f"{array.dtype}{list(array.shape)} {hashlib.blake2b(array.tobytes(), digest_size=8).hexdigest()}"
+    return describe(value) if is_dataclass(value) or callable(value) else type(value).__qualname__
+
+
+def code_digest(things: Iterable[Any]) -> str:
+    """A digest of the code of functions and classes, whatever their comments and layout; in order, each once."""
+    h = hashlib.blake2b(digest_size=8)
+    for thing in dict.fromkeys(things):
+        try:
+            text = ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(thing))))
+        except (
+            OSError,
+            TypeError,
+            SyntaxError,
+        ):  # no source, or a lambda within a line: names, constants and byte code
+            members = list(vars(thing).values()) if isinstance(thing, type) else [thing]
+            codes = [inspect.unwrap(m).__code__ for m in members if inspect.isfunction(m)]
+            text = repr([(c.co_names, c.co_code, [k for k in c.co_consts if not inspect.iscode(k)]) for c in codes])
+        h.update(f"{getattr(thing, '__qualname__', '')}\0{text}\0".encode())
+    return h.hexdigest()
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """What a predictor was trained on, for fillers and contrasts that are fitted to the same images.
+
+    Attributes:
+        colour: mean colour of the training folds.
+        fold: the fold that the predictor never saw; None = not known.
+        samples: number of training images; 0 = not known.
+        about: data set, content and fold in one line, the same for whatever is fitted to them; empty = not known.
+        shape: channels, height and width of the images; empty = not known.
+    """
+
+    colour: tuple[float, ...]
+    fold: int | None = None
+    samples: int = 0
+    about: str = ""
+    shape: tuple[int, ...] = ()
+
+
+def fit_fillers(thing: Any, trained_on: TrainedOn) -> Any:
+    """`thing` (an explainer, a score or a filler) with everything inside that has `fitted(trained_on)` fitted."""
+    if hasattr(thing, "fitted"):
+        return thing.fitted(trained_on)
+    if not is_dataclass(thing) or isinstance(thing, type):
+        return thing
+    values = {f.name: fit_fillers(getattr(thing, f.name), trained_on) for f in fields(thing)}
+    if all(values[f.name] is getattr(thing, f.name) for f in fields(thing)):
+        return thing
+    return type(thing)(**values)
+
+
+def contents(thing: Any) -> dict[str, Any]:
+    """What the files that `thing` and the objects inside it read hold, by dotted name (see `Filler`); usually nothing.
+
+    Raises:
+        UsageError: a file is missing, damaged, or was fitted to other images.
+    """
+    out: dict[str, Any] = {"": thing.content()} if hasattr(thing, "content") else {}
+    for f in fields(thing) if is_dataclass(thing) and not isinstance(thing, type) else ():
+        for name, content in contents(getattr(thing, f.name)).items():
+            out[f"{f.name}.{name}".rstrip(".")] = content
+    return out
+
+
+def resolve(thing: Any, model: Model, images: Images) -> dict[str, Any]:
+    """What `thing` and the objects inside it decide from the model and the image size, by dotted name."""
+    out: dict[str, Any] = {}
+    if hasattr(thing, "resolve"):
+        out.update(thing.resolve(model, images))
+    for f in fields(thing) if is_dataclass(thing) else ():
+        inner = getattr(thing, f.name)
+        if is_dataclass(inner):
+            out.update({f"{f.name}.{k}": v for k, v in resolve(inner, model, images).items()})
+    return out
+
+
+def passes_of(thing: Any, height: int, width: int) -> Passes:
+    """The model passes one image costs; one forward and one backward pass where a third party's code does not say."""
+    return thing.passes(height, width) if hasattr(thing, "passes") else Passes(1, 1)
+
+
+def accepts(target: Callable[..., Any]) -> set[str] | None:
+    """The keyword names `target` takes, or None if it takes any."""
+    parameters = inspect.signature(target).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return {p.name for p in parameters}

@@ -1,0 +1,181 @@
+"""What every module that is trained here shares: optimizer, a schedule per step, randomness that survives a resume."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from lit_xai.errors import UsageError
+from lit_xai.rng import stable_hash
+
+SCHEDULES = ("onecycle", "cosine", "constant")
+OPTIMIZERS = ("adamw", "sgd")
+MOMENTUM = 0.9  # of SGD
+EPOCHS, STEPS = 8, 300  # by default at least so many epochs and optimizer steps
+FEW = 100  # steps below which somebody is told
+
+
+def optimizer_steps(batches: int, epochs: int, accumulate: int = 1) -> int:
+    """Optimizer steps of a training of `epochs` times `batches`, of which `accumulate` make one step."""
+    return max(1, -(-batches // accumulate) * epochs)
+
+
+def epochs_for(batches: int, accumulate: int = 1) -> int:
+    """How many epochs a data set of so many batches is trained for by default: more of a small one, at most `STEPS`."""
+    return max(EPOCHS, -(-STEPS // optimizer_steps(batches, 1, accumulate)))
+
+
+def check_choice(value: str, known: tuple[str, ...], name: str) -> None:
+    """Refuse a word that is none of these."""
+    if value not in known:
+        raise UsageError(f"model.{name} must be one of {', '.join(known)}, found {value!r}")
+
+
+class Trainable(pl.LightningModule, ABC):
+    """A module with a loss of a batch, trained with AdamW or SGD.
+
+    Args:
+        lr: (peak) learning rate.
+        weight_decay: decoupled (AdamW).
+        schedule: `onecycle`, `cosine` (after 5 % warm-up) or `constant`.
+        optimizer: `adamw`, or `sgd` with momentum .9.
+    """
+
+    def __init__(
+        self, lr: float = 3e-3, weight_decay: float = 0.0, schedule: str = "onecycle", optimizer: str = "adamw"
+    ) -> None:
+        super().__init__()
+        check_choice(schedule, SCHEDULES, "schedule")
+        check_choice(optimizer, OPTIMIZERS, "optimizer")
+        if not lr > 0 or not weight_decay >= 0:
+            raise UsageError(
+                f"model.lr must be above 0 and model.weight_decay at least 0, found {lr} and {weight_decay}"
+            )
+        self.lr, self.weight_decay, self.schedule, self.optimizer = lr, weight_decay, schedule, optimizer
+
+    clipping = "trainer.gradient_clip_val=1"  # how gradients are bounded
+
+    @abstractmethod
+    def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """The training loss of a batch of images in [0, 1] and labels."""
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return getattr(getattr(self.trainer, "datamodule", None), "seed", 0)
+
+    def on_train_batch_start(self, batch: Any, index: int) -> None:
+        """Randomness of an epoch belongs to (seed, epoch, rank), so that a resumed run equals an undisturbed one.
+
+        (Lightning leaves out `on_train_epoch_start` when it resumes after an epoch, hence the first batch.)
+        """
+        if index == 0:
+            torch.manual_seed(stable_hash(self.seed, "epoch", self.current_epoch, self.global_rank))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        """Loss of one batch."""
+        loss = self.batch_loss(batch)
+        self.check_finite(loss.detach(), index)
+        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Weights that are no numbers are not kept for a resume (callbacks that save come after this)."""
+        self.check_weights()
+
+    def check_weights(self) -> None:
+        """Stop a training whose weights are NaN or infinite; errors as `check_finite`."""
+        for name, p in self.named_parameters():
+            if not bool(torch.isfinite(p).all()):
+                self.refuse(f"weights ({name}) became NaN or infinite in epoch {self.current_epoch}")
+
+    def check_finite(self, loss: Tensor, index: int) -> None:
+        """Stop a training whose loss is NaN or infinite; `index` counts the epoch's batches.
+
+        Raises:
+            UsageError: it is; the message names the step and what was saved last.
+        """
+        if not bool(torch.isfinite(loss)):
+            step = self.current_epoch * int(self.trainer.num_training_batches) + index
+            self.refuse(f"the loss became {float(loss)} in epoch {self.current_epoch}, step {step}")
+
+    def refuse(self, what: str) -> None:
+        """Stop, and say what was saved last."""
+        saved = [str(getattr(c, "best_model_path", "")) for c in self.trainer.checkpoint_callbacks]
+        path = next((p for p in saved if p), str(self.trainer.ckpt_path or ""))
+        last = f"the last good checkpoint is {path}" if path else "no epoch was complete"
+        raise UsageError(f"{what}: lower model.lr={self.lr} or set {self.clipping}; {last}")
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer of all parameters."""
+        return self.optimizer_of(self.parameters())
+
+    def optimizer_of(self, parameters: Iterable[nn.Parameter]) -> Any:
+        """AdamW or SGD, and a schedule per step."""
+        optimizer: torch.optim.Optimizer
+        if self.optimizer == "sgd":
+            optimizer = torch.optim.SGD(parameters, self.lr, MOMENTUM, weight_decay=self.weight_decay)
+        else:
+            optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
+        if self.schedule == "constant":
+            return optimizer
+        steps = self.total_steps()
+        scheduler: Any
+        if self.schedule == "onecycle":
+            scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps + 1)
+        else:
+            warm = max(1, round(0.05 * steps))
+
+            def factor(step: int) -> float:
+                return min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))))
+
+            scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole training.
+
+        Lightning's own estimate starts the first epoch's loader before a resumed run knows its epoch.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None or not self.trainer.max_epochs or self.trainer.max_epochs < 0:
+            return max(1, int(self.trainer.estimated_stepping_batches))
+        batches = len(data.train_dataloader())
+        return optimizer_steps(batches, self.trainer.max_epochs, self.trainer.accumulate_grad_batches)
+
+
+class TrainableSampler(Trainable):
+    """A sampler of images in training: one number says how it does on images it never saw.
+
+    Attributes:
+        measure: that number's name on the dashboard.
+    """
+
+    measure: str
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.watched, self.tested = MeanMetric(), nn.ModuleList([MeanMetric() for _ in range(2)])
+
+    @abstractmethod
+    def held_out(self, images: Tensor, index: int) -> Tensor:
+        """The measure of the batch number `index`, a mean over its images; the same noise in every epoch."""
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        """On V_i: watched, never used to select."""
+        self.watched(self.held_out(batch[0], index), len(batch[0]))
+        self.log(f"val/{self.measure}", self.watched, prog_bar=True, on_epoch=True, on_step=False)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], index: int, dataloader_idx: int = 0) -> None:
+        """On V_i and on the fixed test split."""
+        metric: Any = self.tested[dataloader_idx]
+        metric(self.held_out(batch[0], index), len(batch[0]))
+        name = f"{('heldout', 'test')[dataloader_idx]}/{self.measure}"
+        self.log(name, metric, on_epoch=True, on_step=False, add_dataloader_idx=False)

@@ -1,0 +1,1 @@
+"""From stores to numbers, tables, pictures and one page."""

@@ -1,0 +1,140 @@
+"""What is logged, under which name, and to whom.
+
+| key | what |
+|---|---|
+| `train/loss`, `val/acc`, `heldout/acc`, `test/acc` | training of one fold |
+| `<score>/<explainer>` | mean of a score over a fold's probes |
+| `mege/<explainer>`, `reco/<explainer>`, `reco_eq6/<explainer>` | over the folds present (`stability/folds`) |
+| `unfinished`, `alarms` | of an evaluation: 1 if something is missing; what, in the run's summary, and why not to trust it |
+| `distances/<explainer>/equal`, `.../differ` | histograms of the two sets of distances |
+| `scores` | a table: one row a probe and explainer |
+| `gallery` | the picture of maps |
+| `checkpoint` | the checkpoint's path (in the run's summary) |
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch import Tensor
+
+from lit_xai.rng import stable_hash
+
+
+def wandb_mode(mode: str) -> str:
+    """`auto`: online if the user is logged in or WANDB_MODE says so, else offline. Never a prompt."""
+    if mode != "auto":
+        return mode
+    if os.environ.get("WANDB_MODE"):
+        return os.environ["WANDB_MODE"]
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    known = netrc.is_file() and "wandb" in netrc.read_text(errors="ignore")
+    return "online" if os.environ.get("WANDB_API_KEY") or known else "offline"
+
+
+def wandb_logger(
+    folder: Path,
+    name: str,
+    run: str,
+    job_type: str,
+    record: Mapping[str, Any],
+    project: str = "lit_xai",
+    entity: str | None = None,
+    mode: str = "auto",
+    tags: Sequence[str] = (),
+) -> Logger:
+    """One run per fold, grouped by experiment; a repeated command continues the run of the same id."""
+    mode = wandb_mode(mode)
+    options: dict[str, Any] = dict(
+        project=project,
+        entity=entity,
+        name=run,
+        id=f"{stable_hash(str(folder.resolve()), name, run, job_type):016x}",
+        group=name,
+        job_type=job_type,
+        tags=[*tags, *name.split("-")],
+        config=dict(record),
+        dir=str(folder),
+        mode=mode,
+        resume="allow" if mode == "online" else None,
+    )
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        return WandbLogger(offline=True, save_dir=str(folder))  # never started: only rank 0 logs
+    import wandb
+
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = wandb.Settings(silent=True, console="off")
+    return WandbLogger(experiment=wandb.init(**options, settings=settings))
+
+
+def csv_logger(folder: Path, name: str, run: str, job_type: str, record: Mapping[str, Any]) -> Logger:
+    """Scalars to `<folder>/csv/<run>-<job_type>/metrics.csv`."""
+    return CSVLogger(str(folder), name="csv", version=f"{run}-{job_type}")
+
+
+def no_logger(folder: Path, name: str, run: str, job_type: str, record: Mapping[str, Any]) -> None:
+    """Nothing is logged; all results are in the folder all the same."""
+    return None
+
+
+class Dashboard:
+    """Scalars go to every logger, pictures and tables to W&B."""
+
+    def __init__(self, loggers: Sequence[Logger]) -> None:
+        self.loggers = list(loggers)
+        self.runs = [g.experiment for g in self.loggers if isinstance(g, WandbLogger)]
+
+    def scalars(self, values: Mapping[str, float | None]) -> None:
+        """Numbers; an undefined one is logged as NaN."""
+        plain = {k: math.nan if v is None else float(v) for k, v in values.items()}
+        for logger in self.loggers:
+            logger.log_metrics(plain)
+
+    def histogram(self, key: str, values: Tensor) -> None:
+        """The distribution of some numbers; an empty one if there are none yet."""
+        if not self.runs:
+            return
+        import numpy as np
+        import wandb
+
+        for run in self.runs:
+            counts, edges = np.histogram(values.numpy(), bins=64 if len(values) else 1)
+            run.log({key: wandb.Histogram(np_histogram=(counts, edges))})
+
+    def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A table."""
+        if not self.runs:
+            return
+        import wandb
+
+        for run in self.runs:
+            run.log({key: wandb.Table(columns=list(columns), data=[list(r) for r in rows])})
+
+    def picture(self, key: str, path: Path) -> None:
+        """An image file."""
+        if not self.runs:
+            return
+        import wandb
+
+        for run in self.runs:
+            run.log({key: wandb.Image(str(path))})
+
+    def page(self, key: str, path: Path) -> None:
+        """An HTML page."""
+        if not self.runs:
+            return
+        import wandb
+
+        for run in self.runs:
+            run.log({key: wandb.Html(path.read_text())})
+
+    def note(self, **values: Any) -> None:
+        """Facts for the run's summary, e.g. the checkpoint's path."""
+        for run in self.runs:
+            run.summary.update(values)

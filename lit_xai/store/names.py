@@ -1,0 +1,44 @@
+"""What a store's files and folders are called."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+FORMAT = 1
+RANDOM, DISAGREEMENTS = "maps", "disagreements"
+PREDICTIONS = "predictions.safetensors"
+NAME = re.compile(r"(\d{9,})-(\d{9,})\.safetensors")
+
+
+def shard_name(start: int, stop: int) -> str:
+    """The file of probes start..stop-1."""
+    return f"{start:09d}-{stop - 1:09d}.safetensors"
+
+
+def range_of(name: str) -> range | None:
+    """The probes of a shard by its file's name; None for any other file."""
+    found = NAME.fullmatch(name)
+    return range(int(found[1]), int(found[2]) + 1) if found else None
+
+
+def shard_paths(folder: Path) -> list[Path]:
+    """The shards that are in `fold=<i>/maps/<explainer>` or `fold=<i>/disagreements/<explainer>`, in order."""
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(e.name for e in entries if NAME.fullmatch(e.name))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [folder / name for name in found]
+
+
+def explainers_in(folder: Path) -> list[str]:
+    """The explainers of which `fold=<i>/maps` or `fold=<i>/disagreements` holds anything."""
+    return sorted(d.name for d in folder.iterdir() if d.is_dir() and shard_paths(d)) if folder.is_dir() else []
+
+
+def fold_paths(root: Path) -> dict[int, Path]:
+    """The folders `fold=<i>` of an experiment, by i, ascending."""
+    found = {p.name.removeprefix("fold="): p for p in root.glob("fold=*")}
+    return {int(n): found[n] for n in sorted((n for n in found if n.isdigit()), key=int)}
