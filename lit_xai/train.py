@@ -33,11 +33,11 @@ def main(cfg: Any) -> None:
 
 def train(run: Any) -> None:
     """The main job on one fold."""
-    from pytorch_lightning.callbacks import ModelCheckpoint
     from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
     from lit_xai.callbacks import Pace
     from lit_xai.cli.build import finish, plain, say
+    from lit_xai.cluster.interruption import EachEpoch
     from lit_xai.errors import UsageError
     from lit_xai.report.dashboard import Dashboard
     from lit_xai.report.ensemble import untaught
@@ -60,7 +60,7 @@ def train(run: Any) -> None:
         return
     run.claim()
     logger = run.logger()
-    each_epoch = ModelCheckpoint(
+    each_epoch = EachEpoch(
         str(run.store.root), "last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
     )
     pace = Pace(run.store, lines=not run.cfg.progress)

@@ -476,6 +476,119 @@ def test_a_diffusers_folder_runs_no_code(tmp_path: Path, file: str, key: str, va
         _ = DDIM(str(tmp_path)).sampler
 
 
+# ---------------------------------------------------------------------------------------- ways round, each tried in earnest
+
+
+def test_another_folds_configuration_decides_no_stem(crafted: Path) -> None:
+    folds = [crafted / NAME / f"fold={i}" for i in (0, 1)]
+    edited(folds[1] / "config.yaml", "model", "network", "stem", value=evil_nodes(crafted.parent)["open"])
+    shutil.rmtree(folds[0])
+    small = [o for o in SMALL if "max_epochs" not in o]
+    done = run("train", crafted, "fold=0", check=False, small=small)
+    assert not (crafted.parent / "ran").exists()
+    assert done.returncode == 1
+
+
+def test_a_checkpoints_shape_is_three_numbers(crafted: Path, tmp_path: Path) -> None:
+    import lit_xai
+
+    file = crafted / NAME / "fold=0" / "model.ckpt"
+    content = read_checkpoint(file)
+    content["config"]["shape"]["label_smoothing"] = evil_nodes(tmp_path)["open"]
+    torch.save(content, file)
+    lit_xai.load(crafted / NAME, 0)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# @package hydra.callbacks.x\n_target_: builtins.open\nfile: {ran}\nmode: w\n",
+        "# @package _global_\n_target_: builtins.open\nfile: {ran}\nmode: w\n",
+        "# @package _global_\ndefaults: [/model@model.schedule: evil]\n",
+    ],
+)
+@pytest.mark.parametrize("flag", ["--config-dir", "--config-di", "--config-path"])
+def test_a_tuned_file_has_no_other_way_in(tmp_path: Path, text: str, flag: str) -> None:
+    folder = tmp_path / "shared"
+    (folder / "tuned").mkdir(parents=True)
+    (folder / "model").mkdir()
+    (folder / "model" / "evil.yaml").write_text(f"_target_: builtins.open\nfile: {tmp_path / 'ran'}\nmode: w\n")
+    (folder / "tuned" / f"{NAME}.yaml").write_text(text.replace("{ran}", str(tmp_path / "ran")))
+    refused(folder, run("train", tmp_path / "none", f"{flag}={folder}", "fold=0", check=False, small=SMALL))
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["experiment=../../tmp/evil", "experiment='/tmp/evil'", "+data@hydra.callbacks.x=digits", "explainer=[rise,../x]"],
+)
+def test_a_choice_that_is_a_path_is_not_repeated(override: str) -> None:
+    assert not repeatable(override)
+
+
+def test_a_state_to_go_on_from_deletes_no_other_files(tmp_path: Path) -> None:
+    small = [
+        "data.train_subset=60",
+        "data.folds=2",
+        "data.size=8",
+        "model.network.width=2",
+        "explain=false",
+        "logger=none",
+    ]
+    small += ["trainer.max_epochs=2", "data.batch_size=10", "progress=false"]
+    import signal
+
+    from test_interruption import signalled
+
+    with signalled("on_train_batch_start", 4, signal.SIGTERM):
+        run("train", tmp_path / "ck", "fold=0", check=False, small=small)
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / "thesis.txt").touch()
+    file = tmp_path / "ck" / NAME / "fold=0" / "last.ckpt"
+    content = torch.load(file, weights_only=True)
+    states = [k for k in content["callbacks"] if "best_model_path" in content["callbacks"][k]]
+    assert states
+    for key in states:
+        content["callbacks"][key]["best_model_path"] = f"{file.parent}/../../../victim"
+        content["callbacks"][key.replace("EachEpoch", "ModelCheckpoint")] = content["callbacks"][key]
+    torch.save(content, file)
+    run("train", tmp_path / "ck", "fold=0", small=small)
+    assert (tmp_path / "victim" / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["/../../../escaped", "..", "a/b", "x\x1b[2J", "a b; rm", ""])
+def test_a_name_of_a_file_is_a_name(crafted: Path, name: str) -> None:
+    from lit_xai.store.names import is_name
+
+    assert not is_name(name)
+    file = crafted / NAME / "fold=0" / "config.yaml"
+    whole = yaml.safe_load(file.read_text())
+    whole["score"][name] = whole["score"]["deletion"]
+    file.write_text(yaml.safe_dump(whole))
+    done = run("explain", crafted, f"name={NAME}", "fold=0", check=False)
+    refused(crafted, done)
+    assert "\x1b" not in done.stderr
+    assert not list(crafted.parent.glob("escaped*"))
+
+
+def test_folders_with_other_names_are_not_shown(crafted: Path) -> None:
+    folder = crafted / NAME / "fold=0" / "maps"
+    shutil.copytree(folder / "saliency", folder / "zz\x1b[2J\n\nwhat completes it:\n  rm -rf x #")
+    text = str(status(crafted / NAME))
+    assert "\x1b" not in text
+    assert "rm -rf" not in text
+
+
+def test_a_file_starts_no_download(crafted: Path) -> None:
+    from lit_xai.cli.saved import take_setting
+
+    saved = yaml.safe_load((crafted / NAME / "fold=0" / "config.yaml").read_text())
+    saved["data"]["download"] = True
+    mine: dict[str, Any] = {"data": {}, "model": {}, "trainer": {}}
+    take_setting(mine, saved, set(), Path("here"))
+    assert mine["data"]["download"] is False
+
+
 # ------------------------------------------------------------------------------------------------------- the user's own
 
 

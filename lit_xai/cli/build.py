@@ -94,6 +94,9 @@ def shape_of(data: FoldData) -> dict[str, Any]:
 def build_module(cfg: Mapping[str, Any], shape: Mapping[str, Any], colour: Any = None) -> pl.LightningModule:
     """The LightningModule of a `model` node, for data of this shape (see `shape_of`)."""
     node = {k: v for k, v in cfg.items() if k != "name"}
+    shape = {
+        k: int(shape[k]) for k in ("channels", "classes", "side")
+    }  # of a checkpoint: nothing else is taken from it
     colour = colour or ([0.5] * shape["channels"], [1.0] * shape["channels"])
     return instantiate(node, **shape, colour=colour, _convert_="all")
 

@@ -25,7 +25,8 @@ def fail(message: str) -> None:
     """One clear line and a non-zero exit (of an error in a loader process: its own last line)."""
     if "Original Traceback" in message:
         message = message.strip().splitlines()[-1].partition("UsageError: ")[2]
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))  # it may quote a file
+    print(f"error: {line}", file=sys.stderr, flush=True)
     raise SystemExit(1)
 
 
@@ -56,6 +57,9 @@ def door(
                     status([a for a in arguments if a != "--status"])
                 return
             overrides, flags = parted(arguments)
+            unknown = [f for f in flags if f.startswith("-") and f.partition("=")[0] not in KNOWN]
+            if unknown:
+                fail(f"unknown option {unknown[0]}: see python -m lit_xai.{name} --help")
             multirun = bool({"-m", "--multirun"} & set(flags))
             if multirun and not sweeps:
                 fail(
@@ -79,7 +83,7 @@ def door(
     return decorate
 
 
-TAKE_A_VALUE: tuple[str, ...] = ("--cfg", "-c", "--package", "-p", "--info", "-i", "--experimental-rerun")
+TAKE_A_VALUE: tuple[str, ...] = ("--cfg", "-c", "--package", "-p", "--info", "-i")
 TAKE_A_VALUE += ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
 
 
@@ -92,10 +96,16 @@ def parted(arguments: list[str]) -> tuple[list[str], list[str]]:
     return overrides, flags
 
 
+# hydra's own options; it would take any beginning of a long one, and read a pickled run for --experimental-rerun
+KNOWN = {*TAKE_A_VALUE, "--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m"}
+KNOWN |= {"--shell-completion", "-sc", "--status", "--json"}
+
+
 def searched(arguments: list[str]) -> list[str]:
     """The folders of configurations that the user adds by `--config-dir` or `hydra.searchpath=`."""
-    named = [value for flag, value in pairwise(arguments) if flag in ("--config-dir", "-cd")]
-    named += [a.partition("=")[2] for a in arguments if a.startswith(("--config-dir=", "-cd="))]
+    flags = ("--config-dir", "-cd", "--config-path", "-cp")
+    named = [value for flag, value in pairwise(arguments) if flag in flags]
+    named += [a.partition("=")[2] for a in arguments if a.partition("=")[0] in flags and "=" in a]
     lists = [a.partition("=")[2].strip("[]") for a in arguments if a.startswith("hydra.searchpath=")]
     named += [place.strip(" '\"") for text in lists for place in text.split(",")]
     return [str(Path(place.removeprefix("file://")).resolve()) for place in named if place and "pkg://" not in place]

@@ -23,7 +23,7 @@ PLACES = {
     "data": r"lit_xai\.data(\.\w+)*|torchvision\.transforms(\.v2)?",
     "model": r"lit_xai\.(models|fillers)(\.\w+)*",
     "trainer": r"pytorch_lightning",
-    "logger": r"lit_xai\.dashboard",
+    "logger": r"lit_xai\.report\.dashboard",
     "explainer": PARTS,
     "score": PARTS,
     "filler": PARTS,
@@ -105,7 +105,7 @@ def refuse_other_code(nodes: Mapping[str, Any], file: Path, keys: Iterable[str] 
         UsageError: in one line, the first that is not.
     """
     for key in nodes if keys is None else keys:
-        if key.startswith("hydra"):
+        if key in ("_target_", "defaults") or key.startswith("hydra"):
             raise UsageError(f"{key} in {file} is not read from there: give it on the command line")
         walk(nodes.get(key), key, key, file)
 

@@ -144,9 +144,10 @@ class Run:
         trainer = self.cfg.trainer
         if network.get("stem") == "auto":
             had = (there.get("model", {}).get("network") or {}).get("stem")
-            network.stem = had or stem_for(shape_of(self.data)["side"])
+            network.stem = had if had in ("small", "large") else stem_for(shape_of(self.data)["side"])
         if not any(o.lstrip("+").startswith("trainer.max_epochs=") for o in self.overrides):
-            trainer.max_epochs = there.get("trainer", {}).get("max_epochs") or trainer.max_epochs
+            had = there.get("trainer", {}).get("max_epochs")
+            trainer.max_epochs = had if isinstance(had, int) and had > 0 else trainer.max_epochs
         if trainer.max_epochs is None:
             train = self.job_type == "train"  # else the number is not used
             batches = len(self.data.train_dataloader()) if train else STEPS

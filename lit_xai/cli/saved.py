@@ -13,7 +13,7 @@ from lit_xai.cli.build import ELSEWHERE, HOW, read_config
 from lit_xai.cli.offered import refuse_other_code
 from lit_xai.cli.schema import config_dir, experiment_name, left_open
 from lit_xai.errors import UsageError
-from lit_xai.store.names import RANDOM, explainers_in, fold_paths
+from lit_xai.store.names import RANDOM, explainers_in, fold_paths, is_name
 from lit_xai.store.plans import PLANS, read_plan
 
 SETTING = ("data", "model", "seed", "label_noise", "weight_noise", "target", "cap", "batch_size", "shard_size")
@@ -79,6 +79,8 @@ def take_setting(mine: dict[str, Any], saved: dict[str, Any], given: set[str], f
         if key not in given and key in saved:
             kept = {k: v for k, v in mine["data"].items() if f"data.{k}" in given} if key == "data" else {}
             mine[key] = {**saved[key], **kept} if key == "data" else saved[key]
+    if "download" in mine["data"] and "data.download" not in given:
+        mine["data"]["download"] = False  # a file starts none
     for key, value in saved["trainer"].items():
         if f"trainer.{key}" not in given and key not in HOW:
             mine["trainer"][key] = value
@@ -88,7 +90,7 @@ def planned_explainers(folder: Path) -> dict[str, tuple[Any, Path]]:
     """The explainers of which any fold has maps or a plan; what the plan says of each (None: nothing), and its file."""
     found: dict[str, tuple[Any, Path]] = {}
     for fold in fold_paths(folder).values():
-        for file in sorted((fold / PLANS / RANDOM).glob("*.json")):
+        for file in (f for f in sorted((fold / PLANS / RANDOM).glob("*.json")) if is_name(f.stem)):
             found.setdefault(file.stem, (read_plan(file).get("node"), file))
         for name in explainers_in(fold / RANDOM):
             found.setdefault(name, (None, fold / RANDOM / name))
@@ -103,6 +105,10 @@ def node_of(group: str, name: str, mine: dict[str, Any], known: dict[str, tuple[
     """
     if name in known:
         node, file = known[name]
+        if not is_name(str(name)):
+            raise UsageError(
+                f"{file} names a {group} {str(name)[:40]!r}, which is no name: give {group}= on the command line"
+            )
         refuse_other_code({group: {name: node}}, file, (group,))
         return node
     if name not in (mine.get(group) or {}):

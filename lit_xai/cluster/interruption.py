@@ -22,6 +22,7 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning.callbacks import ModelCheckpoint
 
 from lit_xai.cluster.heartbeat import slurm_job
 from lit_xai.errors import UsageError
@@ -68,6 +69,13 @@ class WholeCheckpoints(TorchCheckpointIO):
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         write_atomically(Path(path), buffer.getvalue())
+
+
+class EachEpoch(ModelCheckpoint):
+    """The state after every epoch. What a file says of other files is not believed: Lightning would delete them as older ones."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing is taken."""
 
 
 class Interruption(pl.Callback):

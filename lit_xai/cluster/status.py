@@ -20,7 +20,16 @@ from typing import Any
 
 from lit_xai.cluster.heartbeat import Beat, alive
 from lit_xai.errors import DamagedFile, UsageError
-from lit_xai.store.names import DISAGREEMENTS, PREDICTIONS, RANDOM, explainers_in, fold_paths, range_of, shard_paths
+from lit_xai.store.names import (
+    DISAGREEMENTS,
+    PREDICTIONS,
+    RANDOM,
+    explainers_in,
+    fold_paths,
+    is_name,
+    range_of,
+    shard_paths,
+)
 from lit_xai.store.plans import LIBRARY, PLANS, called_again, plan_file, read_plan
 from lit_xai.store.shards import read_head
 
@@ -143,7 +152,7 @@ def status(folder: Path) -> Status:
             folds[f] = "training"
     counts: dict[str, dict[str, dict[int, Count]]] = {}
     for kind in (RANDOM, DISAGREEMENTS):
-        planned = {p.stem for path in paths.values() for p in (path / PLANS / kind).glob("*.json")}
+        planned = {p.stem for path in paths.values() for p in (path / PLANS / kind).glob("*.json") if is_name(p.stem)}
         names = planned.union(*(explainers_in(path / kind) for path in paths.values()))
         sizes = {f: read_size(paths.get(f), kind) for f in folds} if names else {}
         shared = (

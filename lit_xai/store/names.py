@@ -35,7 +35,14 @@ def shard_paths(folder: Path) -> list[Path]:
 
 def explainers_in(folder: Path) -> list[str]:
     """The explainers of which `fold=<i>/maps` or `fold=<i>/disagreements` holds anything."""
-    return sorted(d.name for d in folder.iterdir() if d.is_dir() and shard_paths(d)) if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    return sorted(d.name for d in folder.iterdir() if is_name(d.name) and d.is_dir() and shard_paths(d))
+
+
+def is_name(text: str) -> bool:
+    """Whether a text may be the name of an explainer or a score, which becomes a part of paths and of commands."""
+    return re.fullmatch(r"\w[\w.-]*", text) is not None and ".." not in text
 
 
 def fold_paths(root: Path) -> dict[int, Path]:

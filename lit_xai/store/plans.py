@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_xai.cli.schema import config_dir
+from lit_xai.cli.schema import config_dir, options
 from lit_xai.errors import DamagedFile
 from lit_xai.store.names import DISAGREEMENTS, NAME
 
@@ -69,7 +69,11 @@ def repeatable(override: Any) -> bool:
     """Whether an override that a file tells may stand in a command: it names no code but what our own configurations name."""
     if not isinstance(override, str) or not override.isprintable():
         return False
-    key = re.match(r"(\+\+|\+|~)?([\w./@]+)(=|$)", override)
+    key = re.match(r"(\+\+|\+|~)?(\w[\w./]*)(=|$)", override)
+    if key is not None and (config_dir() / key[2]).is_dir():  # a choice that is a path would read any file
+        value = override.partition("=")[2].strip("[]")
+        if not {c.strip(" '\"") for c in value.split(",")} <= {*options(key[2]), "", "null"}:
+            return False
     if key is None or key[2].startswith("hydra") or re.sub(r"\$\{oc\.env:\w+\}", "", override).count("${"):
         return False
     named = re.findall(r"_target_[\"']?\s*[:=]\s*[\"']?([\w.]+)", override)
