@@ -161,10 +161,12 @@ def test_ctrl_c_while_a_table_is_made(undisturbed: Path) -> None:
         return original(self, *arguments, **options)  # type: ignore[arg-type]
 
     Ensemble.summarise = pressed  # type: ignore[assignment, method-assign]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background process of a shell ignores it
     try:
         done = run("evaluate", undisturbed, "name=digits-resnet18", "logger=none", check=False, small=[])
     finally:
         Ensemble.summarise = original  # type: ignore[method-assign]
+        signal.signal(signal.SIGINT, before)
     assert done.returncode == 128 + signal.SIGINT
     assert "interrupted by SIGINT" in done.stdout
     assert done.stderr == ""

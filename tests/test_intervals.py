@@ -21,7 +21,7 @@ from lit_xai.metrics.statistics import (
     mean_estimate,
     share_estimate,
 )
-from lit_xai.report import draw_samplers, table
+from lit_xai.report import draw_samplers, page, table
 from lit_xai.report.summary import Row, Summary
 from torch import Tensor
 
