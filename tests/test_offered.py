@@ -173,6 +173,14 @@ def test_what_is_no_name_is_not_offered(target: Any) -> None:
     assert not any(offered(target, kind) for kind in PLACES)
 
 
+def test_names_that_older_folders_hold_are_the_same_things() -> None:
+    from lit_xai import core, fillers
+
+    for name in ("Blur", "Colour", "Mean"):
+        assert offered(f"lit_xai.core.{name}", "score")
+        assert getattr(core, name) is getattr(fillers, name)
+
+
 def test_a_module_beside_the_command_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef Explainer(): ...\n")
     monkeypatch.syspath_prepend(str(tmp_path))
