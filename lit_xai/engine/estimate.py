@@ -156,7 +156,7 @@ def trial(
     The first try warms up and does not count; a machine that does something else besides slows single ones.
     """
     first = min(least, most)
-    sizes = [first, *(first * 2**i for i in range(most.bit_length()) if first * 2**i < most), most]
+    sizes = [first, *(first * 2**i for i in range(most.bit_length()) if first * 2**i < most), most, most, most]
     best, spent = math.inf, 0.0
     bar = tqdm(sizes, "timing", unit="batch", disable=not progress, dynamic_ncols=True, leave=False)
     for i, size in enumerate(bar):
