@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from lit_xai import engine
-from lit_xai.cli.build import build_data, build_module, read_config, say
+from lit_xai.cli.build import HOW, build_data, build_module, read_config, say
 from lit_xai.cli.offered import refuse_other_code
 from lit_xai.core import Explainer, Score
 from lit_xai.data.folds import Disagreements, Split
@@ -225,18 +225,8 @@ def trained(
     return module
 
 
-# options of a Trainer that change how fast or where a training runs, or what it leaves, and not the weights
-ELSEWHERE = (
-    "accelerator",
-    "devices",
-    "strategy",
-    "num_nodes",
-    "logger",
-    "profiler",
-    "default_root_dir",
-    "log_every_n_steps",
-    "num_sanity_val_steps",
-)
+# options of a Trainer that change where and how a training runs, or what it leaves, and not the weights
+NOT_WEIGHTS = (*HOW, "logger", "default_root_dir", "log_every_n_steps")
 THEIRS = (
     "torch",
     "torchvision",
@@ -264,7 +254,7 @@ def training_of(module: nn.Module, train: Train | None, options: Mapping[str, An
     }
     if isinstance(module, pl.LightningModule):
         own |= {k: plain_value(v) for k, v in dict(module.hparams).items()}
-    kept = {k: plain_value(v) for k, v in options.items() if k not in ELSEWHERE and not k.startswith("enable_")}
+    kept = {k: plain_value(v) for k, v in options.items() if k not in NOT_WEIGHTS and not k.startswith("enable_")}
     return {
         "code": code_digest(classes),
         "hyper_parameters": own,

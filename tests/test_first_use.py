@@ -214,9 +214,10 @@ def test_a_dry_run_of_a_picture_says_its_costs_and_draws_nothing(checkpoint: Pat
     file = picture(tmp_path / "a.jpg")
     options = [f"image={file}", f"checkpoint={checkpoint}", "dry_run=true", "explainer=[saliency,rise,lime]"]
     lines = run("explain", tmp_path / "ck", *options, small=QUIET).stdout.splitlines()
-    names = [line.partition(":")[0] for line in lines[1:-1]]
-    assert set(names) == {"saliency", "rise", "lime"}
-    assert names[-1] == "saliency", "the dearest comes first"
+    names = [line.strip().partition(":")[0] for line in lines[1:-1]]
+    assert set(names) == {"explainer.saliency", "explainer.rise", "explainer.lime"}
+    assert names[-1] == "explainer.saliency", "the dearest comes first"
+    assert "cheaper: explainer.rise.masks=" in "".join(lines)
     assert not (tmp_path / "ck").exists()
 
 

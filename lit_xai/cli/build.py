@@ -149,7 +149,8 @@ def read_config(file: Path) -> dict[str, Any]:
 
 def say(text: str) -> None:
     """A line on the terminal, from rank 0."""
-    rank_zero_only(print)(text, flush=True)
+    shown = "".join(c if c.isprintable() or c == "\n" else "?" for c in text)  # names may come from a file
+    rank_zero_only(print)(shown, flush=True)
 
 
 def finish(logger: Any) -> None:

@@ -14,7 +14,7 @@ from lit_xai.cli.offered import refuse_other_code
 from lit_xai.core import Explainer, legend_of
 from lit_xai.data.sources import GREY, OnDisk
 from lit_xai.data.truth import opened
-from lit_xai.engine.estimate import seconds_per_image
+from lit_xai.engine.estimate import Cost, seconds_per_image, setting
 from lit_xai.engine.loop import explained_by
 from lit_xai.errors import UsageError
 from lit_xai.explainers.lime import Lime
@@ -122,15 +122,17 @@ def explain_picture(cfg: Any) -> list[Path]:
 
 
 def say_costs(network: nn.Module, explainers: Mapping[str, Explainer], image: Tensor, target: Tensor) -> None:
-    """What each explainer would cost, the dearest first."""
+    """What each explainer would cost, the dearest first, and what makes it cheaper."""
     forward, backward = seconds_per_image(network, image, target)
-    passes = {name: passes_of(explainer, *image.shape[-2:]) for name, explainer in explainers.items()}
-    seconds = {name: p.forward * forward + p.backward * backward for name, p in passes.items()}
-    for name in sorted(seconds, key=lambda n: -seconds[n]):
-        say(
-            f"{name}: {passes[name].forward:,} forward and {passes[name].backward:,} backward passes, about {seconds[name]:.1f} s"
-        )
-    say(f"in all about {sum(seconds.values()):.1f} s; choose by explainer=[...]")
+    costs = []
+    for name, explainer in explainers.items():
+        passes = passes_of(explainer, *image.shape[-2:])
+        mend = setting(f"explainer.{name}", explainer, *image.shape[-2:])
+        minutes = (passes.forward * forward + passes.backward * backward) / 60
+        costs.append(Cost(f"explainer.{name}", passes, minutes, (mend,) if mend else ()))
+    for cost in sorted(costs, key=lambda c: -c.minutes):
+        say(f"  {cost}")
+    say(f"total: about {sum(c.minutes for c in costs):.1f} min; choose by explainer=[...]")
 
 
 def picture(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lit_xai.cli.schema import NULL
 from lit_xai.cluster.status import status
 from lit_xai.data.folds import Disagreements, Split
 from lit_xai.errors import DamagedFile, UsageError
@@ -29,7 +30,7 @@ from lit_xai.metrics.statistics import (
     mean_estimate,
     share_estimate,
 )
-from lit_xai.report.summary import NULL, Row, Summary
+from lit_xai.report.summary import Row, Summary
 from lit_xai.report.unfinished import Share, planned_probes, unfinished
 from lit_xai.store.fold import FoldStore, MapReader, Predictions, as_slice, common_samples, differences
 from lit_xai.store.names import DISAGREEMENTS, RANDOM

@@ -17,8 +17,6 @@ from lit_xai.metrics.statistics import (
     excludes_zero,
 )
 
-NULL = "random"  # the explainer that is the null of every table
-
 
 @dataclass
 class Row:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from lit_xai.cli.schema import NULL
 from lit_xai.errors import UsageError
 from lit_xai.report.ensemble import percent
-from lit_xai.report.summary import NULL, Row, Summary
+from lit_xai.report.summary import Row, Summary
 
 # which measures a table shows; scores follow
 VIEWS = {
