@@ -118,12 +118,12 @@ def run_floor(root: Path) -> dict[str, Any]:
     return {"reading": reading, "sorting": seconds(lambda: maps.sort(1)), "bytes": sum(f.stat().st_size for f in files)}
 
 
-def planned(root: Path, samples: int) -> engine.Explained:
+def planned(root: Path, samples: int) -> engine.Job:
     """A predictor with as many probes, for its bookkeeping alone."""
     at = torch.arange(samples)
     on = TrainedOn((0.5,) * CHANNELS)
     store = FoldStore(root / "fold=0")
-    return engine.Explained(torch.nn.Identity(), Nothing(), at, at % CLASSES, store, {"data": "none"}, on)
+    return engine.Job(torch.nn.Identity(), Nothing(), at, at % CLASSES, store, {"data": "none"}, on)
 
 
 class Nothing:
@@ -139,21 +139,21 @@ class Nothing:
 def write_scan(root: Path, shards: int, side: int) -> None:
     """A finished store of one explainer and one score, as the engine would find it."""
     job = planned(root, shards * SHARD)
-    recipe = engine.recipes(job, {"random": Random()}, {"deletion": Deletion()})[0]
-    score = {"definition": recipe.wanted["deletion"], "resolved": {}, "higher_is_better": False}
-    meta = {"fingerprint": recipe.fingerprint, "resolved": {}, "scores": {"deletion": score}, **lit_xai.made_by()}
+    spec = engine.specs(job, {"random": Random()}, {"deletion": Deletion()})[0]
+    score = {"definition": spec.wanted["deletion"], "resolved": {}, "higher_is_better": False}
+    meta = {"fingerprint": spec.fingerprint, "resolved": {}, "scores": {"deletion": score}, **lit_xai.made_by()}
     maps = torch.randn(SHARD, side, side)
     for r in job.ranges():
         tensors = {"sample": job.samples[r.start : r.stop], "maps": maps, "score/deletion": torch.rand(SHARD).double()}
-        write_tensors(recipe.path(r), tensors, meta)
+        write_tensors(spec.path(r), tensors, meta)
 
 
 def run_scan(root: Path, shards: int) -> dict[str, Any]:
-    """What a resumed command looks at before it explains: once by `complete`, once by `plan`, once by `explain`."""
+    """What a resumed command looks at before it explains: once."""
     before, job = peak_gb(), planned(root, shards * SHARD)
 
     def scan() -> None:
-        if engine.work_list(job, {"random": Random()}, {"deletion": Deletion()}):
+        if engine.Tasks.of(job, {"random": Random()}, {"deletion": Deletion()}):
             raise RuntimeError("not finished")
 
     first = seconds(scan)
@@ -168,7 +168,7 @@ def run_part(root: Path, part: int, of: int, samples: int) -> dict[str, Any]:
     images = torch.rand(samples, CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     at = torch.arange(samples)
     on, store = TrainedOn((0.5,) * CHANNELS), FoldStore(root / "fold=0")
-    job = engine.Explained(
+    job = engine.Job(
         model, InMemory(images), at, at % CLASSES, store, {"data": "noise"}, on, batch_size=8, shard_size=8
     )
     explainers: dict[str, Explainer] = {"rise": RISE(masks=200), "smoothgrad": SmoothGrad(), "random": Random()}

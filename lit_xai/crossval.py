@@ -128,7 +128,7 @@ def explain_folds(
     images = MapStyle(dataset)
     labels = images.labels()
     split = Split.make(labels, k, seed)
-    identity = {
+    shared = {
         "data": type(dataset).__name__,
         "content": images.identity(labels),
         "samples": len(labels),
@@ -138,22 +138,22 @@ def explain_folds(
         "target": "label",
     }
 
-    def job(
-        fold: int, kind: str, samples: Int[Tensor, "p"], extra: Mapping[str, Any] | None = None
-    ) -> engine.Explained:
+    def job(fold: int, kind: str, samples: Int[Tensor, "p"], extra: Mapping[str, Any] | None = None) -> engine.Job:
         store = FoldStore(Path(root) / f"fold={fold}")
         module = trained(make_module, dataset, split, fold, store, train, trainer or {}, seed, training_batch)
         model = predictor_of(module)
         some = split.training(fold)[:500].tolist()
+        held_out = f"fold {fold} of {k} held out"
+        about = f"{shared['data']} ({shared['content']}), {len(labels)} samples, seed {seed}, {held_out}"
         colour = tuple(images.images(some).mean((0, 2, 3)).tolist())
-        return engine.Explained(
+        return engine.Job(
             model=model,
             images=images,
             samples=samples,
             targets=split.label(samples),
             store=store,
-            identity={**identity, **(extra or {})},
-            trained_on=TrainedOn(colour, fold, len(split.training(fold))),
+            shared={**shared, **(extra or {})},
+            trained_on=TrainedOn(colour, fold, len(split.training(fold)), about, tuple(images.images([0])[0].shape)),
             kind=kind,
             seed=seed,
             batch_size=batch_size,

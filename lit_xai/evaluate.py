@@ -81,7 +81,7 @@ def evaluate_samplers(cfg: Any) -> None:
         UsageError: no such predictor, or a filler that does not fit it.
     """
     from lit_xai.callbacks import SamplerTable
-    from lit_xai.cli.build import finish, say
+    from lit_xai.cli.build import say
     from lit_xai.cli.run import Run
     from lit_xai.cli.saved import with_saved
     from lit_xai.errors import UsageError
@@ -93,10 +93,7 @@ def evaluate_samplers(cfg: Any) -> None:
     c = run.cfg
     if run.is_sampler:
         raise UsageError(f"{run.name} is a sampler: name= a classifier's folder, and the sampler in samplers=")
-    if run.trainable and not run.checkpoint.exists():
-        raise UsageError(
-            f"{run.checkpoint} is missing: run python -m lit_xai.train with the same options and fold={c.fold} first"
-        )
+    run.require_trained()
     run.check_folder()
     options = {"number": c.sampler_images, "draws": c.sampler_draws, "target": c.target, "progress": c.progress}
     callback = SamplerTable(run.store, run.fillers, c.seed, **options)
@@ -108,12 +105,8 @@ def evaluate_samplers(cfg: Any) -> None:
     )
     if c.dry_run:
         return
-    with run.interruptible():
-        logger = run.logger()
-        trainer = run.trainer([callback], logger)
-        trainer.test(run.load(), run.data, verbose=False)
-        if trainer.is_global_zero:
-            finish(logger)
+    with run.interruptible(), run.launched(run.load()) as on:
+        callback.run(on)
 
 
 def log(summary: Any, dashboard: Any, folder: Any) -> None:

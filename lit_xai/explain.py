@@ -37,7 +37,7 @@ def explain(run: Any) -> None:
     """Predict (if need be), explain, score, measure, draw."""
     from lit_xai import engine
     from lit_xai.callbacks import Explain
-    from lit_xai.cli.build import finish, say
+    from lit_xai.cli.build import say
     from lit_xai.train import say_costs
 
     if run.is_sampler:
@@ -46,47 +46,31 @@ def explain(run: Any) -> None:
         raise UsageError(
             f"{run.name} is a sampler, which explains nothing: give it to an explainer's filler by its checkpoint="
         )
-    if run.trainable and not run.checkpoint.exists():
-        from lit_xai.errors import UsageError
-
-        raise UsageError(
-            f"{run.checkpoint} is missing: run python -m lit_xai.train with the same options and fold={run.cfg.fold} first"
-        )
+    run.require_trained()
     run.check_folder()
-    callbacks = run.callbacks()
-    callback = callbacks[0]
-    if not isinstance(callback, Explain):
-        check(run, callbacks)
+    first, *after = run.reports()
+    if not isinstance(first, Explain):
+        check(run, first)
         return
-    if run.complete(callback) and not run.fillers and not run.cfg.curves:
+    module = run.load()
+    tasks = first.tasks(module.predictor(), run.data, run.device)
+    if run.complete(first, tasks) and not run.fillers and not run.cfg.curves:
         if not run.cfg.dry_run:
-            callback.leave_plans(len(run.data.probes))
+            first.leave_plans(len(tasks.job.samples))
         say(f"{run.store.root} is complete: nothing to do")
         summarise(run)
         return
-    module = run.load()
-    job = run.explained(module, callback)
-    say(f"{run.name} fold {run.cfg.fold} of {run.cfg.data.folds}, {callback.probes} probes -> {run.store.root}")
-    plan = engine.plan(job, callback.explainers, callback.scores, callback.part, bool(run.cfg.progress))
-    if (
-        plan.maps == 0
-        and run.store.predictions_file.exists()
-        and (callback.probes == "disagreements" or callback.part != (0, 1))
-    ):
-        if not run.cfg.dry_run:
-            callback.leave_plans(len(job.samples))
-        say("complete: nothing to do")
-        return
-    say_costs(run, plan)
+    say(f"{run.name} fold {run.cfg.fold} of {run.cfg.data.folds}, {first.probes} probes -> {run.store.root}")
+    say_costs(run, engine.plan(tasks, bool(run.cfg.progress)))
     if run.cfg.dry_run:
         return
     run.claim()
-    logger = run.logger()
-    trainer = run.trainer(callbacks, logger)
-    trainer.test(module, run.data, verbose=False)
-    say(f"done: {callback.written} shards written to {run.store.root}")
-    if trainer.is_global_zero:
-        finish(logger)
+    with run.launched(module) as on:
+        first.run(on, tasks)
+        for report in after:
+            report.run(on)
+        say(f"done: {first.written} shards written to {run.store.root}")
+    if on.rank == 0:
         summarise(run)
 
 
@@ -103,21 +87,18 @@ def summarise(run: Any) -> None:
         evaluate(OmegaConf.merge(run.cfg, options), run.store.root.parent)
 
 
-def check(run: Any, callbacks: Any) -> None:
+def check(run: Any, sanity: Any) -> None:
     """Sanity checks of a trained predictor: nothing of its folder is touched but their own files."""
-    from lit_xai.cli.build import finish, say
+    from lit_xai.cli.build import say
 
-    ways = ", ".join("random labels" if way == "labels" else f"{way} randomisation" for way in callbacks[0].how)
+    ways = ", ".join("random labels" if way == "labels" else f"{way} randomisation" for way in sanity.how)
     say(f"{run.name} fold {run.cfg.fold} of {run.cfg.data.folds}: {ways} -> {run.store.root}")
-    if "labels" in callbacks[0].how:
+    if "labels" in sanity.how:
         run.of_random_labels()  # missing? better now than after the other checks
     if run.cfg.dry_run:
         return
-    logger = run.logger()
-    trainer = run.trainer(callbacks, logger)
-    trainer.test(run.load(), run.data, verbose=False)
-    if trainer.is_global_zero:
-        finish(logger)
+    with run.launched(run.load()) as on:
+        sanity.run(on)
 
 
 if __name__ == "__main__":

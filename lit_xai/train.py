@@ -33,9 +33,10 @@ def main(cfg: Any) -> None:
 
 def train(run: Any) -> None:
     """The main job on one fold."""
+    import torch
     from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-    from lit_xai.callbacks import Pace
+    from lit_xai.callbacks import Context, Explain, Pace
     from lit_xai.cli.build import finish, plain, say
     from lit_xai.cluster.interruption import EachEpoch
     from lit_xai.errors import UsageError
@@ -46,16 +47,17 @@ def train(run: Any) -> None:
     if run.cfg.data.folds < 2:
         raise UsageError("training needs data.folds of at least 2: with one fold there is nothing to train on")
     run.check_folder()
-    callbacks = run.callbacks()
-    if run.complete(callbacks[0]):
-        say(f"{run.store.root} is complete: nothing to do")
-        return
-    module = run.module()
+    reports = run.reports()
+    module, trained = run.module(), run.checkpoint.exists()
     check_optimization(module, run.cfg.trainer)
-    trained = run.checkpoint.exists()
     if trained:
         load_weights(module, run.checkpoint)
-    announce(run, module, callbacks[0], trained)
+    first = reports[0]
+    tasks = first.tasks(module.predictor(), run.data, run.device) if trained and isinstance(first, Explain) else None
+    if trained and (run.complete(first, tasks) if tasks is not None else first.complete):
+        say(f"{run.store.root} is complete: nothing to do")
+        return
+    announce(run, module, first, tasks, trained)
     if run.cfg.dry_run:
         return
     run.claim()
@@ -64,7 +66,7 @@ def train(run: Any) -> None:
         str(run.store.root), "last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
     )
     pace = Pace(run.store, lines=not run.cfg.progress)
-    trainer = run.trainer([*callbacks, *([] if trained else [each_epoch, pace])], logger)
+    trainer = run.trainer([] if trained else [each_epoch, pace], logger)
     if not trained:
         resume = run.resume_from if run.resume_from.exists() else None
         if resume:
@@ -85,13 +87,17 @@ def train(run: Any) -> None:
         trainer.strategy.barrier("trained")
     Dashboard(trainer.loggers).note(checkpoint=str(run.checkpoint))
     trainer.test(module, run.data, verbose=False)
+    accuracy = {k: round(float(v), 4) for k, v in trainer.callback_metrics.items() if k.endswith("/acc")}
+    with torch.no_grad():
+        on = Context.of(trainer, module.to(trainer.strategy.root_device))
+        for report in reports:
+            report.run(on, tasks) if isinstance(report, Explain) else report.run(on)
     if trainer.is_global_zero:
-        accuracy = {k: round(float(v), 4) for k, v in trainer.callback_metrics.items() if k.endswith("/acc")}
         say(f"done: {run.store.root} {accuracy}")
         if not run.is_sampler:
             for line in untaught({run.cfg.fold: run.store.read_predictions()}):
                 say(f"warning: {line}")
-        say_stability(callbacks)
+        say_stability(reports)
     rank_zero_only(finish)(logger)
 
 
@@ -140,12 +146,12 @@ def fit(trainer: Any, module: Any, run: Any, resume: Any) -> None:
         raise UsageError(f"{resume} does not load ({text}): delete it and train again") from None
 
 
-def say_stability(callbacks: Any) -> None:
+def say_stability(reports: Any) -> None:
     """MeGe and ReCo over the folds that are there, in a line each."""
     from lit_xai.callbacks import Stability
     from lit_xai.cli.build import say
 
-    values = next((c.values for c in callbacks if isinstance(c, Stability)), {})
+    values = next((c.values for c in reports if isinstance(c, Stability)), {})
     for measure in ("mege", "reco"):
         known = {k.partition("/")[2]: v for k, v in values.items() if k.startswith(f"{measure}/") and v == v}
         if known:
@@ -153,7 +159,7 @@ def say_stability(callbacks: Any) -> None:
             say(f"{measure} over {values['stability/folds']:.0f} of {values['stability/of_folds']:.0f} folds: {text}")
 
 
-def announce(run: Any, module: Any, callback: Any, trained: bool) -> None:
+def announce(run: Any, module: Any, first: Any, tasks: Any, trained: bool) -> None:
     """Say what is going to happen and how long it will take, from a short trial."""
     import copy
 
@@ -171,13 +177,10 @@ def announce(run: Any, module: Any, callback: Any, trained: bool) -> None:
             say("fit: one pass over windows of the training folds")
         elif not trained:
             training = training_time(module, run)
-        if isinstance(callback, Explain):
-            trial = run.explained(
-                copy.deepcopy(module), callback
-            )  # a copy: planning must not touch what will be trained
-            if not trained:
-                trial.checkpoint = ""  # not known yet
-            plan = engine.plan(trial, callback.explainers, callback.scores, callback.part, bool(run.cfg.progress))
+        if isinstance(first, Explain):
+            if tasks is None:  # of a copy: this must not touch what will be trained
+                tasks = first.tasks(copy.deepcopy(module).predictor(), run.data, run.device, checkpoint="")
+            plan = engine.plan(tasks, bool(run.cfg.progress))
     if training is not None:
         say(f"train: {training}")
         if training.steps < FEW:

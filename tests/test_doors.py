@@ -234,7 +234,7 @@ def test_what_a_signal_left_behind_is_not_taken_for_the_trained_weights(finished
     shutil.copytree(finished / "digits-resnet18" / "fold=0", fold)
     shutil.copy(fold / "model.ckpt", fold / "hpc_ckpt_1.ckpt")  # where Lightning's SLURM handler leaves a checkpoint
     shutil.rmtree(fold / "maps")
-    run("explain", tmp_path, "fold=0", "logger=none")
+    run("train", tmp_path, "fold=0", "logger=none")
     assert not list(fold.glob("hpc_ckpt_*"))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 
 import lit_xai
@@ -12,7 +11,6 @@ import torch
 from lit_xai import engine
 from lit_xai.data.folds import Split
 from lit_xai.data.sources import digits
-from lit_xai.engine import scan
 from lit_xai.errors import DamagedFile, UsageError
 from lit_xai.explainers import Random, Saliency
 from lit_xai.fitting import TrainedOn
@@ -36,7 +34,7 @@ class Spoiled:
         return maps
 
 
-def job(root: Path, fold: int = 0, seed: int = 0, split_seed: int = 0, **changes) -> engine.Explained:
+def job(root: Path, fold: int = 0, seed: int = 0, split_seed: int = 0, **changes) -> engine.Job:
     """A seeded linear predictor with 20 probes of a two-fold split."""
     with torch.random.fork_rng():
         torch.manual_seed(fold)
@@ -49,16 +47,16 @@ def job(root: Path, fold: int = 0, seed: int = 0, split_seed: int = 0, **changes
         samples=probes,
         targets=split.label(probes),
         store=FoldStore(root / f"fold={fold}"),
-        identity={"data": "digits", "split_seed": split_seed, "folds": 2, "target": "label"},
+        shared={"data": "digits", "split_seed": split_seed, "folds": 2, "target": "label"},
         trained_on=TrainedOn((0.3,)),
         seed=seed,
         batch_size=4,
         shard_size=8,
     )
-    return engine.Explained(**{**values, **changes})
+    return engine.Job(**{**values, **changes})
 
 
-def predicted(work: engine.Explained, split_seed: int = 0) -> engine.Explained:
+def predicted(work: engine.Job, split_seed: int = 0) -> engine.Job:
     engine.predictions_of(work, Split.make(SOURCE.labels, 2, split_seed, 200), work.store.fold)
     return work
 
@@ -109,44 +107,41 @@ def test_an_altered_or_cut_shard_is_written_anew_by_the_same_command(tmp_path):
     assert engine.explain(job(tmp_path), explainers, scores, progress=False) == 0
 
 
-def test_a_scan_computes_fingerprints_once_and_keeps_only_what_is_unfinished(tmp_path, monkeypatch):
-    explainers = {"random": Random(), "saliency": Saliency()}
+def test_what_is_left_to_do_is_what_is_unfinished_for_these_settings(tmp_path):
+    explainers, scores = {"random": Random(), "saliency": Saliency()}, {"deletion": Deletion()}
     work = job(tmp_path, shard_size=1)
-    engine.explain(work, explainers, {"deletion": Deletion()}, progress=False)
-    gone = work.store.shard("maps", "saliency", 7, 8)
+    engine.explain(work, explainers, scores, progress=False)
+    assert not engine.Tasks.of(work, explainers, scores)
+    gone, cut = (work.store.shard("maps", "saliency", n, n + 1) for n in (7, 9))
     gone.unlink()
-    calls, fingerprint = [], engine.Explained.fingerprint
-    monkeypatch.setattr(engine.Explained, "fingerprint", lambda *a: calls.append(a) or fingerprint(*a))
-    found = engine.work_list(work, explainers, {"deletion": Deletion()})
-    assert [w.path for w in found] == [gone]
-    assert len(calls) == len(explainers)
+    cut.write_bytes(cut.read_bytes()[:-1])
+    assert [t.path for t in engine.Tasks.of(work, explainers, scores)] == [gone, cut]
+    with pytest.raises(UsageError, match="seed"):
+        engine.Tasks.of(job(tmp_path, shard_size=1, seed=1), explainers, scores)
 
 
-def test_a_finished_shard_is_looked_at_once(tmp_path, monkeypatch):
-    work, explainers = job(tmp_path), {"random": Random()}
-    engine.explain(work, explainers, {}, progress=False)
-    for path in tmp_path.rglob("*.safetensors"):
-        os.utime(path, ns=(10**18, 10**18))
-    assert engine.work_list(work, explainers, {}) == []
-    monkeypatch.setattr(scan, "verify", lambda path: pytest.fail("read again"))
-    assert engine.work_list(work, explainers, {}) == []
-    monkeypatch.undo()
-    with pytest.raises(UsageError, match="seed"):  # another recipe is another question
-        engine.work_list(job(tmp_path, seed=1), explainers, {})
-    path.write_bytes(path.read_bytes()[:-1])
-    assert [w.path for w in engine.work_list(work, explainers, {})] == [path]
+@pytest.mark.parametrize(("part", "world"), [((0, 1), 1), ((0, 1), 3), ((1, 2), 2), ((0, 2), 5)])
+def test_processes_share_the_tasks_of_a_part(tmp_path, part, world):
+    tasks = engine.Tasks.of(job(tmp_path, shard_size=3), {"random": Random()}, {}, part)
+    shares = [tasks.share(rank, world) for rank in range(world)]
+    assert sorted(t.path for share in shares for t in share) == sorted(t.path for t in tasks)
 
 
 def test_a_pass_is_finished_when_every_part_has_every_score(tmp_path):
     work, explainers, scores = job(tmp_path), {"random": Random()}, {"deletion": Deletion()}
-    assert not engine.finished(work, explainers, {})
+
+    def finished(wanted):
+        tasks = engine.Tasks.of(work, explainers, wanted, (0, 3))
+        return not tasks and tasks.others_finished()
+
+    assert not finished({})
     for part in range(3):
-        assert not engine.finished(work, explainers, {})
+        assert not finished({})
         engine.explain(work, explainers, {} if part else scores, (part, 3), progress=False)
-    assert engine.finished(work, explainers, {})
-    assert not engine.finished(work, explainers, scores)
+    assert finished({})
+    assert not finished(scores)
     engine.explain(work, explainers, scores, progress=False)
-    assert engine.finished(work, explainers, scores)
+    assert finished(scores)
 
 
 def test_a_store_may_be_filled_by_two_versions_of_the_code_and_says_so(tmp_path, monkeypatch):

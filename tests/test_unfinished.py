@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import shutil
@@ -60,7 +61,7 @@ def disagreements(root: Path, number: int, explainers: dict = BOTH, parts: int =
     found = Disagreements.find(ensemble.split, ensemble.correct, 10)
     mine = found.samples[found.concerned[:, number]]
     work = job(root, fold=number, samples=mine, targets=ensemble.split.label(mine), kind=DISAGREEMENTS)
-    work.identity = {**work.identity, "cap": 10}
+    work = dataclasses.replace(work, shared={**work.shared, "cap": 10})
     for part in range(parts):
         engine.explain(work, explainers, {}, (part, PARTS), progress=False)
     return len(mine)

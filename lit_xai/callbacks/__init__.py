@@ -1,5 +1,6 @@
 """Lightning callbacks: explanations and what is measured beside them, on held-out folds."""
 
+from lit_xai.callbacks.base import Context, Report
 from lit_xai.callbacks.checks import Curves, SanityCheck
 from lit_xai.callbacks.explain import Explain, parse_part, score_table
 from lit_xai.callbacks.fillers import FillerReport, SamplerReport
@@ -8,11 +9,13 @@ from lit_xai.callbacks.pace import Pace
 from lit_xai.callbacks.samplers import SamplerTable
 
 __all__ = [
+    "Context",
     "Curves",
     "Explain",
     "FillerReport",
     "Gallery",
     "Pace",
+    "Report",
     "SamplerReport",
     "SamplerTable",
     "SanityCheck",

@@ -6,20 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
+from lit_xai.callbacks.base import Context, RankZeroReport
 from lit_xai.core import Explainer, Score, legend_of
 from lit_xai.data.folds import FoldData
+from lit_xai.engine import explained_classes
 from lit_xai.errors import UsageError
 from lit_xai.fitting import fit_fillers
 from lit_xai.metrics.sanity import COLUMNS, HOW, Sanity, compare_models, curves, sanity, sanity_table
 from lit_xai.metrics.sanity import rows as rows_of
 from lit_xai.metrics.statistics import mean_estimate, too_few
 from lit_xai.report import draw
-from lit_xai.report.dashboard import Dashboard
 from lit_xai.rng import SampleRng
 from lit_xai.store.files import write_csv
 from lit_xai.store.fold import FoldStore, MapReader
@@ -33,7 +32,7 @@ def held_out_probes(data: FoldData, number: int | None = None) -> Tensor:
     return data.probes[data.split.fold(data.probes) == data.fold][:number]
 
 
-class SanityCheck(pl.Callback):
+class SanityCheck(RankZeroReport):
     """Maps of a model that forgets what it learned, layer by layer, as `sanity.csv` and a picture for each way.
 
     Args:
@@ -72,31 +71,27 @@ class SanityCheck(pl.Callback):
         self.stages, self.number, self.seed = stages, number, seed
         self.batch_size, self.progress = batch_size, progress
 
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Rank 0 checks."""
-        if trainer.global_rank == 0:
-            data: FoldData = trainer.datamodule  # type: ignore[attr-defined]
-            dashboard = Dashboard(trainer.loggers)
-            rows: list[list[Any]] = []
-            for how in self.how:
-                result = self.check(how, pl_module.predictor(), data, pl_module.device)  # type: ignore[operator]
-                table = sanity_table(result, self.seed)
-                rows += rows_of(table)
-                dashboard.picture(f"sanity/{how}", self.picture(how, result, table, data))
-                for entry in table:
-                    if entry.number == len(result.stages):
-                        last = {m: entry.estimates[m].value for m in ("spearman", "magnitude")}
-                        dashboard.scalars({f"sanity/{how}/{m}/{entry.explainer}": v for m, v in last.items()})
-            path = self.store.root / "sanity.csv"
-            write_csv(path, list(COLUMNS), rows)
-            dashboard.table("sanity", list(COLUMNS), rows)
-            rank_zero_only(print)(f"sanity: {path} and {', '.join(f'sanity-{h}.png' for h in self.how)}", flush=True)
-        trainer.strategy.barrier("sanity")
+    def make(self, on: Context) -> None:
+        """Check."""
+        rows: list[list[Any]] = []
+        for how in self.how:
+            result = self.check(how, on.model, on.data, on.device)
+            table = sanity_table(result, self.seed)
+            rows += rows_of(table)
+            on.dashboard.picture(f"sanity/{how}", self.picture(how, result, table, on.data))
+            for entry in table:
+                if entry.number == len(result.stages):
+                    last = {m: entry.estimates[m].value for m in ("spearman", "magnitude")}
+                    on.dashboard.scalars({f"sanity/{how}/{m}/{entry.explainer}": v for m, v in last.items()})
+        path = self.store.root / "sanity.csv"
+        write_csv(path, list(COLUMNS), rows)
+        on.dashboard.table("sanity", list(COLUMNS), rows)
+        print(f"sanity: {path} and {', '.join(f'sanity-{h}.png' for h in self.how)}", flush=True)
 
     def check(self, how: str, model: nn.Module, data: FoldData, device: torch.device) -> Sanity:
         """One way of forgetting, on held-out probes, for the class the trained model predicts."""
         samples = held_out_probes(data, self.number)
-        images, model = data.source.train.images(samples.tolist()).to(device), model.to(device)
+        images = data.source.train.images(samples.tolist()).to(device)
         with torch.inference_mode():
             targets = model(images).argmax(1)
         fitted = {n: fit_fillers(e, data.trained_on) for n, e in self.explainers.items()}
@@ -119,7 +114,7 @@ class SanityCheck(pl.Callback):
         return draw.sanity(images, stages, result.maps, *lines, path, title, legends)
 
 
-class Curves(pl.Callback):
+class Curves(RankZeroReport):
     """The mean curve of every score that walks along one (deletion, insertion, negative evidence), per explainer.
 
     On the held-out probes that are explained; as `curves-<score>.csv` and `.png`.
@@ -150,46 +145,41 @@ class Curves(pl.Callback):
         self.store, self.explainers, self.target, self.seed = store, list(explainers), target, seed
         self.batch_size = batch_size
 
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Rank 0 walks and draws."""
-        if trainer.global_rank == 0:
-            data: FoldData = trainer.datamodule  # type: ignore[attr-defined]
-            for name, score in self.scores.items():
-                lines = self.lines(fit_fillers(score, data.trained_on), data, pl_module)
-                path = self.store.root / f"curves-{name}.png"
-                end = getattr(score, "fraction", 1.0)
-                rows = [
-                    [e, x, *values]
-                    for e, line in lines.items()
-                    for x, values in zip(grid(line, end), line.tolist(), strict=True)
-                ]
-                columns = ["explainer", "share", "probability", "probability_low", "probability_high"]
-                write_csv(path.with_suffix(".csv"), columns, rows)
-                number = len(held_out_probes(data))
-                title = f"{self.store.root.parent.name}, fold {data.fold}: {name}, {number} held-out probes{too_few(number)}"
-                draw.curves(lines, end, path, title, getattr(score, "what", "pixels"))
-                Dashboard(trainer.loggers).picture(f"curves/{name}", path)
-                rank_zero_only(print)(f"curve: {path}", flush=True)
-        trainer.strategy.barrier("curves")
+    def make(self, on: Context) -> None:
+        """Walk and draw."""
+        for name, score in self.scores.items():
+            lines = self.lines(fit_fillers(score, on.data.trained_on), on)
+            path = self.store.root / f"curves-{name}.png"
+            end = getattr(score, "fraction", 1.0)
+            rows = [
+                [e, x, *values]
+                for e, line in lines.items()
+                for x, values in zip(grid(line, end), line.tolist(), strict=True)
+            ]
+            columns = ["explainer", "share", "probability", "probability_low", "probability_high"]
+            write_csv(path.with_suffix(".csv"), columns, rows)
+            number = len(held_out_probes(on.data))
+            title = (
+                f"{self.store.root.parent.name}, fold {on.data.fold}: {name}, {number} held-out probes{too_few(number)}"
+            )
+            draw.curves(lines, end, path, title, getattr(score, "what", "pixels"))
+            on.dashboard.picture(f"curves/{name}", path)
+            print(f"curve: {path}", flush=True)
 
-    def lines(self, score: Any, data: FoldData, module: Any) -> dict[str, Tensor]:
+    def lines(self, score: Any, on: Context) -> dict[str, Tensor]:
         """`{explainer: [points, 3]}`: the mean over probes and its 95 % interval at every point."""
-        model, samples = module.predictor().to(module.device), held_out_probes(data)
-        out = {}
+        model, samples, out = on.model, held_out_probes(on.data), {}
+        labels, predictions = on.data.split.label(samples), self.store.read_predictions()
+        classes = explained_classes(self.target, labels, lambda: predictions.of(samples))
         for explainer in self.explainers:
             reader = MapReader(self.store, RANDOM, explainer)
             if not reader.files or not reader.has(samples):
                 continue
             parts = []
-            for some in samples.split(self.batch_size):
-                images = data.source.train.images(some.tolist()).to(module.device)
-                maps = reader.rows(some).to(images)
-                with torch.inference_mode():
-                    targets = data.split.label(some).to(images.device)
-                    targets = model(images).argmax(1) if self.target == "prediction" else targets
-                parts.append(
-                    score.curve(model, images, maps, targets, SampleRng(self.seed, tuple(some.tolist()))).cpu()
-                )
+            for some, targets in zip(samples.split(self.batch_size), classes.split(self.batch_size), strict=True):
+                images = on.data.source.train.images(some.tolist()).to(on.device)
+                rng = SampleRng(self.seed, tuple(some.tolist()))
+                parts.append(score.curve(model, images, reader.rows(some).to(images), targets.to(on.device), rng).cpu())
             points = [mean_estimate(column) for column in torch.cat(parts).double().unbind(1)]
             out[explainer] = torch.tensor([[e.value, e.low, e.high] for e in points], dtype=torch.float64)
         return out

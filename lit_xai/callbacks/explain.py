@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from lit_xai import engine
+from lit_xai.callbacks.base import Context, Report
 from lit_xai.cluster.heartbeat import Heartbeat, alive
-from lit_xai.cluster.interruption import Interruption
 from lit_xai.core import Explainer, Score
 from lit_xai.data.folds import Disagreements, FoldData
-from lit_xai.errors import UsageError
+from lit_xai.engine import Job, Tasks, explained_classes
+from lit_xai.errors import DamagedFile, UsageError
 from lit_xai.metrics.localisation import settle
 from lit_xai.report.dashboard import Dashboard
 from lit_xai.report.ensemble import Ensemble
@@ -39,7 +41,7 @@ def parse_part(part: str) -> tuple[int, int]:
     return index, of
 
 
-class Explain(pl.Callback):
+class Explain(Report):
     """Predicts all training samples, then explains and scores the probes of every fold, shard by shard.
 
     Ranks share the shards (no sample twice, none left out); a finished shard is skipped, so a killed run resumes.
@@ -54,7 +56,7 @@ class Explain(pl.Callback):
         cap: most disagreements explained per fold; None = all.
         part: this job's share of the shards, `i/n`.
         progress: show a bar.
-        command: the door and the overrides that compute the same, for `lit_xai.evaluate --status`.
+        command: the command and its overrides that compute the same, for `lit_xai.evaluate --status`.
         nodes: every explainer's part of the configuration, so that later commands on this folder take the same.
     """
 
@@ -89,42 +91,74 @@ class Explain(pl.Callback):
         """The store's folder."""
         return RANDOM if self.probes == "random" else DISAGREEMENTS
 
-    def job(self, model: torch.nn.Module, data: FoldData, device: torch.device) -> engine.Explained:
-        """The predictor with the random probes; targets are set once predictions are known."""
+    def job(
+        self,
+        model: torch.nn.Module,
+        data: FoldData,
+        device: torch.device,
+        predictions: Predictions | None,
+        checkpoint: str | None = None,
+    ) -> Job:
+        """The predictor and the probes of this pass; see `classes`."""
         target = self.target if data.source.labelled else "prediction"
-        return engine.Explained(
+        samples, shared = data.probes, {**data.identity(), "target": target}
+        if self.kind == DISAGREEMENTS:
+            samples, shared = self.disagreements(data), {**shared, "cap": self.cap}
+        return Job(
             model=model,
             images=data.source.train,
-            samples=data.probes,
-            targets=data.split.label(data.probes),
+            samples=samples,
+            targets=self.classes(samples, data, predictions),
             store=self.store,
-            identity={**data.identity(), "target": target},
+            shared=shared,
             trained_on=data.trained_on,
             truth=data.source.truth,
-            kind=RANDOM,
+            kind=self.kind,
             seed=self.seed,
             batch_size=self.batch_size,
             shard_size=self.shard_size,
             device=device,
+            checkpoint=checkpoint,
         )
 
-    def choose(self, job: engine.Explained, predictions: Predictions, data: FoldData) -> engine.Explained:
-        """Set the samples and targets of the pass that was asked for."""
-        if self.probes == "disagreements":
-            job.kind = DISAGREEMENTS
-            job.identity = {**job.identity, "cap": self.cap}
-            ensemble = Ensemble(self.store.root.parent)
-            absent = sorted(set(range(data.k)) - set(ensemble.folds))
-            if absent:
-                raise UsageError(
-                    f"disagreements need the predictions of all {data.k} folds, fold {absent[0]} is missing: "
-                    f"run python -m lit_xai.train fold={absent[0]} first"
-                )
-            found = Disagreements.find(ensemble.split, ensemble.correct, self.cap)
-            job.samples = found.samples[found.concerned[:, self.store.fold]]
-        labels = data.split.label(job.samples)
-        job.targets = labels if job.identity["target"] == "label" else predictions.of(job.samples)
-        return job
+    def classes(self, samples: Tensor, data: FoldData, predictions: Predictions | None) -> Tensor:
+        """The class that each map explains; what is not predicted yet counts as 0."""
+        predicted = torch.zeros_like(samples) if predictions is None else predictions.of(samples)
+        return explained_classes(self.target, data.split.label(samples), lambda: predicted)
+
+    def disagreements(self, data: FoldData) -> Tensor:
+        """Those that this fold's predictor explains.
+
+        Raises:
+            UsageError: predictions of a fold are missing.
+        """
+        ensemble = Ensemble(self.store.root.parent)
+        absent = sorted(set(range(data.k)) - set(ensemble.folds))
+        if absent:
+            raise UsageError(
+                f"disagreements need the predictions of all {data.k} folds, fold {absent[0]} is missing: "
+                f"run python -m lit_xai.train fold={absent[0]} first"
+            )
+        found = Disagreements.find(ensemble.split, ensemble.correct, self.cap)
+        return found.samples[found.concerned[:, self.store.fold]]
+
+    def tasks(
+        self, model: torch.nn.Module, data: FoldData, device: torch.device, checkpoint: str | None = None
+    ) -> Tasks:
+        """What this part has to do with a model; `checkpoint` is empty where it is not trained yet."""
+        predictions = self.known_predictions()
+        if predictions is None and self.store.predictions_file.exists() and self.target == "prediction":
+            self.store.read_predictions()  # damaged: the explained classes are not known
+        job = self.job(model, data, device, predictions, checkpoint)
+        return Tasks.of(job, self.explainers, self.scores, self.part)
+
+    def known_predictions(self) -> Predictions | None:
+        """Those of an earlier run; None if there are none."""
+        if not self.store.predictions_file.exists():
+            return None
+        with contextlib.suppress(DamagedFile):  # it is written anew
+            return self.store.read_predictions()
+        return None
 
     def leave_plans(self, probes: int) -> None:
         """Say what there is to do."""
@@ -132,45 +166,42 @@ class Explain(pl.Callback):
         nodes = {name: {"node": self.nodes[name]} if name in self.nodes else {} for name in self.explainers}
         self.store.leave_plans(self.kind, {n: plan_text(*self.command, **counts, **node) for n, node in nodes.items()})
 
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Do it all."""
-        data, rank, world = trainer.datamodule, trainer.global_rank, trainer.world_size  # type: ignore[attr-defined]
-        if trainer.sanity_checking:
-            return
-        job = self.job(pl_module.predictor(), data, pl_module.device)  # type: ignore[operator]
-        show = self.progress and rank == 0
-        predictions = engine.predictions_of(job, data.split, data.fold, rank, world, show)
-        trainer.strategy.barrier("predictions")
-        job = self.choose(job, predictions, data)
-        if rank == 0:
-            self.leave_plans(len(job.samples))
+    def run(self, on: Context, tasks: Tasks | None = None) -> None:
+        """Predict, explain, score; `tasks` are what `self.tasks` found for this trained model, if anybody has asked."""
+        show = self.progress and on.rank == 0
+        job = self.job(on.model, on.data, on.device, self.known_predictions()) if tasks is None else tasks.job
+        predictions = engine.predictions_of(job, on.data.split, on.data.fold, on.rank, on.world, show)
+        on.barrier("predictions")
+        classes = self.classes(job.samples, on.data, predictions)
+        if tasks is None or not torch.equal(classes, job.targets):
+            tasks = Tasks.of(dataclasses.replace(job, targets=classes), self.explainers, self.scores, self.part)
+        if on.rank == 0:
+            self.leave_plans(len(tasks.job.samples))
             alive(self.store.root, remove=True)
         index, of = self.part
-        part = (index * world + rank, of * world)
-
-        interruption = next((c for c in getattr(trainer, "callbacks", []) if isinstance(c, Interruption)), None)
         shown = f"{index}/{of}" if of > 1 else ""
-        with Heartbeat(self.store.root, f"explain {self.kind}", rank, world, shown, lines=not self.progress) as heart:
+        lines, mine = not self.progress, tasks.share(on.rank, on.world)
+        with Heartbeat(self.store.root, f"explain {self.kind}", on.rank, on.world, shown, lines=lines) as heart:
 
             def watch(at: str, done: int, total: int, images: int) -> None:
                 heart.doing(at, done, total, images)
-                if interruption is not None and done < total:
-                    interruption.heed()
+                if done < total:
+                    on.pause()
 
-            self.written = engine.explain(job, self.explainers, self.scores, part, show, watch)
-        trainer.strategy.barrier("explained")
-        if rank == 0 and self.probes == "random":
-            self.report(Dashboard(trainer.loggers), job, data, predictions)
+            self.written = engine.compute(mine, show, watch)
+        on.barrier("explained")
+        if on.rank == 0 and self.kind == RANDOM:
+            self.report(on.dashboard, mine, on.data, predictions)
 
-    def report(self, dashboard: Dashboard, job: engine.Explained, data: FoldData, predictions: Predictions) -> None:
+    def report(self, dashboard: Dashboard, tasks: Tasks, data: FoldData, predictions: Predictions) -> None:
         """Per-probe scores to `scores.csv` and the dashboard, means as scalars, once no part has anything left to do.
 
         Parts that end at the same time may all come here. A shard that another one wrote meanwhile is not in the table
         that this one wrote over the other's: then it is made again.
         """
-        while engine.finished(job, self.explainers, self.scores):
+        while tasks.others_finished():
             before = self.shards()
-            columns, rows, means = score_table(self.store, self.explainers, data.probes, predictions)
+            columns, rows, means = score_table(self.store, self.explainers, data.probes, predictions, self.seed)
             write_csv(self.store.root / "scores.csv", columns, rows)
             if self.shards() == before:
                 dashboard.scalars(means)
@@ -183,7 +214,7 @@ class Explain(pl.Callback):
 
 
 def score_table(
-    store: FoldStore, explainers: Mapping[str, Any], probes: Tensor, predictions: Predictions
+    store: FoldStore, explainers: Mapping[str, Any], probes: Tensor, predictions: Predictions, seed: int = 0
 ) -> tuple[list[str], list[list[Any]], dict[str, float]]:
     """Columns and rows (one a probe and explainer) of what is complete, and the means by `<score>/<explainer>`."""
     names: list[str] = []
@@ -195,7 +226,7 @@ def score_table(
             for n, v in found[explainer].items():
                 if v.ndim == 2:  # a column for every setting: the one chosen on half of the probes, on the other half
                     better = reader.meta["scores"][n]["higher_is_better"]
-                    found[explainer][n] = settle(v, probes, better)[0]
+                    found[explainer][n] = settle(v, probes, better, seed)[0]
             for key in sorted(reader.extra):
                 if key.startswith("detail/"):
                     found[explainer][key.removeprefix("detail/")] = reader.rows(probes, key)

@@ -9,13 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from lit_xai.callbacks.base import Context, RankZeroReport
 from lit_xai.callbacks.checks import held_out_probes
 from lit_xai.core import Filler
 from lit_xai.data.folds import FoldData
@@ -44,7 +43,7 @@ def held_out_order(data: FoldData, seed: int) -> Tensor:
     return data.held_out[torch.randperm(len(data.held_out), generator=g)]
 
 
-class SamplerReport(pl.Callback):
+class SamplerReport(RankZeroReport):
     """What a sampler knows of the fold it never saw, as `quality.csv`, and draws as `samples.png`.
 
     Of a sampler of windows: bits per dimension of one random window an image. Of a sampler of images: what its `quality`
@@ -81,28 +80,24 @@ class SamplerReport(pl.Callback):
         """Whether both are there."""
         return all(f.exists() for f in self.files)
 
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Rank 0 measures and draws."""
-        if trainer.global_rank == 0:
-            data: FoldData = trainer.datamodule  # type: ignore[attr-defined]
-            sampler: Sampler = pl_module.sampler()  # type: ignore[operator]
-            table, picture = self.files
-            quality = self.measure(sampler, data, pl_module.device)
-            seconds = self.draw(sampler, data, pl_module.device, picture)
-            if not isinstance(sampler, WindowSampler):
-                quality["seconds_per_1000_draws"] = Estimate(1000 * seconds)
-            number = max(e.samples for e in quality.values())
-            row: dict[str, Any] = {"images": number}
-            for name, e in quality.items():
-                known = {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
-                row |= {k: v for k, v in known.items() if not math.isnan(v)}
-            write_csv(table, list(row), [list(row.values())])
-            dashboard = Dashboard(trainer.loggers)
-            dashboard.scalars({f"quality/{name}": e.value for name, e in quality.items()})
-            dashboard.picture("samples", picture)
-            text = ", ".join(f"{name} {cell(e.value, [e.low, e.high])}" for name, e in quality.items())
-            rank_zero_only(print)(f"{text} on {number} held-out images{too_few(number)}: {picture}")
-        trainer.strategy.barrier("sampler")
+    def make(self, on: Context) -> None:
+        """Measure and draw."""
+        sampler: Sampler = on.module.to(on.device).sampler()  # type: ignore[operator]
+        table, picture = self.files
+        quality = self.measure(sampler, on.data, on.device)
+        seconds = self.draw(sampler, on.data, on.device, picture)
+        if not isinstance(sampler, WindowSampler):
+            quality["seconds_per_1000_draws"] = Estimate(1000 * seconds)
+        number = max(e.samples for e in quality.values())
+        row: dict[str, Any] = {"images": number}
+        for name, e in quality.items():
+            known = {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
+            row |= {k: v for k, v in known.items() if not math.isnan(v)}
+        write_csv(table, list(row), [list(row.values())])
+        on.dashboard.scalars({f"quality/{name}": e.value for name, e in quality.items()})
+        on.dashboard.picture("samples", picture)
+        text = ", ".join(f"{name} {cell(e.value, [e.low, e.high])}" for name, e in quality.items())
+        print(f"{text} on {number} held-out images{too_few(number)}: {picture}")
 
     def images(self, data: FoldData, number: int, device: torch.device) -> tuple[Tensor, SampleRng]:
         """The first held-out images of a fixed order, and their noise."""
@@ -144,7 +139,7 @@ class SamplerReport(pl.Callback):
         return seconds
 
 
-class FillerReport(pl.Callback):
+class FillerReport(RankZeroReport):
     """How plausible images are after every filler (`plausibility.csv`), and how well it removes objects (`removal.csv`).
 
     Plausible: bits per dimension and the Fréchet distance of held-out images with one refilled window each. Removed:
@@ -168,21 +163,17 @@ class FillerReport(pl.Callback):
     ) -> None:
         self.store, self.fillers, self.seed, self.number, self.weights = store, dict(fillers), seed, number, inception
 
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Rank 0 measures."""
-        if trainer.global_rank == 0:
-            data: FoldData = trainer.datamodule  # type: ignore[attr-defined]
-            model = pl_module.predictor().to(pl_module.device)  # type: ignore[operator]
-            fitted = {n: fit_fillers(f, data.trained_on) for n, f in self.fillers.items()}
-            dashboard = Dashboard(trainer.loggers)
-            rows, title = self.plausible(model, fitted, data, pl_module.device)
-            self.leave("plausibility", title, PLAUSIBLE, rows, dashboard)
-            if data.source.truth is not None and "object" in data.source.truth.names and data.source.labelled:
-                rows = self.removed(model, fitted, data, pl_module.device)
-                number = len(held_out_probes(data))
-                title = f"object removed by each filler, {number} held-out probes{too_few(number)}"
-                self.leave("removal", title, REMOVED, rows, dashboard)
-        trainer.strategy.barrier("fillers")
+    def make(self, on: Context) -> None:
+        """Measure."""
+        data, model = on.data, on.model
+        fitted = {n: fit_fillers(f, data.trained_on) for n, f in self.fillers.items()}
+        rows, title = self.plausible(model, fitted, data, on.device)
+        self.leave("plausibility", title, PLAUSIBLE, rows, on.dashboard)
+        if data.source.truth is not None and "object" in data.source.truth.names and data.source.labelled:
+            rows = self.removed(model, fitted, data, on.device)
+            number = len(held_out_probes(data))
+            title = f"object removed by each filler, {number} held-out probes{too_few(number)}"
+            self.leave("removal", title, REMOVED, rows, on.dashboard)
 
     def leave(
         self, name: str, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], dashboard: Dashboard

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from lit_xai.callbacks.base import Context, RankZeroReport
 from lit_xai.core import Explainer, legend_of
 from lit_xai.data.folds import FoldData
 from lit_xai.report import draw
@@ -18,18 +18,16 @@ from lit_xai.store.fold import FoldStore, MapReader
 from lit_xai.store.names import RANDOM
 
 
-class Stability(pl.Callback):
+class Stability(RankZeroReport):
     """After a fold: MeGe and ReCo over the folds that are complete, with their number."""
 
     def __init__(self, store: FoldStore, explainers: Sequence[str], seed: int = 0) -> None:
         self.store, self.explainers, self.seed = store, list(explainers), seed
         self.values: dict[str, float] = {}
 
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Rank 0 reads the stores; others go on."""
-        if trainer.global_rank == 0:
-            self.values = self.measure(Dashboard(trainer.loggers), trainer.datamodule.probes)  # type: ignore[attr-defined]
-        trainer.strategy.barrier("stability")
+    def make(self, on: Context) -> None:
+        """Measure."""
+        self.values = self.measure(on.dashboard, on.data.probes)
 
     def measure(self, dashboard: Dashboard, probes: Tensor) -> dict[str, float]:
         """Measure and log."""
@@ -49,20 +47,18 @@ class Stability(pl.Callback):
         return values
 
 
-class Gallery(pl.Callback):
+class Gallery(RankZeroReport):
     """A few probes with the maps of every explainer, as `gallery.png` and on the dashboard."""
 
     def __init__(self, store: FoldStore, explainers: Mapping[str, Explainer], probes: int = 6) -> None:
         self.store, self.explainers, self.number = store, dict(explainers), probes
 
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Rank 0 draws."""
-        if trainer.global_rank == 0:
-            names = getattr(pl_module, "class_names", ()) or ()
-            path = self.draw(trainer.datamodule, names)  # type: ignore[attr-defined]
-            if path is not None:
-                Dashboard(trainer.loggers).picture("gallery", path)
-        trainer.strategy.barrier("gallery")
+    def make(self, on: Context) -> None:
+        """Draw."""
+        names = getattr(on.module, "class_names", ()) or ()
+        path = self.draw(on.data, names)
+        if path is not None:
+            on.dashboard.picture("gallery", path)
 
     def draw(self, data: FoldData, class_names: Sequence[str] = ()) -> Path | None:
         """The picture; None while no map is there."""

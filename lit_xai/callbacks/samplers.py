@@ -6,16 +6,17 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-import pytorch_lightning as pl
 import torch
 from jaxtyping import Int
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
+from lit_xai.callbacks.base import Context, RankZeroReport
 from lit_xai.callbacks.checks import held_out_probes
 from lit_xai.callbacks.fillers import held_out_order, show_rows
 from lit_xai.core import Filler
 from lit_xai.data.folds import FoldData
+from lit_xai.engine import explained_classes
 from lit_xai.errors import UsageError
 from lit_xai.fitting import fit_fillers
 from lit_xai.metrics.statistics import Estimate, excludes_zero, too_few
@@ -36,7 +37,7 @@ ARROWS = {"up": "↑", "down": "↓", "zero": "→0"}
 TEX_ARROWS = {"up": r"$\uparrow$", "down": r"$\downarrow$", "zero": r"$\to 0$"}
 
 
-class SamplerTable(pl.Callback):
+class SamplerTable(RankZeroReport):
     """Alignment, diversity, locality and cost of every filler's samples of the held-out probes.
 
     As `samplers.csv`, `samplers.tex`, `samplers-umap.png` and `samplers-tradeoff.png` beside the fold's store.
@@ -73,14 +74,9 @@ class SamplerTable(pl.Callback):
         names = ("samplers.csv", "samplers.tex", "samplers-umap.png", "samplers-tradeoff.png")
         return {name: self.store.root / name for name in names}
 
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Rank 0 measures."""
-        if trainer.global_rank == 0:
-            data: FoldData = trainer.datamodule  # type: ignore[attr-defined]
-            model = pl_module.predictor().to(pl_module.device)  # type: ignore[operator]
-            quality = self.measure(model, data, pl_module.device)
-            self.leave(quality, data, Dashboard(trainer.loggers))
-        trainer.strategy.barrier("samplers")
+    def make(self, on: Context) -> None:
+        """Measure."""
+        self.leave(self.measure(on.model, on.data, on.device), on.data, on.dashboard)
 
     def chosen(self, data: FoldData) -> tuple[Int[Tensor, "b"], Int[Tensor, "r"], Int[Tensor, "t"]]:
         """Probes, other held-out samples, and training samples.
@@ -114,10 +110,10 @@ class SamplerTable(pl.Callback):
         probes, others, training = self.chosen(data)
         images, real = (data.source.train.images(s.tolist()).to(device) for s in (probes, others))
         score = self.fit(model, data, training, device)
-        if self.target == "label" and data.source.labelled:
-            targets = data.split.label(probes).to(device)
-        else:
-            targets = features_and_logits(model, images)[1].argmax(1).clone()
+        labels = data.split.label(probes).to(device)
+        targets = explained_classes(
+            self.target, labels, lambda: features_and_logits(model, images)[1].argmax(1).clone()
+        )
         fitted = {name: fit_fillers(f, data.trained_on) for name, f in self.fillers.items()}
         rng = SampleRng(self.seed, tuple(probes.tolist()))
         return sampler_table(model, images, targets, fitted, score, real, self.draws, rng, progress=self.progress)

@@ -39,7 +39,7 @@ def loaded(cfg: Any) -> tuple[nn.Module, dict[str, Any], Sequence[str], TrainedO
             given.predictor(),
             {"channels": 3, "side": 224, "resize": 256},
             given.class_names,
-            TrainedOn(IMAGENET_MEAN),
+            TrainedOn(IMAGENET_MEAN, shape=(3, 224, 224)),
         )
     if cfg.checkpoint is None:
         raise UsageError(
@@ -58,7 +58,8 @@ def loaded(cfg: Any) -> tuple[nn.Module, dict[str, Any], Sequence[str], TrainedO
     shape = saved["shape"]
     takes = {**shape, "resize": saved["data"].get("resize") or shape["side"]}
     colour = tuple(module.normalise.mean.flatten().tolist())
-    on = TrainedOn(colour, saved.get("fold"), saved.get("training_samples", 0), saved.get("about", ""))
+    number, about = saved.get("training_samples", 0), saved.get("about", "")
+    on = TrainedOn(colour, saved.get("fold"), number, about, (shape["channels"], shape["side"], shape["side"]))
     return module.predictor(), takes, saved.get("class_names", ()), on
 
 

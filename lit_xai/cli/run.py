@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,17 +15,28 @@ import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
+from lightning_fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from lit_xai import engine
-from lit_xai.callbacks import Curves, Explain, FillerReport, Gallery, SamplerReport, SanityCheck, Stability
+from lit_xai.callbacks import (
+    Context,
+    Curves,
+    Explain,
+    FillerReport,
+    Gallery,
+    Report,
+    SamplerReport,
+    SanityCheck,
+    Stability,
+)
 from lit_xai.cli.build import (
     build,
     build_data,
     build_logger,
     build_module,
     check_targets,
+    finish,
     identity,
     plain,
     read_config,
@@ -36,6 +46,7 @@ from lit_xai.cli.schema import LISTS, experiment_name, left_open, options
 from lit_xai.cluster.interruption import Interrupted, Interruption, environment, requeue
 from lit_xai.core import Explainer, Filler, Score
 from lit_xai.data.folds import FoldData
+from lit_xai.engine import Tasks
 from lit_xai.errors import UsageError
 from lit_xai.models.resnet import stem_for
 from lit_xai.models.trainable import STEPS, Trainable, epochs_for
@@ -43,10 +54,12 @@ from lit_xai.store.files import load_weights, write_atomically
 from lit_xai.store.fold import FoldStore, differences
 from lit_xai.store.plans import PLANS, plan_text
 
+PLACE = ("accelerator", "devices", "num_nodes", "strategy")  # of the trainer's options: where it runs
+
 
 @dataclass
 class Run:
-    """One door's work on one fold, built when it is asked for."""
+    """One command's work on one fold, built when it is asked for."""
 
     cfg: DictConfig
     job_type: str
@@ -189,7 +202,7 @@ class Run:
         given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
         return [o for o in given if not any(left_open(group, [o]) for group in LISTS)]
 
-    def callbacks(self) -> list[pl.Callback]:
+    def reports(self) -> list[Report]:
         """Explain, then what is drawn from explanations; of a sampler, its report."""
         c = self.cfg
         if self.is_sampler:
@@ -218,7 +231,7 @@ class Run:
         )
         if explain.probes != "random":
             return [explain]
-        after: list[pl.Callback] = [Gallery(self.store, self.explainers)]
+        after: list[Report] = [Gallery(self.store, self.explainers)]
         if self.cfg.data.folds > 1:
             after.insert(0, Stability(self.store, list(self.explainers), c.seed))
         if self.fillers:
@@ -238,8 +251,7 @@ class Run:
         for file in self.store.root.glob("hpc_ckpt_*"):
             # left by Lightning's own SLURM handler (of another program): it would be loaded over the weights we give
             file.unlink(missing_ok=True)
-        if options.get("accelerator") == "gpu" and not torch.cuda.is_available():
-            raise UsageError("trainer=gpu, ddp and their bf16 forms need a GPU and none is found: use trainer=cpu")
+        self.check_accelerator(options)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return pl.Trainer(
@@ -276,42 +288,55 @@ class Run:
         load_weights(module, file)
         return module.predictor()  # type: ignore[operator]
 
+    @cached_property
+    def fabric(self) -> Fabric:
+        """The processes and devices that the trainer's configuration asks for, without a Trainer."""
+        options = {k: v for k, v in plain(self.cfg.trainer).items() if k in PLACE}
+        self.check_accelerator(options)
+        return Fabric(**options, plugins=environment())
+
+    @contextmanager
+    def launched(self, module: pl.LightningModule) -> Iterator[Context]:
+        """This command in all its processes, with a trained module and a logger."""
+        fabric, logger = self.fabric, self.logger()
+        self.interruption.launcher = fabric.strategy.launcher
+        fabric.launch()
+        loggers = [] if logger is None else [logger]
+        module = module.to(fabric.device)
+        places = fabric.device, fabric.global_rank, fabric.world_size
+        with torch.no_grad():
+            yield Context(module, self.data, *places, loggers, fabric.barrier, self.interruption.heed)
+        if fabric.is_global_zero:
+            finish(logger)
+
+    @staticmethod
+    def check_accelerator(options: Mapping[str, Any]) -> None:
+        """Refuse a GPU that is not there."""
+        if options.get("accelerator") == "gpu" and not torch.cuda.is_available():
+            raise UsageError("trainer=gpu, ddp and their bf16 forms need a GPU and none is found: use trainer=cpu")
+
     @property
     def device(self) -> torch.device:
-        """Where trials are timed: this process's GPU if the trainer takes one and there is one, else the CPU."""
-        if self.cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available():
-            return torch.device("cpu")
-        rank = next((int(os.environ[k]) for k in ("LOCAL_RANK", "SLURM_LOCALID") if k in os.environ), 0)
-        return torch.device("cuda", rank % max(1, torch.cuda.device_count()))
+        """Where this process's models run."""
+        return self.fabric.device
 
-    def explained(self, module: pl.LightningModule, callback: Explain) -> engine.Explained:
-        """The job of the `Explain` callback, outside a trainer, for planning."""
-        job = callback.job(module.predictor(), self.data, self.device)  # type: ignore[operator]
-        if callback.probes == "disagreements":
-            job = callback.choose(job, job.store.read_predictions(), self.data)
-        elif job.identity["target"] == "prediction":
-            have = job.store.predictions_file.exists()
-            job.targets = job.store.read_predictions().of(job.samples) if have else job.targets.clamp_min(0)
-        return job
+    @property
+    def table(self) -> Path:
+        """The scores of all probes, written when all parts are done."""
+        return self.store.root / "scores.csv"
 
-    def complete(self, callback: Any) -> bool:
-        """Whether this command (of a part: this part) has nothing left to do, read off the store without loading a model."""
-        if isinstance(callback, SamplerReport):
-            return self.checkpoint.exists() and callback.complete
-        if not self.store.predictions_file.exists() or not (self.checkpoint.exists() or not self.trainable):
+    def complete(self, explain: Explain, tasks: Tasks) -> bool:
+        """Whether a part has nothing left to do; the table of all parts is whose shards end last, or whoever comes next."""
+        if tasks or not self.store.predictions_file.exists():
             return False
-        try:
-            predictions = self.store.read_predictions()
-            job = callback.job(torch.nn.Identity(), self.data, torch.device("cpu"))
-            job.checkpoint = predictions.meta["checkpoint"]
-            job = callback.choose(job, predictions, self.data)
-            if engine.work_list(job, callback.explainers, callback.scores, callback.part):
-                return False
-        except UsageError:
-            return False  # a damaged file is written anew; what cannot be mended so is said when the work begins
-        # the table of all parts is whose shards end last; whoever was stopped before writing it writes it now
-        table = callback.probes == "disagreements" or (self.store.root / "scores.csv").exists()
-        return table or not engine.finished(job, callback.explainers, callback.scores)
+        return explain.probes == "disagreements" or self.table.exists() or not tasks.others_finished()
+
+    def require_trained(self) -> None:
+        """Refuse a fold that is not trained yet."""
+        if self.trainable and not self.checkpoint.exists():
+            raise UsageError(
+                f"{self.checkpoint} is missing: run python -m lit_xai.train with the same options and fold={self.cfg.fold} first"
+            )
 
     @property
     def trainable(self) -> bool:

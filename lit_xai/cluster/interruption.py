@@ -93,7 +93,7 @@ class Interruption(pl.Callback):
     def __init__(self, state: Path) -> None:
         self.state, self.received, self.listens = state, 0, False
         self.middle: dict[str, Any] = {}  # where in an epoch the state was saved, and the random states of all ranks
-        self.trainer: pl.Trainer | None = None
+        self.launcher: Any = None  # of this process's own processes
 
     # ------------------------------------------------------------------------------------------------------- signals
 
@@ -142,9 +142,9 @@ class Interruption(pl.Callback):
             return
         self.received = number
         signal.setitimer(signal.ITIMER_REAL, GRACE[signal.Signals(number)])
-        launcher: Any = self.trainer.strategy.launcher if self.trainer else None
-        if number != signal.SIGINT and launcher is not None and hasattr(launcher, "kill"):
-            launcher.kill(signal.Signals(number))
+        if number != signal.SIGINT and self.launcher is not None:
+            for process in vars(self.launcher).get("procs", ()):
+                process.send_signal(number)
 
     def too_late(self, number: int, frame: FrameType | None) -> None:
         """What is being done takes too long: leave it."""
@@ -162,11 +162,11 @@ class Interruption(pl.Callback):
     # --------------------------------------------------------------------------------------------------------- hooks
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.trainer = trainer
+        self.launcher = trainer.strategy.launcher
         self.listen()
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.trainer = trainer
+        self.launcher = trainer.strategy.launcher
         self.listen()
 
     def on_train_batch_start(

@@ -13,9 +13,10 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from lit_xai.cluster.heartbeat import Beat, alive
@@ -31,7 +32,7 @@ from lit_xai.store.names import (
     shard_paths,
 )
 from lit_xai.store.plans import LIBRARY, PLANS, called_again, plan_file, read_plan
-from lit_xai.store.shards import read_head
+from lit_xai.store.shards import Head, read_head
 
 UNTRAINED = ("absent", "begun", "training")
 
@@ -135,8 +136,8 @@ class Status:
         return "\n".join(lines)
 
 
-def status(folder: Path) -> Status:
-    """The state of one experiment, from names and heads of its files.
+def status(folder: Path, heads: Mapping[Path, Head] = MappingProxyType({})) -> Status:
+    """The state of one experiment, from names and heads of its files; `heads` are those that were read before.
 
     Raises:
         UsageError: there is no such experiment.
@@ -160,7 +161,7 @@ def status(folder: Path) -> Status:
         )  # the same probes in all folds
         counts[kind] = {}
         for name in sorted(names):
-            there = {f: scores_by_shard(folder / f"fold={f}" / kind / name) for f in folds}
+            there = {f: scores_by_shard(folder / f"fold={f}" / kind / name, heads) for f in folds}
             scores = frozenset().union(*(s for shards in there.values() for s in shards.values() if s))
             counts[kind][name] = {
                 f: count(folder / f"fold={f}", kind, name, there[f], scores, shared, processes.get(f, []))
@@ -199,12 +200,12 @@ def read_size(fold: Path | None, kind: str) -> tuple[int, int] | None:
     return None
 
 
-def scores_by_shard(folder: Path) -> dict[str, frozenset[str] | None]:
+def scores_by_shard(folder: Path, heads: Mapping[Path, Head]) -> dict[str, frozenset[str] | None]:
     """The names of the scores that every shard in a folder has; None for a damaged one."""
     out: dict[str, frozenset[str] | None] = {}
     for path in shard_paths(folder):
         try:
-            out[path.name] = frozenset(read_head(path).meta.get("scores", ()))
+            out[path.name] = frozenset((heads.get(path) or read_head(path)).meta.get("scores", ()))
         except DamagedFile:
             out[path.name] = None
     return out

@@ -18,53 +18,38 @@ from lit_xai.engine.estimate import (
     trial,
     unit,
 )
-from lit_xai.engine.job import Explained, files_of, model_hash, read_from
-from lit_xai.engine.loop import check_maps, explain, explained_by, makers, run, settings_of
+from lit_xai.engine.job import Job, explained_classes, files_of, model_hash, read_from
+from lit_xai.engine.loop import check_maps, compute, explain, explained_by
 from lit_xai.engine.predict import predict, predictions_of
-from lit_xai.engine.scan import (
-    FINISHED,
-    Recipe,
-    Work,
-    definition_of,
-    finished,
-    masks_digest,
-    recipes,
-    stale_layouts,
-    work_list,
-)
+from lit_xai.engine.tasks import Spec, Task, Tasks, masks_digest, specs
 
 __all__ = [
     "COUNTS",
     "ENOUGH",
-    "FINISHED",
     "LEAST",
     "Cost",
-    "Explained",
+    "Job",
     "Plan",
-    "Recipe",
-    "Work",
+    "Spec",
+    "Task",
+    "Tasks",
     "begun",
     "check_maps",
-    "definition_of",
+    "compute",
     "explain",
     "explained_by",
+    "explained_classes",
     "fewer_probes",
     "files_of",
-    "finished",
-    "makers",
     "masks_digest",
     "model_hash",
     "plan",
     "predict",
     "predictions_of",
     "read_from",
-    "recipes",
-    "run",
     "seconds_per_image",
     "setting",
-    "settings_of",
-    "stale_layouts",
+    "specs",
     "trial",
     "unit",
-    "work_list",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from lit_xai.core import Explainer, Passes, Score
-from lit_xai.engine.job import Explained
-from lit_xai.engine.scan import work_list
+from lit_xai.core import Passes
+from lit_xai.engine.job import Job
+from lit_xai.engine.tasks import Tasks
 from lit_xai.explainers.sweep import SlidingPatch
 from lit_xai.fitting import fit_fillers, passes_of
 from lit_xai.store.names import DISAGREEMENTS
@@ -79,26 +79,19 @@ def unit(device: str) -> str:
     return "CPU" if device == "cpu" else "GPU"
 
 
-def plan(
-    job: Explained,
-    explainers: Mapping[str, Explainer],
-    scores: Mapping[str, Score],
-    part: tuple[int, int] = (0, 1),
-    progress: bool = False,
-) -> Plan:
+def plan(tasks: Tasks, progress: bool = False) -> Plan:
     """Count what is missing and time one forward and one backward batch."""
-    works = work_list(job, explainers, scores, part)
-    device = job.device.type
-    if not works:
+    job, device, scores = tasks.job, tasks.job.device.type, tasks.scores
+    if not tasks:
         return Plan(0, 0, Passes(0), 0.0, device=device)
     images, targets, _ = job.batch(0)
     height, width = images.shape[-2:]
-    things = {f"explainer.{n}": fit_fillers(e, job.trained_on) for n, e in explainers.items()}
+    things = {f"explainer.{n}": fit_fillers(e, job.trained_on) for n, e in tasks.explainers.items()}
     things.update({f"score.{n}": s for n, s in scores.items()})
     each = {name: passes_of(thing, height, width) for name, thing in things.items()}
     asked: dict[str, Passes] = {}
     seen = set()
-    for w in works:
+    for w in tasks:
         names = [] if w.meta else [f"explainer.{w.name}"]
         for n in w.missing:
             if not hasattr(scores[n], "observe") or (n, w.shard) not in seen:
@@ -115,11 +108,11 @@ def plan(
         costs.append(Cost(name, passes, minutes, tuple(m for m in mends if m)))
     costs.sort(key=lambda c: -c.minutes)
     total = sum((c.passes for c in costs), Passes(0))
-    maps = sum(len(w.shard) for w in works)
-    return Plan(len(works), maps, total, sum(c.minutes for c in costs), tuple(costs), device)
+    maps = sum(len(w.shard) for w in tasks)
+    return Plan(len(tasks), maps, total, sum(c.minutes for c in costs), tuple(costs), device)
 
 
-def begun(job: Explained, name: str = "*") -> bool:
+def begun(job: Job, name: str = "*") -> bool:
     """Whether a fold of this experiment has maps of an explainer (else: of any), whose settings another one would refuse."""
     group, _, explainer = name.partition(".")
     explainer = explainer if group == "explainer" else "*"
@@ -141,9 +134,9 @@ def setting(name: str, thing: Any, height: int, width: int) -> str | None:
     return None
 
 
-def fewer_probes(job: Explained) -> str | None:
+def fewer_probes(job: Job) -> str | None:
     """The option that brings the number of explained images down to a quarter; None where maps of them are there."""
-    each = len(job.samples) // job.identity["folds"]
+    each = len(job.samples) // job.shared["folds"]
     option = "cap" if job.kind == DISAGREEMENTS else "data.probes_per_fold"
     return None if each < 2 or begun(job) else f"{option}={max(1, each // 4)}"
 

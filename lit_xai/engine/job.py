@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,8 +30,8 @@ def model_hash(model: nn.Module) -> str:
     return h.hexdigest()
 
 
-@dataclass
-class Explained:
+@dataclass(frozen=True)
+class Job:
     """One predictor and the probes it explains.
 
     Attributes:
@@ -40,7 +40,7 @@ class Explained:
         samples: `[p]` the probes, in the order that defines batches and shards.
         targets: `[p]` the class that each map explains.
         store: where results go.
-        identity: what folds must share to be compared (data, split, probes, seed).
+        shared: what folds must have in common to be compared (data, split, probes, seed).
         trained_on: what the predictor was trained on, for fillers that are fitted to it.
         truth: masks beside the images, for scores that want them.
         kind: `maps` (random probes) or `disagreements`.
@@ -48,6 +48,7 @@ class Explained:
         batch_size: images per explainer call.
         shard_size: probes per file.
         device: where the model runs.
+        checkpoint: a digest of the model's weights; None takes it from the model, empty = not trained yet.
     """
 
     model: nn.Module
@@ -55,7 +56,7 @@ class Explained:
     samples: Int[Tensor, "p"]
     targets: Int[Tensor, "p"]
     store: FoldStore
-    identity: dict[str, Any]
+    shared: dict[str, Any]
     trained_on: TrainedOn
     truth: Truth | None = None
     kind: str = RANDOM
@@ -63,13 +64,15 @@ class Explained:
     batch_size: int = 16
     shard_size: int = 64
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    checkpoint: str | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.shard_size < 1:
             raise UsageError(f"batch_size and shard_size must be positive, found {self.batch_size}, {self.shard_size}")
-        self.model = self.model.to(self.device).eval()
-        self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.checkpoint = model_hash(self.model)
+        model = self.model.to(self.device).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        object.__setattr__(self, "model", model)
+        if self.checkpoint is None:
+            object.__setattr__(self, "checkpoint", model_hash(model))
 
     def ranges(self, part: tuple[int, int] = (0, 1)) -> list[range]:
         """The probe ranges of one part (job or rank): every range belongs to exactly one."""
@@ -83,7 +86,7 @@ class Explained:
         """What a shard must agree in to be reused."""
         return {
             **read_from(explainer, self.trained_on),
-            **self.identity,
+            **self.shared,
             "kind": self.kind,
             "seed": self.seed,
             "probes": digest(self.samples),
@@ -103,6 +106,13 @@ class Explained:
     def batches(self, shard: range) -> Iterator[int]:
         """Where the aligned batches that overlap a shard begin."""
         return iter(range(shard.start - shard.start % self.batch_size, shard.stop, self.batch_size))
+
+
+def explained_classes(
+    target: str, labels: Int[Tensor, "p"], predicted: Callable[[], Int[Tensor, "p"]]
+) -> Int[Tensor, "p"]:
+    """The class that each map explains: the label (`target="label"`), or the predictor's, always so where there is no label."""
+    return labels if target == "label" and not bool((labels < 0).any()) else predicted()
 
 
 def read_from(thing: Any, trained_on: TrainedOn) -> dict[str, Any]:

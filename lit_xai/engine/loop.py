@@ -1,4 +1,4 @@
-"""Explain and score a range of probes with one model: the one loop behind callbacks, doors and `crossval`.
+"""Explain and score a range of probes with one model: the one loop behind callbacks, commands and `crossval`.
 
 Model batches are aligned to the probe order: batch b always holds probes b*B .. (b+1)*B-1, whatever shard or rank asks
 for them, so a map is bitwise the same for any rank count and shard size.
@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 
 import lit_xai
 from lit_xai.core import Explainer, Score
-from lit_xai.engine.job import Explained
-from lit_xai.engine.scan import Work, work_list
+from lit_xai.engine.job import Job
+from lit_xai.engine.tasks import Task, Tasks
 from lit_xai.errors import UsageError
 from lit_xai.fitting import fit_fillers, resolve
 from lit_xai.rng import SampleRng
@@ -24,14 +24,19 @@ from lit_xai.store.fold import read_shard, write_tensors
 
 
 def explain(
-    job: Explained,
+    job: Job,
     explainers: Mapping[str, Explainer],
     scores: Mapping[str, Score],
     part: tuple[int, int] = (0, 1),
     progress: bool = True,
     on_shard: Callable[[str, int, int, int], None] | None = None,
 ) -> int:
-    """Compute and write every missing shard of this part; return how many were written.
+    """Compute and write every missing shard of this part; return how many were written. See `compute`."""
+    return compute(Tasks.of(job, explainers, scores, part), progress, on_shard)
+
+
+def compute(tasks: Tasks, progress: bool = True, on_shard: Callable[[str, int, int, int], None] | None = None) -> int:
+    """Compute and write these shards; return how many were written.
 
     Before every shard, and in the end, `on_shard` is told what comes, how many of how many shards are done and how many
     images that were.
@@ -39,35 +44,35 @@ def explain(
     Model outputs that a score needs but that do not depend on the map are computed once per shard and shared by all
     explainers.
     """
-    works = work_list(job, explainers, scores, part)
-    fitted = {n: fit_fillers(s, job.trained_on) for n, s in scores.items()}
+    job = tasks.job
+    fitted = {n: fit_fillers(s, job.trained_on) for n, s in tasks.scores.items()}
     job.store.remove_temporary()
     observed: dict[tuple[str, int], Tensor] = {}
     current: range | None = None
-    total = sum(len(w.shard) for w in works)
-    with tqdm(total=total, unit="map", disable=not progress or not works, dynamic_ncols=True) as bar:
+    total = sum(len(t.shard) for t in tasks)
+    with tqdm(total=total, unit="map", disable=not progress or not tasks, dynamic_ncols=True) as bar:
         images = 0
-        for done, work in enumerate(works):
-            if work.shard != current:
-                observed, current = {}, work.shard
-            bar.set_description(f"fold {job.store.fold} {work.name}")
+        for done, task in enumerate(tasks):
+            if task.shard != current:
+                observed, current = {}, task.shard
+            bar.set_description(f"fold {job.store.fold} {task.name}")
             if on_shard is not None:
-                on_shard(f"{work.path.stem} of {work.name}", done, len(works), images)
-            run(work, fitted, observed, bar)
-            images += len(work.shard)
+                on_shard(f"{task.path.stem} of {task.name}", done, len(tasks), images)
+            run(task, fitted, observed, bar)
+            images += len(task.shard)
     if on_shard is not None:
-        on_shard("end", len(works), len(works), images)
-    return len(works)
+        on_shard("end", len(tasks), len(tasks), images)
+    return len(tasks)
 
 
-def run(work: Work, scores: Mapping[str, Score], observed: dict[tuple[str, int], Tensor], bar: Any) -> None:
+def run(task: Task, scores: Mapping[str, Score], observed: dict[tuple[str, int], Tensor], bar: Any) -> None:
     """Compute one shard's missing maps and scores and write it."""
-    job, shard = work.job, work.shard
-    explainer = fit_fillers(work.recipe.explainer, job.trained_on)
-    maps, values = [], {name: [] for name in work.missing}  # type: ignore[var-annotated]
+    job, shard = task.job, task.shard
+    explainer = fit_fillers(task.spec.explainer, job.trained_on)
+    maps, values = [], {name: [] for name in task.missing}  # type: ignore[var-annotated]
     resolved: dict[str, Any] = {}
     details: dict[str, list[Tensor]] = {}
-    had = read_shard(work.path)[0] if work.meta else {}
+    had = read_shard(task.path)[0] if task.meta else {}
     for start in job.batches(shard):
         images, targets, rng = job.batch(start)
         inside = slice(max(shard.start - start, 0), min(shard.stop - start, len(images)))
@@ -80,11 +85,11 @@ def run(work: Work, scores: Mapping[str, Score], observed: dict[tuple[str, int],
             batch_maps[inside] = kept.to(images.device)
         else:
             batch_maps, found = explained_by(explainer, job.model, images, targets, rng)
-            check_maps(batch_maps, images, rng, work)
+            check_maps(batch_maps, images, rng, task)
             for name, detail in found.items():
                 details.setdefault(f"detail/{name}", []).append(detail[inside].double().cpu())
         maps.append(batch_maps[inside].float().cpu())
-        for name in work.missing:
+        for name in task.missing:
             score = scores[name]
             wants = getattr(score, "truth", None)
             if (name, start) not in observed:
@@ -104,24 +109,24 @@ def run(work: Work, scores: Mapping[str, Score], observed: dict[tuple[str, int],
     tensors.update({f"score/{n}": torch.cat(v) for n, v in values.items()})
     definitions = {
         n: {
-            "definition": work.recipe.wanted[n],
+            "definition": task.spec.wanted[n],
             "resolved": resolved.get(n, {}),
             "higher_is_better": scores[n].higher_is_better,
-            **({"files": work.recipe.files[n]} if work.recipe.files[n] else {}),
+            **({"files": task.spec.files[n]} if task.spec.files[n] else {}),
             **settings_of(scores[n]),
         }
-        for n in work.missing
+        for n in task.missing
     }
     meta = {
-        "fingerprint": work.recipe.fingerprint,
+        "fingerprint": task.spec.fingerprint,
         "resolved": resolved.get("explainer", {}),
-        "scores": {**work.meta.get("scores", {}), **definitions},
-        **makers(work.meta),
+        "scores": {**task.meta.get("scores", {}), **definitions},
+        **made_by(task.meta),
     }
-    write_tensors(work.path, tensors, meta)
+    write_tensors(task.path, tensors, meta)
 
 
-def makers(had: Mapping[str, Any]) -> dict[str, Any]:
+def made_by(had: Mapping[str, Any]) -> dict[str, Any]:
     """Which code made a shard's maps, and under `also` which other code added scores to them."""
     now = lit_xai.made_by()
     maps = {k: had[k] for k in now if k in had} or now
@@ -144,14 +149,14 @@ def explained_by(
     return explainer(model, images, targets, rng).detach(), {}
 
 
-def check_maps(maps: Tensor, images: Tensor, rng: SampleRng, work: Work) -> None:
+def check_maps(maps: Tensor, images: Tensor, rng: SampleRng, task: Task) -> None:
     """Refuse maps of the wrong shape and maps with NaN, before anything is written."""
     expected = (len(images), *images.shape[-2:])
     if tuple(maps.shape) != expected:
-        raise UsageError(f"explainer {work.name} gave maps of shape {tuple(maps.shape)}, expected {expected}")
+        raise UsageError(f"explainer {task.name} gave maps of shape {tuple(maps.shape)}, expected {expected}")
     bad = torch.nonzero(~torch.isfinite(maps).flatten(1).all(1))[:, 0].tolist()
     if bad:
         raise UsageError(
-            f"explainer {work.name} gave NaN for sample {rng.samples[bad[0]]} (fold {work.job.store.fold}): "
+            f"explainer {task.name} gave NaN for sample {rng.samples[bad[0]]} (fold {task.job.store.fold}): "
             f"check the checkpoint (train again with another model.lr) or leave the explainer out"
         )

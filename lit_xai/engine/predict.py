@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 import lit_xai
 from lit_xai.data.folds import Split
 from lit_xai.data.sources import ImageSet
-from lit_xai.engine.job import Explained
+from lit_xai.engine.job import Job
 from lit_xai.errors import DamagedFile, UsageError
 from lit_xai.models.lipschitz import local_lipschitz
 from lit_xai.store.fold import Predictions, differences
@@ -63,10 +63,11 @@ def predict(
 
 
 def predictions_of(
-    job: Explained, split: Split, fold: int, rank: int = 0, world: int = 1, progress: bool = False
+    job: Job, split: Split, fold: int, rank: int = 0, world: int = 1, progress: bool = False
 ) -> Predictions:
     """The store's predictions if they are this checkpoint's, else new ones (written by rank 0)."""
-    meta = {**job.identity, "checkpoint": job.checkpoint, **lit_xai.made_by()}
+    shared = {k: v for k, v in job.shared.items() if k != "cap"}  # predictions are the same for every pass
+    meta = {**shared, "checkpoint": job.checkpoint, **lit_xai.made_by()}
     if job.store.predictions_file.exists():
         with contextlib.suppress(DamagedFile):  # a damaged file is written anew
             found = job.store.read_predictions()

@@ -14,8 +14,9 @@ import contextlib
 import json
 import math
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from lit_xai.store.names import FORMAT, PREDICTIONS, RANDOM, explainers_in, shar
 from lit_xai.store.plans import damaged, mend, plan_file
 from lit_xai.store.shards import Entry, Head, checksum_of, meta_checksum, parse_head, read_open_head
 
+KEPT = 1 << 25  # bytes of one explainer's shards in one fold that are read at once and stay in memory
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -225,10 +227,12 @@ class MapReader:
     """Maps and scores of one predictor and one explainer by sample.
 
     Opening it reads heads and sample numbers. A shard is read whole and checked when rows of it are asked for; its maps go
-    when the next shard comes, its scores and details stay (a number a map and score).
+    when the next shard comes, its scores and details stay (a number a map and score). Small stores (`KEPT` bytes) are read
+    whole at once and kept, so that every file is opened once.
 
     Attributes:
         files: the shards.
+        heads: of all of them.
         samples: `[n]` what they hold, ascending.
         fingerprint, meta: of all of them; the scores are those that every shard has.
         extra: names of the details and references (`detail/...`, `reference/...`) that every shard has.
@@ -239,12 +243,16 @@ class MapReader:
         self.fingerprint: dict[str, Any] = {}
         self.meta: dict[str, Any] = {}
         self.extra: set[str] = set()
-        heads = []
-        samples = []
-        for path, (head, own) in zip(self.files, side_by_side(read_samples, self.files), strict=True):
+        self.heads: dict[Path, Head] = {}
+        heads, samples, whole = [], [], []
+        small = sum(path.stat().st_size for path in self.files) <= KEPT
+        read = partial(read_if_whole, otherwise=read_samples) if small else read_samples
+        for path, (head, tensors) in zip(self.files, side_by_side(read, self.files), strict=True):
             self.take_over(path, head)
+            self.heads[path] = head
             heads.append({n: t for n, t in head.tensors.items() if n not in ("sample", "maps")})
-            samples.append(own)
+            samples.append(tensors["sample"])
+            whole.append(tensors if "maps" in tensors else None)
         sizes = torch.tensor([len(s) for s in samples], dtype=torch.long)
         self.begins = torch.cat([torch.zeros(1, dtype=torch.long), sizes.cumsum(0)])  # row of a shard's first sample
         everything = torch.cat(samples) if samples else torch.zeros(0, dtype=torch.long)
@@ -260,6 +268,7 @@ class MapReader:
                 self.columns[name] = torch.empty(len(everything), *tail, dtype=DTYPES[dtype])
         self.known = torch.zeros(len(self.files), dtype=torch.bool)  # whose columns have been read
         self.open: tuple[int, Tensor] = (-1, everything)
+        self.kept = {n: self.take_columns(n, t) for n, t in enumerate(whole) if t is not None}
 
     def take_over(self, path: Path, head: Head) -> None:
         """One more shard's description; refuse it if another run left it."""
@@ -301,8 +310,14 @@ class MapReader:
 
     def read(self, number: int) -> Tensor:
         """The maps of a shard, read whole and checked; what lies beside them is kept."""
+        if number in self.kept:
+            return self.kept[number]
         tensors, head = read_whole(self.files[number])
         check_shard(self.files[number], head)
+        return self.take_columns(number, tensors)
+
+    def take_columns(self, number: int, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Keep what lies beside a shard's maps; its maps."""
         begin, end = self.begins[number : number + 2].tolist()
         parts = {name: column[begin:end] for name, column in self.columns.items()}
         if len(tensors["sample"]) != end - begin or any(
@@ -359,7 +374,18 @@ def as_slice(index: Int[np.ndarray, "p"]) -> Int[np.ndarray, "p"] | slice:
     return slice(int(index[0]), int(index[-1]) + 1) if consecutive else index
 
 
-def read_samples(path: Path) -> tuple[Head, Int[Tensor, "s"]]:
+def read_if_whole(
+    path: Path, otherwise: Callable[[Path], tuple[Head, dict[str, Tensor]]]
+) -> tuple[Head, dict[str, Tensor]]:
+    """A shard's head and tensors; where it is not whole, what `otherwise` reads: somebody may want no row of it."""
+    try:
+        tensors, head = read_whole(path)
+        return check_shard(path, head), tensors
+    except DamagedFile:
+        return otherwise(path)
+
+
+def read_samples(path: Path) -> tuple[Head, dict[str, Tensor]]:
     """A shard's head and sample numbers, without its maps.
 
     Raises:
@@ -375,7 +401,7 @@ def read_samples(path: Path) -> tuple[Head, Int[Tensor, "s"]]:
                 raise damaged(path, "cut")
     except OSError as e:
         raise damaged(path, e) from None
-    return head, tensor_at(data, where._replace(start=0, stop=len(data)))
+    return head, {"sample": tensor_at(data, where._replace(start=0, stop=len(data)))}
 
 
 def common_samples(readers: Iterable[MapReader]) -> Int[Tensor, "p"]:

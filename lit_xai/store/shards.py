@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +22,6 @@ from lit_xai.store.plans import damaged
 ITEMSIZE = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2, "BOOL": 1, "U8": 1, "I8": 1}
 MAX_HEADER = 1 << 26  # bytes; a longer one is no header of ours
 BLOCK = 1 << 20  # bytes read at once
-SETTLED = 2_000_000_000  # ns after which a file's time of change tells it from its successor on every file system
 
 
 class Entry(NamedTuple):
@@ -123,39 +121,27 @@ class Identity(NamedTuple):
     changed: int
 
 
-def identity_of(path: Path, stat: os.stat_result | None = None) -> Identity | None:
+def identity_of(path: Path) -> Identity | None:
     """A file's identity; None if it is not there."""
     try:
-        stat = stat or os.stat(path)
+        stat = os.stat(path)
     except OSError:
         return None
     return Identity(str(path), stat.st_size, stat.st_ino, stat.st_mtime_ns)
 
 
-def is_settled(identity: Identity | None) -> bool:
-    """Whether a change from now on would show in the file's identity: clocks of file systems tick slowly."""
-    return identity is not None and time.time_ns() - identity.changed > SETTLED
-
-
-VERIFIED: set[Identity] = set()  # what this process found whole
-
-
 def verify(path: Path) -> Head:
     """A file's head, once every byte of it agrees with its checksums; memory does not grow with the file.
 
-    A file that did not change since is not read again by the same process. Threads may call this side by side.
+    Threads may call this side by side.
 
     Raises:
         DamagedFile: the file is cut, altered, or not one of ours.
     """
     try:
         with open(path, "rb", buffering=0) as file:
-            stat = os.fstat(file.fileno())
-            identity = identity_of(path, stat)
             head = read_open_head(path, file)
-            if identity in VERIFIED:
-                return head
-            crc, block = 0, memoryview(bytearray(min(BLOCK, max(1, stat.st_size))))
+            crc, block = 0, memoryview(bytearray(min(BLOCK, max(1, head.size))))
             for name in sorted(head.tensors):
                 entry = head.tensors[name]
                 crc = zlib.crc32(name.encode(), crc)
@@ -171,6 +157,4 @@ def verify(path: Path) -> Head:
         raise damaged(path, e) from None
     if crc != head.meta.get("checksum"):
         raise damaged(path, "checksum or format differs")
-    if identity is not None and is_settled(identity):
-        VERIFIED.add(identity)
     return head
