@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from lit_xai.metrics.stability import MeGe, ReCo, Thresholds
+from lit_xai.metrics.gaps import Gaps
+from lit_xai.metrics.measures import MEASURES, estimates
+from lit_xai.metrics.pairs import Pairs
 from lit_xai.metrics.statistics import Estimate, resamples
-from torch import Tensor
 
 from benchmarks.harness import Report
 
@@ -27,21 +27,13 @@ NORMAL = 1.96
 Interval = tuple[float, float]
 
 
-class Draw(NamedTuple):
-    """One simulated experiment: pairs of the equal samples first, then those of the disagreeing ones."""
-
-    distance: Tensor
-    equal: Tensor
-    sample: Tensor
-
-
 def phi(x: float) -> float:
     """The standard normal distribution function."""
     return 0.5 * (1 + math.erf(x / math.sqrt(2)))
 
 
-def simulate(shift: float, disagreeing: int, seed: int) -> Draw:
-    """`EQUAL_SAMPLES` samples whose pairs agree and `disagreeing` whose pairs do not, `PAIRS` pairs each."""
+def simulate(shift: float, disagreeing: int, seed: int) -> Pairs:
+    """Pairs of `EQUAL_SAMPLES` samples that agree and of `disagreeing` that do not, `PAIRS` each."""
     g = torch.Generator().manual_seed(seed)
     n = EQUAL_SAMPLES + disagreeing
     u = torch.randn(n, 1, generator=g, dtype=torch.float64)
@@ -49,7 +41,9 @@ def simulate(shift: float, disagreeing: int, seed: int) -> Draw:
     differs = (torch.arange(n) >= EQUAL_SAMPLES)[:, None].expand(n, PAIRS)
     z = math.sqrt(WITHIN) * u + math.sqrt(1 - WITHIN) * e + shift * differs
     sample = torch.arange(n)[:, None].expand(n, PAIRS)
-    return Draw(torch.special.ndtr(z).flatten(), ~differs.flatten(), sample.flatten())
+    weight, nobody = torch.ones(sample.numel(), dtype=torch.float64), torch.full((sample.numel(),), -1)
+    differs, sample = differs.flatten(), sample.flatten()
+    return Pairs(torch.special.ndtr(z).flatten(), ~differs, differs, sample, weight, nobody, nobody)
 
 
 # ---------------------------------------------------------------------------------------------- intervals for ReCo
@@ -60,26 +54,26 @@ def clip(low: float, high: float) -> Interval:
     return min(1.0, max(0.0, low)), min(1.0, max(0.0, high))
 
 
-def shipped(e: Estimate, d: Draw) -> Interval:
-    """What `ReCo.estimate()` gives: the basic interval."""
+def shipped(e: Estimate, d: Pairs) -> Interval:
+    """What lit_xai gives: the basic interval."""
     return e.low, e.high
 
 
-def percentile(e: Estimate, d: Draw) -> Interval:
+def percentile(e: Estimate, d: Pairs) -> Interval:
     """Quantiles of the replicates."""
     low, high = np.quantile(e.draws.numpy(), [0.025, 0.975])
     return float(low), float(high)
 
 
-def corrected_normal(e: Estimate, d: Draw) -> Interval:
+def corrected_normal(e: Estimate, d: Pairs) -> Interval:
     """Estimate less the bootstrap's bias, plus and minus 1.96 standard errors."""
     centre = 2 * e.value - float(e.draws.mean())
     return clip(centre - NORMAL * e.se, centre + NORMAL * e.se)
 
 
-def m_out_of_n(e: Estimate, d: Draw) -> Interval:
+def m_out_of_n(e: Estimate, d: Pairs) -> Interval:
     """Basic interval from resamples of `m = n ** 0.7` samples of each kind, rescaled by sqrt(m / n)."""
-    t, g = Thresholds(d.distance, d.equal), torch.Generator().manual_seed(1)
+    g = torch.Generator().manual_seed(1)
     n = int(d.sample.max()) + 1
     counts = torch.zeros(RESAMPLES, n, dtype=torch.float64)
     for start, stop in ((0, EQUAL_SAMPLES), (EQUAL_SAMPLES, n)):
@@ -88,31 +82,29 @@ def m_out_of_n(e: Estimate, d: Draw) -> Interval:
         counts.scatter_add_(1, drawn, torch.ones(1, dtype=torch.float64).expand_as(drawn))
     few = n - EQUAL_SAMPLES
     shrink = math.sqrt(round(few**SUBSAMPLE) / few)  # the smaller set decides the spread
-    error = shrink * (t.reco(t.rates(counts[:, d.sample])).numpy() - e.value)
+    error = shrink * (np.concatenate([s.reco() for s in Gaps(d, d.sample, n)(counts)]) - e.value)
     low, high = np.quantile(error, [0.025, 0.975])
     return clip(e.value - float(high), e.value - float(low))
 
 
-def out_of_bag(e: Estimate, d: Draw) -> Interval:
+def out_of_bag(e: Estimate, d: Pairs) -> Interval:
     """Plus and minus 1.96 standard errors around the estimate less its optimism.
 
     Optimism = mean over resamples of (value at the threshold that is best on the resample, there) - (value at that
     threshold on the samples left out).
     """
-    t = Thresholds(d.distance, d.equal)
     n = int(d.sample.max()) + 1
+    gaps = Gaps(d, d.sample, n)
     kind = (torch.arange(n) >= EQUAL_SAMPLES).long()
     optimism = []
     for counts in resamples(kind, RESAMPLES, 1):
-        inside = t.balanced(t.rates(counts[:, d.sample]))
-        outside = t.balanced(t.rates((counts == 0).double()[:, d.sample]))
-        best = inside.argmax(1, keepdim=True)
-        optimism.append((inside - outside).gather(1, best)[:, 0])
-    centre = e.value - float(torch.cat(optimism).mean())
+        inside, outside = (gaps.sums(c.numpy()).balanced() for c in (counts, (counts == 0).double()))
+        optimism.append((inside - outside)[np.arange(len(inside)), inside.argmax(1)])
+    centre = e.value - float(np.concatenate(optimism).mean())
     return clip(centre - NORMAL * e.se, centre + NORMAL * e.se)
 
 
-RECO_INTERVALS: dict[str, Callable[[Estimate, Draw], Interval]] = {
+RECO_INTERVALS: dict[str, Callable[[Estimate, Pairs], Interval]] = {
     "basic (shipped)": shipped,
     "percentile": percentile,
     "bias-corrected normal": corrected_normal,
@@ -145,10 +137,8 @@ def coverage() -> Report:
         values, nulls = [], []
         for seed in range(SIMULATIONS):
             draw = simulate(shift, disagreeing, seed + SIMULATIONS * number)
-            mege, reco = MeGe(resamples=RESAMPLES), ReCo(resamples=RESAMPLES)
-            mege.add_distances(*draw)
-            reco.add_distances(*draw)
-            m, e = mege.estimate(), reco.estimate()
+            found = estimates(draw, {n: MEASURES[n] for n in ("mege", "reco")}, RESAMPLES)
+            m, e = found["mege"], found["reco"]
             mege_hits.append((m.low, m.high))
             values.append(e.value)
             nulls.append(e.null or 0.0)

@@ -77,13 +77,14 @@ def write_shards(store: FoldStore, name: str, kind: str, samples: torch.Tensor, 
         write_tensors(store.shard(kind, name, start, start + len(part)), tensors, meta)
 
 
-def summarise(root: str) -> None:
+def measured(root: str) -> None:
     """What the measured process does: print seconds, peak memory and how much it read, as JSON."""
     from lit_xai.report.ensemble import Ensemble
+    from lit_xai.report.summarise import summarise
 
     before = peak_gb()
     began = time.perf_counter()
-    summary = Ensemble(root).summarise(progress=False)
+    summary = summarise(Ensemble(root), progress=False)
     took = time.perf_counter() - began
     pairs = summary.rows[0].estimates["reco"].pairs
     print(json.dumps({"seconds": took, "peak_gb": peak_gb(), "before_gb": before, "pairs": pairs}))
@@ -104,7 +105,7 @@ def peak_gb() -> float:
 
 
 def evaluate() -> Report:
-    """Peak memory and seconds of `Ensemble(...).summarise()` in a process of its own, for two sizes of store."""
+    """Peak memory and seconds of `summarise(Ensemble(...))` in a process of its own, for two sizes of store."""
     report = Report(
         f"evaluate: {FOLDS} folds, {SIDE} px, explainers {', '.join(EXPLAINERS)}, <= {CAP} disagreements a fold",
         ["probes", "GB on disk", "seconds", "peak GB", "of it imports", "pairs an explainer"],
@@ -128,4 +129,4 @@ def evaluate() -> Report:
 
 
 if __name__ == "__main__":
-    summarise(sys.argv[1])
+    measured(sys.argv[1])

@@ -24,6 +24,7 @@ from lit_xai.errors import UsageError
 from lit_xai.fitting import TrainedOn, code_digest, describe, plain_value
 from lit_xai.report import page
 from lit_xai.report.ensemble import Ensemble
+from lit_xai.report.summarise import summarise
 from lit_xai.report.summary import Summary
 from lit_xai.rng import stable_hash
 from lit_xai.store.files import load_weights, read_checkpoint, save_weights
@@ -184,7 +185,7 @@ def explain_folds(
         mine = found.samples[found.concerned[:, fold]]
         if len(mine):
             engine.explain(job(fold, DISAGREEMENTS, mine, {"cap": cap}), explainers, {}, progress=progress)
-    summary = Ensemble(root, seed).summarise(list(explainers), distance, progress=progress)
+    summary = summarise(Ensemble(root, seed), list(explainers), distance, progress=progress)
     page.write(summary, Path(root))
     return summary
 

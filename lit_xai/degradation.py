@@ -139,14 +139,17 @@ def measured(own: Any, kind: str, level: float, explainers: list[str]) -> list[l
     """One row an explainer, in the order of `COLUMNS`."""
     from pathlib import Path
 
+    from lit_xai.metrics.measures import MEASURES as KNOWN
+    from lit_xai.metrics.measures import estimates
     from lit_xai.report.ensemble import Ensemble
+    from lit_xai.report.head import head
 
     ensemble = Ensemble(Path(own.root) / own.name, own.seed)
-    accuracy = [a["value"] for a in ensemble.head()["held_out_accuracy"].values()]
+    accuracy = [a["value"] for a in head(ensemble)["held_out_accuracy"].values()]
     rows: list[list[Any]] = []
     for name in explainers:
-        estimates, _, _ = ensemble.measure(name, columns=MEASURES)
-        cells = [x for m in MEASURES for e in [estimates[m]] for x in (e.value, e.low, e.high, e.null, e.reason)]
+        found = estimates(ensemble.pairs(name), {m: KNOWN[m] for m in MEASURES})
+        cells = [x for m in MEASURES for e in [found[m]] for x in (e.value, e.low, e.high, e.null, e.reason)]
         rows.append([kind, level, name, sum(accuracy) / len(accuracy), *cells])
     return rows
 

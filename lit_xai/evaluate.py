@@ -53,18 +53,19 @@ def evaluate(cfg: Any, folder: Any) -> None:
     from lit_xai.report import page, table
     from lit_xai.report.dashboard import Dashboard
     from lit_xai.report.ensemble import Ensemble
+    from lit_xai.report.summarise import summarise
 
     table.shown_or_refuse(cfg.definition)
     ensemble = Ensemble(folder, cfg.seed)
     only = plain(cfg.only)
-    chosen = [only] if isinstance(only, str) else only
+    only = [only] if isinstance(only, str) else only
     say(
-        f"{folder}: {len(ensemble.folds)} of {ensemble.split.k} folds, {len(chosen or ensemble.explainers())} explainers; "
+        f"{folder}: {len(ensemble.folds)} of {ensemble.split.k} folds, {len(only or ensemble.explainers())} explainers; "
         f"no model calls, maps are read once"
     )
     if cfg.dry_run:
         return
-    summary = ensemble.summarise(chosen, cfg.distance, progress=cfg.progress, pairs=plain(cfg.pairs))
+    summary = summarise(ensemble, only, cfg.distance, progress=cfg.progress, pairs=plain(cfg.pairs))
     table.show(summary, cfg.definition)
     files = page.write(summary, folder, cfg.definition)
     say(f"written: {folder}/summary.json, {', '.join(f.name for f in files[1:])}")

@@ -41,7 +41,7 @@ def train(run: Any) -> None:
     from lit_xai.cluster.interruption import EachEpoch
     from lit_xai.errors import UsageError
     from lit_xai.report.dashboard import Dashboard
-    from lit_xai.report.ensemble import untaught
+    from lit_xai.report.head import untaught
     from lit_xai.store.files import load_weights, save_weights
 
     if run.cfg.data.folds < 2:

@@ -26,6 +26,17 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def pairs_of(equal: Tensor, differ: Tensor, sample: Tensor | None = None, weight: Tensor | None = None):
+    """Pairs with these distances; every one is of a sample of its own and counts once, unless told otherwise."""
+    from lit_xai.metrics.pairs import Pairs
+
+    distance, n = torch.cat([equal, differ]).double(), len(equal) + len(differ)
+    is_equal, nobody = torch.arange(n) < len(equal), torch.full((n,), -1)
+    sample = torch.arange(n) if sample is None else sample
+    weight = torch.ones(n, dtype=torch.float64) if weight is None else weight.double()
+    return Pairs(distance, is_equal, ~is_equal, sample, weight, nobody, nobody)
+
+
 @pytest.fixture
 def rgb() -> Tensor:
     """Five random RGB images of 12 x 12 pixels."""

@@ -16,6 +16,8 @@ from lit_xai.explainers import Random, Saliency
 from lit_xai.fitting import TrainedOn
 from lit_xai.metrics import Deletion
 from lit_xai.report.ensemble import Ensemble
+from lit_xai.report.head import head, versions
+from lit_xai.report.summarise import summarise
 from lit_xai.store.fold import FoldStore, read_tensors, write_tensors
 from torch import Tensor, nn
 
@@ -148,19 +150,19 @@ def test_a_store_may_be_filled_by_two_versions_of_the_code_and_says_so(tmp_path,
     for fold in (0, 1):
         work = predicted(job(tmp_path, fold=fold))
         engine.explain(work, {"random": Random()}, {}, (0, 2), progress=False)
-    assert Ensemble(tmp_path).head()["versions"] == [
+    assert head(Ensemble(tmp_path))["versions"] == [
         {"version": lit_xai.__version__, "code": lit_xai.code(), "folds": [0, 1]}
     ]
-    assert not any("versions" in w for w in Ensemble(tmp_path).head()["warnings"])
+    assert not any("versions" in w for w in head(Ensemble(tmp_path))["warnings"])
     monkeypatch.setattr(lit_xai, "made_by", lambda: {"version": "0.2.0", "code": "later"})
     engine.explain(work, {"random": Random()}, {}, progress=False)
     predicted(job(tmp_path, fold=1))
-    head = Ensemble(tmp_path).summarise(progress=False).head
-    assert head["versions"] == [
+    found = summarise(Ensemble(tmp_path), progress=False).head
+    assert found["versions"] == [
         {"version": lit_xai.__version__, "code": lit_xai.code(), "folds": [0, 1]},
         {"version": "0.2.0", "code": "later", "folds": [1]},
     ]
-    assert any("2 versions of the code (0.1.0 " in w and "0.2.0 later in fold 1" in w for w in head["warnings"])
+    assert any("2 versions of the code (0.1.0 " in w and "0.2.0 later in fold 1" in w for w in found["warnings"])
 
 
 def test_a_score_added_by_later_code_does_not_hide_who_made_the_maps(tmp_path, monkeypatch):
@@ -168,7 +170,7 @@ def test_a_score_added_by_later_code_does_not_hide_who_made_the_maps(tmp_path, m
     engine.explain(first, {"random": Random()}, {}, progress=False)
     monkeypatch.setattr(lit_xai, "made_by", lambda: {"version": "0.2.0", "code": "later"})
     engine.explain(first, {"random": Random()}, {"deletion": Deletion()}, progress=False)
-    found = {(v["version"], v["code"]) for v in Ensemble(tmp_path).versions()}
+    found = {(v["version"], v["code"]) for v in versions(Ensemble(tmp_path))}
     assert found == {(lit_xai.__version__, lit_xai.code()), ("0.2.0", "later")}
     meta = read_tensors(first.store.shards("maps", "random")[0])[1]
     assert meta["code"] == lit_xai.code()
@@ -209,7 +211,7 @@ def test_folds_of_different_explainer_parameters_are_not_compared(tmp_path):
         work = predicted(job(tmp_path, fold=fold))
         engine.explain(work, {"saliency": Saliency(output=output)}, {}, progress=False)
     with pytest.raises(UsageError, match=r"explainer\.output"):
-        Ensemble(tmp_path).measure("saliency")
+        Ensemble(tmp_path).pairs("saliency")
 
 
 def test_scores_of_different_definitions_are_not_averaged(tmp_path):
@@ -217,7 +219,7 @@ def test_scores_of_different_definitions_are_not_averaged(tmp_path):
         work = predicted(job(tmp_path, fold=fold))
         engine.explain(work, {"random": Random()}, {"deletion": Deletion(fraction=fraction)}, progress=False)
     with pytest.raises(UsageError, match=r"score\.deletion\.fraction"):
-        Ensemble(tmp_path).scores("random")
+        summarise(Ensemble(tmp_path), ["random"], progress=False)
 
 
 def test_explainers_on_different_probes_are_not_compared(tmp_path):
@@ -225,7 +227,7 @@ def test_explainers_on_different_probes_are_not_compared(tmp_path):
     for fold in (0, 1):
         engine.explain(predicted(job(tmp_path, fold=fold)), explainers, {"deletion": Deletion()}, progress=False)
         sorted((tmp_path / f"fold={fold}" / "maps" / "saliency").iterdir())[-1].unlink()
-    summary = Ensemble(tmp_path).summarise(progress=False)
+    summary = summarise(Ensemble(tmp_path), progress=False)
     row = next(r for r in summary.rows if r.explainer == "saliency")
     assert not row.differences
     assert any("16 of 20 probes (saliency)" in w for w in summary.head["warnings"])
@@ -237,15 +239,6 @@ def test_predictions_are_not_replaced_under_explanations(tmp_path):
     with pytest.raises(UsageError, match="another run"):
         predicted(job(tmp_path, split_seed=1), split_seed=1)
     assert (tmp_path / "fold=0" / "predictions.safetensors").read_bytes() == before
-
-
-def test_without_disagreements_reco_says_why_and_mege_stands(tmp_path):
-    for fold in (0, 1):
-        engine.explain(predicted(job(tmp_path, fold=fold)), {"random": Random()}, {}, progress=False)
-    ensemble = Ensemble(tmp_path)
-    estimates, _, _ = ensemble.measure("random")
-    assert estimates["reco"].reason
-    assert estimates["reco"].value != estimates["reco"].value
 
 
 def test_a_file_cut_anywhere_is_never_read_as_whole(tmp_path):

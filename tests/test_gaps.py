@@ -9,80 +9,98 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lit_xai.metrics import ReCo
-from lit_xai.metrics.gaps import Gaps, dealt
-from lit_xai.metrics.stability import FORMS, MEASURES, Thresholds, reco_xplique, xplique_of_counts
+from lit_xai.metrics.gaps import Gaps, Repeated, of_two_weights
+from lit_xai.metrics.measures import MEASURES, estimates
+from lit_xai.metrics.pairs import Pairs
 from lit_xai.metrics.statistics import resamples
+from torch import Tensor
 
-from conftest import seeded
+from conftest import pairs_of, seeded
 
 SHAPES = [(40, 1), (40, 30), (1, 40), (200, 12), (3, 3)]
+FORMS = ["reco", "reco_eq6", "reco_auc"]
 
 
-def pairs(equal: int, differ: int, levels: int, seed: int) -> tuple[Thresholds, np.ndarray, np.ndarray]:
-    """Pairs of some samples with `levels` distinct distances, sorted; their samples and weights."""
+def at_every_threshold(name: str, pairs: Pairs, weight: np.ndarray) -> float:
+    """A form of ReCo from the rates at every distance, for one weighting of the pairs."""
+    d, equal = pairs.distance.numpy(), pairs.equal.numpy()
+    e, f = weight * equal, weight * ~equal
+    found = []
+    for g in np.unique(d[weight > 0]):
+        e_below, f_below = e[d < g].sum(), f[d < g].sum()
+        if name == "reco_eq6":
+            below, above = weight[d < g].sum(), weight[d > g].sum()
+            if below > 1e-9 and above > 1e-9:
+                found.append(e_below / below + f[d > g].sum() / above - 1)
+        else:
+            times = weight[d == g].sum() if name == "reco_auc" else 1
+            found.append(times * (e_below / e.sum() - f_below / f.sum()))
+    return sum(found) / weight.sum() if name == "reco_auc" else max(0.0, *found, -1.0)
+
+
+def pairs(equal: int, differ: int, levels: int, seed: int) -> tuple[Pairs, Tensor]:
+    """Pairs of some samples with `levels` distinct distances, and their samples."""
     g = seeded(seed)
     n = equal + differ
-    t = Thresholds(torch.randint(levels, (n,), generator=g) / levels, torch.randperm(n, generator=g) < equal)
-    cluster = torch.randint(max(2, n // 3), (n,), generator=g).numpy()
-    return t, cluster, np.where(t.equal.numpy(), 1.5, 0.5 + torch.rand(n, generator=g).double().numpy())
+    weight = torch.cat([torch.full((equal,), 1.5), 0.5 + torch.rand(differ, generator=g)])
+    distance = torch.randint(levels, (n,), generator=g) / levels
+    cluster = torch.randint(max(2, n // 3), (n,), generator=g)
+    return pairs_of(distance[:equal], distance[equal:], cluster, weight), cluster
 
 
-@pytest.mark.parametrize("form", sorted(FORMS))
 @pytest.mark.parametrize("levels", [2, 5, 50, 10_000_000])
 @pytest.mark.parametrize(("equal", "differ"), SHAPES)
-def test_forms_from_sums_equal_those_over_all_thresholds(form, levels, equal, differ):
-    for seed in range(4):
-        t, cluster, weight = pairs(equal, differ, levels, seed)
-        gaps = Gaps(t.equal.numpy(), t.first.numpy(), cluster, weight)
-        counts = torch.randint(3, (25, int(cluster.max()) + 1), generator=seeded(seed)).double()
-        counts[0] = 1
-        expected = MEASURES[ReCo.KINDS[form]](t, t.rates(counts[:, cluster] * torch.from_numpy(weight)))
+def test_forms_from_sums_equal_those_over_all_thresholds(levels, equal, differ):
+    known, cluster = pairs(equal, differ, levels, equal)
+    n = int(cluster.max()) + 1
+    counts = torch.randint(3, (8, n), generator=seeded(1)).double()
+    counts[0] = 1
+    (sums,) = Gaps(known, cluster, n)(counts)
+    for name in FORMS:
         with np.errstate(all="ignore"):
-            found = FORMS[form](gaps.sums(counts.numpy()))
-        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-11, atol=1e-12)
+            found = MEASURES[name].value.statistic(sums)
+            weights = (counts[:, cluster] * known.weight).numpy()
+            expected = [at_every_threshold(name, known, w) for w in weights]
+        both = (weights * known.equal.numpy()).any(1) & (weights * known.differ.numpy()).any(1)
+        np.testing.assert_allclose(found[both], np.array(expected)[both], rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("form", sorted(FORMS))
 @pytest.mark.parametrize("levels", [2, 5, 10_000_000])
 @pytest.mark.parametrize(("equal", "differ"), SHAPES)
-def test_two_weights_dealt_to_pairs_equal_the_general_sums(form, levels, equal, differ):
-    for seed in range(4):
-        t, cluster, _ = pairs(equal, differ, levels, seed)
-        weight = np.where(t.equal.numpy(), 2.5, 0.75)
-        ones = np.ones((1, int(cluster.max()) + 1))
-        general = Gaps(t.equal.numpy(), t.first.numpy(), cluster, weight).sums(ones)
-        found = dealt(t.equal.numpy(), t.first.numpy(), 2.5, 0.75)
-        for name, values in vars(general).items():
-            np.testing.assert_allclose(getattr(found, name), values, rtol=1e-12, err_msg=name)
-        assert float(FORMS[form](found)[0]) == pytest.approx(float(FORMS[form](general)[0]), abs=1e-12)
+def test_sums_of_two_weights_equal_the_general_ones(levels, equal, differ):
+    known, cluster = pairs(equal, differ, levels, 1)
+    known = pairs_of(*known.sets(), weight=torch.where(known.equal, 2.5, 0.75))
+    gaps = Gaps(known, torch.zeros_like(cluster), 1)
+    (general,) = gaps(torch.ones(1, 1, dtype=torch.float64))
+    found = of_two_weights(gaps.equal, gaps.first, 2.5, 0.75)
+    for name in ("gap", "tie", "differ", "squares"):
+        np.testing.assert_allclose(getattr(found, name), getattr(general, name), rtol=1e-12, err_msg=name)
+    np.testing.assert_allclose(found.last(), general.last(), rtol=1e-12)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.integers(0, 3)), min_size=1, max_size=60))
-def test_xplique_of_counts_is_xpliques_of_the_repeated_pairs(rows):
+def test_xpliques_reco_of_counts_is_that_of_the_repeated_pairs(rows):
+    rows.sort(key=lambda row: not row[1])
     distance = torch.tensor([d / 5 for d, _, _ in rows], dtype=torch.float64)
-    equal = torch.tensor([e for _, e, _ in rows])
-    t = Thresholds(distance, equal)
-    counts = torch.tensor([c for _, _, c in rows])[t.order]
-    drawn, kind = t.distance.repeat_interleave(counts), t.equal.repeat_interleave(counts)
-    expected = reco_xplique(drawn[kind], drawn[~kind])
-    found = xplique_of_counts(t, counts.numpy())
-    assert found == expected or (math.isnan(found) and math.isnan(expected))
+    number, counts = sum(e for _, e, _ in rows), torch.tensor([c for _, _, c in rows]).double()
+    known = pairs_of(distance[:number], distance[number:])
+    (found,) = Repeated(known, torch.arange(len(rows)), len(rows))(counts[None])
+    repeated = known.take(torch.arange(len(rows)).repeat_interleave(counts.long()))
+    if not (repeated.equal.any() and repeated.differ.any()):
+        assert math.isnan(found[0])
+    else:
+        assert found[0] == MEASURES["reco_xplique"].value(repeated)
 
 
-def test_forms_together_equal_each_alone():
+def test_measures_made_together_equal_each_alone():
     g = seeded(7)
-    distance, equal = torch.rand(300, generator=g).double(), torch.rand(300, generator=g) < 0.8
-    sample, weight = torch.randint(60, (300,), generator=g), torch.rand(300, generator=g).double() + 0.5
-    together = ReCo()
-    together.add_distances(distance, equal, sample, weight)
-    for form, estimate in together.forms([*FORMS, "xplique"]).items():
-        alone = ReCo(form)
-        alone.share(together)
-        one = alone.estimate()
-        assert one.plain() == estimate.plain()
-        assert torch.equal(one.draws, estimate.draws)
+    sample, weight = torch.randint(60, (300,), generator=g), torch.rand(300, generator=g) + 0.5
+    known = pairs_of(torch.rand(240, generator=g), torch.rand(60, generator=g), sample, weight)
+    for name, together in estimates(known, MEASURES, 50).items():
+        alone = estimates(known, {name: MEASURES[name]}, 50)[name]
+        assert alone.plain() == together.plain()
+        assert torch.equal(alone.draws, together.draws)
 
 
 def test_resamples_are_draws_with_replacement_within_strata_and_the_same_when_asked_again():

@@ -150,22 +150,16 @@ def test_ctrl_c_before_or_after_the_work_says_the_same(
     assert done.stderr == ""
 
 
-def test_ctrl_c_while_a_table_is_made(undisturbed: Path) -> None:
-    from lit_xai.report.ensemble import Ensemble
-
-    original = Ensemble.summarise
-
-    def pressed(self: Ensemble, *arguments: object, **options: object) -> object:
+def test_ctrl_c_while_a_table_is_made(undisturbed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pressed(*arguments: object, **options: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
-        return original(self, *arguments, **options)  # type: ignore[arg-type]
 
-    Ensemble.summarise = pressed  # type: ignore[assignment, method-assign]
+    monkeypatch.setattr("lit_xai.report.summarise.summarise", pressed)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background process of a shell ignores it
     try:
         done = run("evaluate", undisturbed, "name=digits-resnet18", "logger=none", check=False, small=[])
     finally:
-        Ensemble.summarise = original  # type: ignore[method-assign]
         signal.signal(signal.SIGINT, before)
     assert done.returncode == 128 + signal.SIGINT
     assert "interrupted by SIGINT" in done.stdout

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
-from lit_xai.metrics import MeGe, ReCo
+from lit_xai.metrics.measures import MEASURES, Measure, estimates
 from lit_xai.metrics.robustness import robustness_table
 from lit_xai.metrics.statistics import (
     FEW,
@@ -25,18 +26,17 @@ from lit_xai.report import draw_samplers, page, table
 from lit_xai.report.summary import Row, Summary
 from torch import Tensor
 
-from conftest import seeded
+from conftest import pairs_of, seeded
 
 
 def values(n: int, seed: int = 0) -> Tensor:
     return torch.rand(n, generator=seeded(seed), dtype=torch.float64)
 
 
-def pairs(metric: MeGe | ReCo, samples: int) -> Estimate:
+def pairs(measure: Measure, samples: int) -> Estimate:
     """Two pairs a sample, one of S_equal and one of S_differ."""
-    number = torch.arange(samples).repeat(2)
-    metric.add_distances(values(2 * samples), torch.arange(2 * samples) < samples, number)
-    return metric.estimate()
+    of_sets = pairs_of(values(samples), values(samples, 1), torch.arange(samples).repeat(2))
+    return estimates(of_sets, {"it": dataclasses.replace(measure, least=2)}, 20)["it"]
 
 
 MAKERS = {
@@ -44,8 +44,8 @@ MAKERS = {
     "share": lambda n: share_estimate(values(n) < 0.5),
     "difference": lambda n: difference(mean_estimate(values(n)), mean_estimate(values(n, 1))),
     "difference of maxima": lambda n: basic_difference(mean_estimate(values(n)), mean_estimate(values(n, 1))),
-    "MeGe": lambda n: pairs(MeGe(resamples=20), n),
-    "ReCo": lambda n: pairs(ReCo(resamples=20, min_samples=2), n),
+    "MeGe": lambda n: pairs(MEASURES["mege"], n),
+    "ReCo": lambda n: pairs(MEASURES["reco"], n),
     "robustness": lambda n: robustness_table({"f": torch.rand(2, n, 9, 9, generator=seeded(1))})["f"]["spearman"],
 }
 

@@ -13,6 +13,7 @@ from lit_xai.errors import DamagedFile
 from lit_xai.explainers import Random, Saliency
 from lit_xai.metrics import Deletion, Insertion
 from lit_xai.report.ensemble import Ensemble
+from lit_xai.report.summarise import summarise
 from lit_xai.store import fold
 from lit_xai.store.fold import FoldStore, MapReader, common_samples, read_shard
 
@@ -84,7 +85,7 @@ def test_opening_a_reader_of_a_large_store_reads_no_maps(folder, monkeypatch):
 
 def test_an_evaluation_opens_every_file_once_and_twice_where_the_store_is_large(folder, size, monkeypatch):
     counts = opened(monkeypatch)
-    Ensemble(folder).summarise(progress=False)
+    summarise(Ensemble(folder), progress=False)
     assert set(counts) == set(folder.glob("fold=*/maps/*/*.safetensors"))
     assert set(counts.values()) == {1 if size == "small" else 2}
 
@@ -99,7 +100,7 @@ def test_an_altered_file_is_refused_when_its_rows_are_used(folder, size, key):
     with pytest.raises(DamagedFile, match="checksum"):
         reader.rows(reader.samples, key)
     with pytest.raises(DamagedFile, match="checksum"):
-        Ensemble(folder).summarise(progress=False)
+        summarise(Ensemble(folder), progress=False)
 
 
 def test_a_file_that_is_replaced_by_another_is_noticed(folder, monkeypatch):

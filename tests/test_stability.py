@@ -1,7 +1,8 @@
-"""MeGe and ReCo: oracle values, a slow restatement of their definitions, and their life as torchmetrics."""
+"""MeGe and ReCo: oracle values, a slow restatement of their definitions, their intervals, and their life as torchmetrics."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -15,14 +16,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lit_xai.errors import UsageError
 from lit_xai.metrics import MeGe, ReCo
-from lit_xai.metrics.stability import mege, of_sets, reco_xplique
+from lit_xai.metrics.measures import MEASURES, Measure, estimates
+from lit_xai.metrics.pairs import Pairs
+from lit_xai.metrics.statistics import Estimate
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from conftest import seeded
+from conftest import pairs_of, seeded
 
 EQUAL, DIFFER = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.8]), torch.tensor([0.35, 0.6, 0.7, 0.9])
-RECO_DEFINITIONS = ["default", "paper", "auc", "xplique"]
+RECO_DEFINITIONS = {"reco": "default", "reco_eq6": "paper", "reco_auc": "auc", "reco_xplique": "xplique"}
+
+
+def value(name: str, equal: Tensor, differ: Tensor, weight: Tensor | None = None) -> float:
+    return MEASURES[name].value(pairs_of(equal, differ, weight=weight))
+
+
+def estimate(measure: str | Measure, pairs: Pairs, resamples: int = 20) -> Estimate:
+    measure = MEASURES[measure] if isinstance(measure, str) else measure
+    return estimates(pairs, {"it": measure}, resamples)["it"]
 
 
 # ------------------------------------------------------------------------------------------------- the slow restatement
@@ -82,10 +94,10 @@ class Ensemble:
             (equal if right_i and right_j else differ).append(distance**0.5 if rooted else distance)
         return equal, differ, dropped
 
-    def feed(self, metric: MeGe | ReCo, batch: int = 1000) -> MeGe | ReCo:
-        """All pairs into a metric, `batch` at a time."""
+    def feed(self, metric: MeGe | ReCo, batch: int = 1000, rows: Tensor | None = None) -> MeGe | ReCo:
+        """All pairs (or some) into a metric, `batch` at a time."""
         x, i, j = (torch.tensor(column) for column in zip(*self.pairs(), strict=True))
-        for part in torch.arange(len(x)).split(batch):
+        for part in (torch.arange(len(x)) if rows is None else rows).split(batch):
             x_, i_, j_ = x[part], i[part], j[part]
             metric.update(self.maps[i_, x_], self.maps[j_, x_], self.correct[i_, x_], self.correct[j_, x_], x_)
         return metric
@@ -100,7 +112,7 @@ def test_mege_equals_its_restatement(seed, definition):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("definition", RECO_DEFINITIONS)
+@pytest.mark.parametrize("definition", RECO_DEFINITIONS.values())
 def test_reco_equals_its_restatement(seed, definition):
     ensemble = Ensemble(seed)
     equal, differ, _ = ensemble.slow_sets(rooted=definition == "xplique")
@@ -128,54 +140,44 @@ TIED = st.lists(st.integers(0, 6).map(lambda i: i / 7), min_size=1, max_size=25)
 
 @given(TIED, TIED)
 @settings(max_examples=60, deadline=None, derandomize=True)
-@pytest.mark.parametrize(("kind", "definition"), [("reco", "default"), ("reco_eq6", "paper"), ("reco_auc", "auc")])
-def test_reco_with_ties_equals_its_restatement(kind, definition, equal, differ):
+@pytest.mark.parametrize("name", RECO_DEFINITIONS)
+def test_reco_with_ties_equals_its_restatement(name, equal, differ):
     both = torch.tensor(equal, dtype=torch.float64), torch.tensor(differ, dtype=torch.float64)
     try:
-        expected = slow_reco(equal, differ, definition)
+        expected = slow_reco(equal, differ, RECO_DEFINITIONS[name])
     except TypeError:  # no threshold is usable
         expected = 0.0
-    assert of_sets(kind, *both) == pytest.approx(expected, abs=1e-8)
-
-
-@given(TIED, TIED)
-@settings(max_examples=60, deadline=None, derandomize=True)
-def test_xplique_reco_with_ties_equals_its_restatement(equal, differ):
-    both = torch.tensor(equal, dtype=torch.float64), torch.tensor(differ, dtype=torch.float64)
-    assert reco_xplique(*both) == pytest.approx(slow_reco(equal, differ, "xplique"), abs=1e-12)
+    assert value(name, *both) == pytest.approx(expected, abs=1e-8)
 
 
 # ---------------------------------------------------------------------------------------------------------- hand values
 
 
-def test_mege_of_the_worked_example():
-    assert mege(EQUAL) == pytest.approx(0.735294, abs=1e-6)
-
-
-@pytest.mark.parametrize(("kind", "value"), [("reco", 0.6), ("reco_eq6", 0.666667)])
-def test_reco_of_the_worked_example(kind, value):
-    assert of_sets(kind, EQUAL, DIFFER) == pytest.approx(value, abs=1e-6)
+@pytest.mark.parametrize(("name", "expected"), [("mege", 0.735294), ("reco", 0.6), ("reco_eq6", 0.666667)])
+def test_the_worked_example(name, expected):
+    pairs = pairs_of(EQUAL, DIFFER)
+    assert MEASURES[name].value(MEASURES[name].rests_on(pairs)) == pytest.approx(expected, abs=1e-6)
 
 
 def test_reco_is_one_when_a_threshold_separates_the_sets():
-    assert of_sets("reco", torch.tensor([0.1, 0.2]), torch.tensor([0.3, 0.4])) == 1
+    assert value("reco", torch.tensor([0.1, 0.2]), torch.tensor([0.3, 0.4])) == 1
 
 
 def test_reco_is_floored_at_zero_when_contradictions_look_more_alike():
-    assert of_sets("reco", torch.tensor([0.8, 0.9]), torch.tensor([0.1, 0.2])) == 0
+    assert value("reco", torch.tensor([0.8, 0.9]), torch.tensor([0.1, 0.2])) == 0
 
 
-@pytest.mark.parametrize("kind", ["reco", "reco_eq6", "reco_auc"])
-def test_integer_weights_equal_repeated_pairs(kind):
+@pytest.mark.parametrize("name", ["reco", "reco_eq6", "reco_auc"])
+def test_integer_weights_equal_repeated_pairs(name):
     weight = torch.tensor([3, 1, 2, 1, 4, 1, 2, 1, 3])
     repeated = EQUAL.repeat_interleave(weight[:5]), DIFFER.repeat_interleave(weight[5:])
-    assert of_sets(kind, EQUAL, DIFFER, weight.double()) == pytest.approx(of_sets(kind, *repeated), abs=1e-12)
+    assert value(name, EQUAL, DIFFER, weight) == pytest.approx(value(name, *repeated), abs=1e-12)
 
 
 def test_a_weight_common_to_a_set_changes_eq6_but_not_the_balanced_reco():
     weight = torch.tensor([5.0] * 5 + [1.0] * 4)
-    assert of_sets("reco", EQUAL, DIFFER, weight) == pytest.approx(of_sets("reco", EQUAL, DIFFER), abs=1e-12)
-    assert of_sets("reco_eq6", EQUAL, DIFFER, weight) != pytest.approx(of_sets("reco_eq6", EQUAL, DIFFER), abs=1e-3)
+    assert value("reco", EQUAL, DIFFER, weight) == pytest.approx(value("reco", EQUAL, DIFFER), abs=1e-12)
+    assert value("reco_eq6", EQUAL, DIFFER, weight) != pytest.approx(value("reco_eq6", EQUAL, DIFFER), abs=1e-3)
 
 
 def test_mege_of_identical_predictors_is_one():
@@ -187,55 +189,59 @@ def test_mege_of_identical_predictors_is_one():
 
 # ---------------------------------------------------------------------------------------------------------- what is NaN
 
-
-def known_pairs(metric: MeGe | ReCo, equal: Tensor, differ: Tensor) -> MeGe | ReCo:
-    """Pairs of given distances, every one of a sample of its own."""
-    both, n = torch.cat([equal, differ]).double(), len(equal) + len(differ)
-    metric.add_distances(both, torch.arange(n) < len(equal), torch.arange(n))
-    return metric
+NONE = torch.empty(0)
+UNKNOWN = torch.full((12,), math.nan)
 
 
 def spread(n: int, low: float, high: float, seed: int) -> Tensor:
     return low + (high - low) * torch.rand(n, generator=seeded(seed), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("metric", [MeGe(), ReCo()], ids=["mege", "reco"])
-def test_without_pairs_the_value_is_nan_with_a_reason(metric):
-    assert math.isnan(metric.compute())
-    assert "no pair of predictors is right" in metric.estimate().reason
+@pytest.mark.parametrize(
+    ("name", "equal", "differ", "reason"),
+    [
+        ("mege", NONE, NONE, "no pair of predictors is right on the same sample"),
+        ("reco", NONE, NONE, "no pair of predictors is right on the same sample"),
+        ("mege", NONE, DIFFER, "no pair of predictors is right on the same sample"),
+        ("mege", UNKNOWN, UNKNOWN, "every pair of predictors that are right on the same sample has a constant map"),
+        ("reco", UNKNOWN, UNKNOWN, "every pair of predictors that are right on the same sample has a constant map"),
+        ("reco", EQUAL, NONE, "no disagreements explained: run lit_xai.explain with probes=disagreements"),
+        ("reco", EQUAL, spread(9, 0.5, 1, 0), "only 9 disagreeing samples, fewer than 10"),
+        ("reco", EQUAL, torch.cat([spread(9, 0.5, 1, 0), UNKNOWN[:1]]), "only 9 disagreeing samples, fewer than 10"),
+        ("reco", EQUAL, UNKNOWN, "only 0 disagreeing samples, fewer than 10: the maps of 12 more are constant"),
+    ],
+)
+def test_what_is_undefined_is_nan_with_a_reason(name, equal, differ, reason):
+    found = estimate(name, pairs_of(equal, differ))
+    assert math.isnan(found.value)
+    assert found.reason.startswith(reason)
 
 
-def test_mege_without_agreement_is_nan():
-    estimate = known_pairs(MeGe(), torch.empty(0), DIFFER).estimate()
-    assert math.isnan(estimate.value)
-    assert estimate.reason
+@pytest.mark.parametrize(
+    ("known", "reason"),
+    [
+        ({"mend": "run this"}, "only 4 disagreeing samples, fewer than 10; run this"),
+        ({"found": 4}, "only 4 disagreeing samples, fewer than 10"),
+        ({"found": 0}, "the predictors never contradict each other"),
+    ],
+)
+def test_too_few_disagreements_are_explained_by_what_is_known_of_them(known, reason):
+    assert estimate("reco", dataclasses.replace(pairs_of(EQUAL, DIFFER), **known)).reason == reason
 
 
-def test_reco_without_disagreement_is_nan():
-    estimate = known_pairs(ReCo(), EQUAL, torch.empty(0)).estimate()
-    assert math.isnan(estimate.value)
-    assert "no disagreements" in estimate.reason
-
-
-def test_reco_below_ten_disagreeing_samples_is_nan_with_that_reason():
-    estimate = known_pairs(ReCo(), EQUAL, spread(9, 0.5, 1, 0)).estimate()
-    assert math.isnan(estimate.value)
-    assert "only 9 disagreeing samples" in estimate.reason
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_a_measure_without_pairs_is_nan_as_a_metric():
+    assert math.isnan(MeGe().compute())
+    assert math.isnan(ReCo().compute())
 
 
 def test_reco_from_ten_disagreeing_samples_on_is_a_number():
-    assert math.isfinite(known_pairs(ReCo(), EQUAL, spread(10, 0.5, 1, 0)).compute())
+    assert math.isfinite(estimate("reco", pairs_of(EQUAL, spread(10, 0.5, 1, 0))).value)
 
 
 def test_ten_disagreeing_pairs_of_one_sample_are_not_enough():
-    metric = known_pairs(ReCo(), EQUAL, torch.empty(0))
-    metric.add_distances(spread(10, 0.5, 1, 0), torch.zeros(10, dtype=torch.bool), torch.full((10,), 99))
-    assert math.isnan(metric.compute())
-
-
-def test_a_disagreement_whose_distance_is_undefined_does_not_count():
-    metric = known_pairs(ReCo(), EQUAL, torch.cat([spread(9, 0.5, 1, 0), torch.tensor([math.nan])]))
-    assert "only 9" in metric.estimate().reason
+    sample = torch.cat([torch.arange(5), torch.full((10,), 99)])
+    assert "only 1 disagreeing" in estimate("reco", pairs_of(EQUAL, spread(10, 0.5, 1, 0), sample)).reason
 
 
 def test_both_wrong_is_ignored():
@@ -263,11 +269,17 @@ def test_an_unknown_definition_is_refused(make):
 # ------------------------------------------------------------------------------------------------ life as a torchmetric
 
 
-@pytest.mark.parametrize("definition", RECO_DEFINITIONS)
+@pytest.mark.parametrize("definition", RECO_DEFINITIONS.values())
 def test_a_metric_fed_in_a_loop_equals_one_update(definition):
     ensemble = Ensemble(2)
     whole, parts = ensemble.feed(ReCo(definition)), ensemble.feed(ReCo(definition), batch=7)
     assert float(parts.compute()) == float(whole.compute())
+
+
+def test_a_metric_gives_what_the_registry_gives():
+    metric = Ensemble(2).feed(ReCo("paper", resamples=50, seed=4))
+    assert metric.estimate().plain() == estimate("reco_eq6", metric.pairs(), 50).plain()
+    assert metric.meaning() == MEASURES["reco_eq6"].definition("spearman")
 
 
 def test_forward_gives_the_batch_and_accumulates_the_whole():
@@ -285,91 +297,108 @@ def test_forward_gives_the_batch_and_accumulates_the_whole():
     second.update(*pairs(slice(50, None)))
     assert float(of_batch) == float(second.compute())
     assert float(metric.compute()) == float(ensemble.feed(MeGe()).compute())
-
-
-def test_reset_forgets_every_pair():
-    metric = known_pairs(MeGe(), EQUAL, DIFFER)
     metric.reset()
     assert metric.estimate().pairs == 0
 
 
-@pytest.mark.parametrize("make", [MeGe, ReCo])
-def test_distances_added_after_a_value_was_computed_change_it(make):
-    metric = known_pairs(make(), spread(30, 0, 0.5, 1), spread(20, 0.4, 1, 2))
-    metric.compute()
-    known_pairs(metric, spread(30, 0.5, 1, 3), spread(20, 0, 0.4, 4))
-    assert float(metric.compute()) == metric.estimate().value
-
-
-def test_order_of_the_pairs_does_not_matter():
-    metric, turned = ReCo(), ReCo()
-    distance, equal = torch.cat([spread(40, 0, 0.7, 1), spread(20, 0.3, 1, 2)]), torch.arange(60) < 40
-    metric.add_distances(distance, equal, torch.arange(60))
-    turned.add_distances(distance.flip(0), equal.flip(0), torch.arange(60).flip(0))
-    a, b = metric.estimate(), turned.estimate()
-    assert (a.value, a.low, a.high) == pytest.approx((b.value, b.low, b.high), abs=1e-12)
-
-
 # ----------------------------------------------------------------------------------------------- intervals and the null
 
-
-def separated(metric: MeGe | ReCo) -> MeGe | ReCo:
-    return known_pairs(metric, spread(80, 0, 0.7, 1), spread(40, 0.3, 1, 2))
-
-
-@pytest.mark.parametrize("make", [MeGe, *(lambda d=d, **k: ReCo(d, **k) for d in RECO_DEFINITIONS)])
-def test_interval_contains_the_estimate_and_has_width(make):
-    estimate = separated(make(resamples=200)).estimate()
-    assert estimate.low <= estimate.value <= estimate.high
-    assert 0 < estimate.high - estimate.low < 0.5
-    assert estimate.se > 0
+SEPARATED = (spread(80, 0, 0.7, 1), spread(40, 0.3, 1, 2))
+IN_TABLES = ["mege", *RECO_DEFINITIONS]
 
 
-@pytest.mark.parametrize("make", [MeGe, ReCo])
-def test_interval_repeats_with_its_seed_and_changes_with_another(make):
-    first, again, other = (separated(make(seed=s, resamples=200)).estimate() for s in (3, 3, 4))
+@pytest.mark.parametrize("name", IN_TABLES)
+def test_interval_contains_the_estimate_and_has_width(name):
+    pairs = pairs_of(*SEPARATED).on(MEASURES[name].distance)
+    found = estimate(name, pairs, 200)
+    assert found.low <= found.value <= found.high
+    assert 0 < found.high - found.low < 0.5
+    assert found.se > 0
+
+
+@pytest.mark.parametrize("name", ["mege", "reco"])
+def test_interval_repeats_with_its_seed_and_changes_with_another(name):
+    pairs = pairs_of(*SEPARATED)
+    first, again, other = (estimate(name, dataclasses.replace(pairs, seed=s), 50) for s in (3, 3, 4))
     assert (first.low, first.high) == (again.low, again.high)
     assert (first.low, first.high) != (other.low, other.high)
 
 
-@pytest.mark.parametrize("make", [MeGe, ReCo])
-def test_repeated_pairs_of_a_sample_do_not_narrow_the_interval(make):
-    once, often = separated(make(resamples=200)), make(resamples=200)
-    for _ in range(4):
-        separated(often)
-    a, b = once.estimate(), often.estimate()
+@pytest.mark.parametrize("name", ["mege", "reco"])
+def test_repeated_pairs_of_a_sample_do_not_narrow_the_interval(name):
+    once = pairs_of(*SEPARATED)
+    a, b = (estimate(name, p, 200) for p in (once, once.take(torch.arange(120).repeat(4))))
     assert (a.low, a.high) == pytest.approx((b.low, b.high), abs=1e-9)
+
+
+@pytest.mark.parametrize("name", IN_TABLES)
+def test_order_of_the_pairs_does_not_matter(name):
+    pairs = pairs_of(spread(40, 0, 0.7, 1), spread(20, 0.3, 1, 2)).on(MEASURES[name].distance)
+    a, b = estimate(name, pairs), estimate(name, pairs.take(torch.arange(59, -1, -1)))
+    assert (a.value, a.low, a.high) == pytest.approx((b.value, b.low, b.high), abs=1e-12)
 
 
 @pytest.mark.parametrize(("n_equal", "n_differ"), [(400, 50), (200, 200)])
 def test_null_of_independent_pairs_is_the_mean_of_a_brownian_bridges_maximum(n_equal, n_differ):
-    metric = known_pairs(ReCo(resamples=2), spread(n_equal, 0, 1, 3), spread(n_differ, 0, 1, 4))
+    pairs = pairs_of(spread(n_equal, 0, 1, 3), spread(n_differ, 0, 1, 4))
     expected = 0.627 * math.sqrt(1 / n_equal + 1 / n_differ)
-    assert metric.estimate().null == pytest.approx(expected, rel=0.12)
+    assert estimate("reco", pairs, 2).null == pytest.approx(expected, rel=0.12)
 
 
 def test_null_does_not_know_which_pairs_disagree():
-    far = known_pairs(ReCo(resamples=2), spread(100, 0, 0.4, 3), spread(50, 0.6, 1, 4)).estimate()
+    far = estimate("reco", pairs_of(spread(100, 0, 0.4, 3), spread(50, 0.6, 1, 4)), 2)
     assert far.value == 1
     assert far.null < 0.2
 
 
-def test_null_deals_labels_to_samples_not_to_pairs():
-    equal, differ, copies = spread(40, 0, 1, 3), spread(20, 0, 1, 4), 5
-    metric = ReCo(resamples=2)
-    for _ in range(copies):
-        known_pairs(metric, equal, differ)
-    single = known_pairs(ReCo(resamples=2), equal, differ)
-    assert metric.estimate().null == pytest.approx(single.estimate().null, rel=0.15)
+def test_null_gives_labels_to_samples_not_to_pairs():
+    single = pairs_of(spread(40, 0, 1, 3), spread(20, 0, 1, 4))
+    one, five = (estimate("reco", p, 2).null for p in (single, single.take(torch.arange(60).repeat(5))))
+    assert five == pytest.approx(one, rel=0.15)
+
+
+def test_xpliques_measures_are_of_the_root_of_the_tables_distance():
+    pairs = pairs_of(*SEPARATED)
+    rooted = estimate("mege_xplique", dataclasses.replace(pairs, distance=pairs.distance.sqrt(), name="sqrt_spearman"))
+    assert estimate("mege_xplique", pairs).plain() == rooted.plain()
+    assert estimate("mege_xplique", dataclasses.replace(pairs, name="l2")).reason == "only for distance=spearman"
+
+
+# ------------------------------------------------------------------------------------------------- a measure of one's own
+
+
+def middle(pairs: Pairs) -> float:
+    return float(pairs.distance.median())
+
+
+@pytest.mark.parametrize(("over", "expected"), [("equal", EQUAL), ("all", torch.cat([EQUAL, DIFFER]))])
+def test_a_plain_function_is_given_the_pairs_it_asks_for(over, expected):
+    unknown = torch.cat([EQUAL, torch.tensor([math.nan])])
+    found = estimate(Measure(middle, "median", over=over), pairs_of(unknown, DIFFER))
+    assert found.value == pytest.approx(float(expected.double().median()))
+    assert (found.pairs, found.dropped) == (len(expected), 1)
+
+
+def test_a_plain_function_is_resampled_like_its_quick_form():
+    plain = dataclasses.replace(MEASURES["mege"], quick=None)
+    sample = torch.arange(120) // 3
+    pairs = pairs_of(*SEPARATED, sample)
+    quick, slow = estimate("mege", pairs), estimate(plain, pairs)
+    assert torch.allclose(quick.draws, slow.draws, atol=1e-12)
+    assert (quick.low, quick.high) == pytest.approx((slow.low, slow.high), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"better": "more"}, "up, down"), ({"over": "some"}, "equal, both, all")]
+)
+def test_options_that_mean_nothing_are_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        Measure(middle, "median", **options)
 
 
 # -------------------------------------------------------------------------------------------------------- two processes
 
-SHARES = {"one rank without pairs": [60, 0], "uneven ranks": [45, 15]}
-
-
-def all_pairs() -> tuple[Tensor, Tensor, Tensor]:
-    return torch.cat([spread(36, 0, 0.7, 1), spread(24, 0.3, 1, 2)]), torch.arange(60) < 36, torch.arange(60) // 2
+SHARES = {"one rank without pairs": [120, 0], "uneven ranks": [90, 30]}
 
 
 def on_rank(rank: int, folder: str) -> None:
@@ -380,14 +409,12 @@ def on_rank(rank: int, folder: str) -> None:
     )
     out = {}
     for name, share in SHARES.items():
-        order = torch.randperm(60, generator=seeded(9)).split(share) if min(share) else (torch.arange(60), None)
         for kind in (MeGe, ReCo):
-            metric = kind(resamples=100)
-            if order[rank] is not None:
-                metric.add_distances(*(column[order[rank]] for column in all_pairs()))
+            metric = kind(resamples=100, min_samples=2) if kind is ReCo else kind(resamples=100)
+            rows = torch.arange(120).split(share)[rank] if min(share) else torch.arange(share[rank])
+            Ensemble(0).feed(metric, rows=rows)
             e = metric.estimate()
             out[f"{name}/{kind.__name__}"] = [float(metric.compute()), e.value, e.low, e.high, e.pairs, e.samples]
-            out[f"{name}/{kind.__name__}/rows kept"] = len(metric.table())
     Path(folder, f"rank{rank}.json").write_text(json.dumps(out))
     torch.distributed.destroy_process_group()
 
@@ -396,24 +423,10 @@ def test_two_processes_give_the_value_and_interval_of_one(tmp_path):
     # forked, because a spawned process imports everything again
     torch.multiprocessing.start_processes(on_rank, args=(str(tmp_path),), nprocs=2, start_method="fork")
     results = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
-    for (name, share), kind, rank in itertools.product(SHARES.items(), (MeGe, ReCo), range(2)):
-        alone = kind(resamples=100)
-        alone.add_distances(*all_pairs())
+    for kind in (MeGe, ReCo):
+        alone = Ensemble(0).feed(kind(resamples=100, min_samples=2) if kind is ReCo else kind(resamples=100))
         e = alone.estimate()
+        assert e.pairs > 40
         expected = [float(alone.compute()), e.value, e.low, e.high, e.pairs, e.samples]
-        assert results[rank][f"{name}/{kind.__name__}"] == pytest.approx(expected, abs=1e-12)
-        assert results[rank][f"{name}/{kind.__name__}/rows kept"] == share[rank]  # the state is local again
-
-
-def test_a_measure_of_constant_maps_says_so():
-    mege, reco = MeGe(), ReCo()
-    nan = torch.full((12,), float("nan"))
-    for m in (mege, reco):
-        m.add_distances(nan, torch.ones(12, dtype=torch.bool), torch.arange(12))
-        m.add_distances(nan, torch.zeros(12, dtype=torch.bool), torch.arange(20, 32))
-    assert "constant map" in mege.estimate().reason
-    assert "constant map" in reco.estimate().reason
-    some = ReCo()
-    some.add_distances(torch.rand(12), torch.ones(12, dtype=torch.bool), torch.arange(12))
-    some.add_distances(nan, torch.zeros(12, dtype=torch.bool), torch.arange(20, 32))
-    assert some.estimate().reason == "only 0 disagreeing samples, fewer than 10: the maps of 12 more are constant"
+        for name, rank in itertools.product(SHARES, range(2)):
+            assert results[rank][f"{name}/{kind.__name__}"] == pytest.approx(expected, abs=1e-12)

@@ -19,7 +19,9 @@ from lit_xai.errors import UsageError
 from lit_xai.explainers import Random, Saliency
 from lit_xai.metrics import Deletion
 from lit_xai.report import page, table
-from lit_xai.report.ensemble import Ensemble, untaught
+from lit_xai.report.ensemble import Ensemble
+from lit_xai.report.head import head, untaught
+from lit_xai.report.summarise import summarise
 from lit_xai.report.summary import Summary
 from lit_xai.store.fold import Predictions
 from lit_xai.store.names import DISAGREEMENTS
@@ -41,7 +43,7 @@ def commanded(root: Path, number: int) -> None:
 
 
 def summary(root: Path, *only: str) -> Summary:
-    return Ensemble(root).summarise(list(only) or None, progress=False)
+    return summarise(Ensemble(root), list(only) or None, progress=False)
 
 
 def unfinished(root: Path, *only: str) -> dict:
@@ -279,10 +281,10 @@ def test_the_held_out_loss_is_kept_and_probabilities_that_round_to_zero_are_fini
         if number:
             assert kept.meta["loss"] is None
             assert torch.isinf(expected)
-            assert any("not finite in fold 0" in w for w in Ensemble(tmp_path / "1").head()["alarms"])
+            assert any("not finite in fold 0" in w for w in head(Ensemble(tmp_path / "1"))["alarms"])
         else:
             assert kept.meta["loss"] == pytest.approx(float(expected), rel=1e-6)
-            assert not any("not finite" in w for w in Ensemble(tmp_path / "0").head()["alarms"])
+            assert not any("not finite" in w for w in head(Ensemble(tmp_path / "0"))["alarms"])
 
 
 def test_folds_of_different_losses_and_of_an_older_version_belong_together(tmp_path: Path) -> None:
@@ -292,7 +294,7 @@ def test_folds_of_different_losses_and_of_an_older_version_belong_together(tmp_p
     old = store.read_predictions()
     del old.meta["loss"]
     store.write_predictions(Predictions(old.split, 1, old.predicted, old.confidence, old.meta))
-    assert list(Ensemble(tmp_path).head()["held_out_loss"]) == [0]
+    assert list(head(Ensemble(tmp_path))["held_out_loss"]) == [0]
     before = store.predictions_file.read_bytes()
     predicted(job(tmp_path, fold=1))  # and are taken as they are
     assert store.predictions_file.read_bytes() == before

@@ -11,6 +11,7 @@ from torch import Tensor
 from lit_xai.callbacks.base import Context, RankZeroReport
 from lit_xai.core import Explainer, legend_of
 from lit_xai.data.folds import FoldData
+from lit_xai.metrics.measures import MEASURES, view
 from lit_xai.report import draw
 from lit_xai.report.dashboard import Dashboard
 from lit_xai.report.ensemble import Ensemble
@@ -19,7 +20,7 @@ from lit_xai.store.names import RANDOM
 
 
 class Stability(RankZeroReport):
-    """After a fold: MeGe and ReCo over the folds that are complete, with their number."""
+    """After a fold: the default view's measures over the folds that are complete, and how many these are. Values alone."""
 
     def __init__(self, store: FoldStore, explainers: Sequence[str], seed: int = 0) -> None:
         self.store, self.explainers, self.seed = store, list(explainers), seed
@@ -39,10 +40,10 @@ class Stability(RankZeroReport):
                 continue
             ensemble = Ensemble(self.store.root.parent, self.seed, whole)
             values |= {"stability/folds": len(whole), "stability/of_folds": everything.split.k}
-            estimates, _, (equal, differ) = ensemble.measure(name, columns=("mege", "reco", "reco_eq6"))
-            values.update({f"{n}/{name}": e.value for n, e in estimates.items()})
-            dashboard.histogram(f"distances/{name}/equal", equal)
-            dashboard.histogram(f"distances/{name}/differ", differ)
+            pairs = ensemble.pairs(name)
+            values.update({f"{m}/{name}": MEASURES[m].alone(pairs)[0] for m in view("default")})
+            for kind, distances in zip(("equal", "differ"), pairs.sets(), strict=True):
+                dashboard.histogram(f"distances/{name}/{kind}", distances)
         dashboard.scalars(values)
         return values
 

@@ -10,12 +10,8 @@ from torch import Tensor
 
 import lit_xai
 from lit_xai.errors import UsageError
-from lit_xai.metrics.statistics import (
-    Estimate,
-    basic_difference,
-    difference,
-    excludes_zero,
-)
+from lit_xai.metrics.measures import paired
+from lit_xai.metrics.statistics import Estimate, excludes_zero
 
 
 @dataclass
@@ -82,9 +78,9 @@ class Summary:
         for table in (known, self.robustness):
             for column, one in table.get(a, {}).items():
                 other = table.get(b, {}).get(column)
-                if other is not None and len(one.draws) == len(other.draws) > 0:
-                    pair = basic_difference if column.startswith("reco") else difference
-                    found[column] = pair(one, other)
+                apart = paired(column, one, other) if other is not None and len(one.draws) else None
+                if apart is not None:
+                    found[column] = apart
         self.pairs[f"{a} - {b}"] = found
 
     def plain(self) -> dict[str, Any]:

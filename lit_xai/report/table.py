@@ -10,7 +10,7 @@ from rich.table import Table
 
 from lit_xai.cli.schema import NULL
 from lit_xai.errors import UsageError
-from lit_xai.report.ensemble import percent
+from lit_xai.report.head import percent
 from lit_xai.report.summary import Row, Summary
 
 # which measures a table shows; scores follow
