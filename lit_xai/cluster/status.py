@@ -32,7 +32,7 @@ from lit_xai.store.names import (
     shard_paths,
 )
 from lit_xai.store.plans import LIBRARY, PLANS, called_again, plan_file, read_plan
-from lit_xai.store.shards import Head, read_head
+from lit_xai.store.shards import Said, read_head
 
 UNTRAINED = ("absent", "begun", "training")
 
@@ -136,8 +136,8 @@ class Status:
         return "\n".join(lines)
 
 
-def status(folder: Path, heads: Mapping[Path, Head] = MappingProxyType({})) -> Status:
-    """The state of one experiment, from names and heads of its files; `heads` are those that were read before.
+def status(folder: Path, said: Mapping[Path, Said] = MappingProxyType({})) -> Status:
+    """The state of one experiment, from names and heads of its files; `said` is what was read before.
 
     Raises:
         UsageError: there is no such experiment.
@@ -161,7 +161,7 @@ def status(folder: Path, heads: Mapping[Path, Head] = MappingProxyType({})) -> S
         )  # the same probes in all folds
         counts[kind] = {}
         for name in sorted(names):
-            there = {f: scores_by_shard(folder / f"fold={f}" / kind / name, heads) for f in folds}
+            there = {f: scores_by_shard(folder / f"fold={f}" / kind / name, said) for f in folds}
             scores = frozenset().union(*(s for shards in there.values() for s in shards.values() if s))
             counts[kind][name] = {
                 f: count(folder / f"fold={f}", kind, name, there[f], scores, shared, processes.get(f, []))
@@ -200,12 +200,12 @@ def read_size(fold: Path | None, kind: str) -> tuple[int, int] | None:
     return None
 
 
-def scores_by_shard(folder: Path, heads: Mapping[Path, Head]) -> dict[str, frozenset[str] | None]:
+def scores_by_shard(folder: Path, said: Mapping[Path, Said]) -> dict[str, frozenset[str] | None]:
     """The names of the scores that every shard in a folder has; None for a damaged one."""
     out: dict[str, frozenset[str] | None] = {}
     for path in shard_paths(folder):
         try:
-            out[path.name] = frozenset((heads.get(path) or read_head(path)).meta.get("scores", ()))
+            out[path.name] = (said.get(path) or Said.of(read_head(path))).scores
         except DamagedFile:
             out[path.name] = None
     return out

@@ -21,10 +21,16 @@ from lit_xai.report.unfinished import Share, planned_probes
 from lit_xai.store.fold import FoldStore, MapReader, Predictions, as_slice, common_samples, differences
 from lit_xai.store.names import DISAGREEMENTS, RANDOM
 from lit_xai.store.plans import mend
+from lit_xai.store.shards import Said
 
 VALUES = 1 << 19  # map values of one fold in memory at once
 EXPLAIN_THEM = "run python -m lit_xai.explain probes=disagreements for every fold"
 NO_PAIRS = (*(torch.zeros(0, dtype=t) for t in (torch.float64, torch.bool, torch.bool)), *[torch.zeros(0).long()] * 3)
+
+
+def family_of(explainer: str) -> str:
+    """`lime` of `lime__2`, its second variant."""
+    return explainer.partition("__")[0]
 
 
 class Ensemble:
@@ -50,6 +56,7 @@ class Ensemble:
             )
         self.stores = {s.fold: s for s in stores}
         self.open: dict[tuple[str, str], dict[int, MapReader]] = {}
+        self.said: dict[Path, Said] = {}  # by every shard that was opened
         self.predictions: dict[int, Predictions] = {}
         for fold, store in self.stores.items():
             p = store.read_predictions()
@@ -125,8 +132,11 @@ class Ensemble:
                     f"delete one of them and explain it again with the other's settings"
                 )
             seen = (f, print_, definitions)
-        # keep what one explainer needs: the index of a large store is not small
-        self.open = {k: v for k, v in self.open.items() if k[0] == explainer} | {(explainer, kind): readers}
+        for r in readers.values():
+            self.said |= r.said
+        # keep what one explainer and its variants need: the index of a large store is not small
+        kept = {k: v for k, v in self.open.items() if family_of(k[0]) == family_of(explainer)}
+        self.open = kept | {(explainer, kind): readers}
         return readers
 
     def probes(self, readers: dict[int, MapReader]) -> Tensor:

@@ -14,7 +14,7 @@ from lit_xai.metrics.statistics import Estimate, share_estimate
 from lit_xai.report.ensemble import Ensemble
 from lit_xai.store.fold import Predictions
 from lit_xai.store.names import DISAGREEMENTS, RANDOM
-from lit_xai.store.shards import read_head
+from lit_xai.store.shards import Said, read_head
 
 MAX_SPREAD = 0.03  # beyond it, accuracies of the folds are not comparable (Fel et al., 4.1)
 
@@ -54,14 +54,14 @@ def versions(ensemble: Ensemble) -> list[dict[str, Any]]:
     """Which versions of the code computed predictions and shards of which folds."""
     seen: dict[tuple[str, str], set[int]] = {}
     for f in ensemble.folds:
-        store = ensemble.stores[f]
-        metas = [ensemble.predictions[f].meta]
+        store, meta = ensemble.stores[f], ensemble.predictions[f].meta
+        made = {(str(meta.get("version", "")), str(meta.get("code", "")))}
         for kind in (RANDOM, DISAGREEMENTS):
             for path in (p for e in store.explainers(kind) for p in store.shards(kind, e)):
                 with contextlib.suppress(DamagedFile):  # refused when it is read, if it is
-                    metas.append(read_head(path).meta)
-        for meta in [m for made in metas for m in (made, *made.get("also", []))]:
-            seen.setdefault((str(meta.get("version", "")), str(meta.get("code", ""))), set()).add(f)
+                    made.update((ensemble.said.get(path) or Said.of(read_head(path))).made_by)
+        for code in made:
+            seen.setdefault(code, set()).add(f)
     return [{"version": v, "code": c, "folds": sorted(folds)} for (v, c), folds in sorted(seen.items())]
 
 

@@ -17,7 +17,7 @@ from lit_xai.metrics.localisation import settle
 from lit_xai.metrics.measures import MEASURES, estimates, paired
 from lit_xai.metrics.robustness import robustness_table
 from lit_xai.metrics.statistics import Estimate, difference, mean_estimate
-from lit_xai.report.ensemble import Ensemble
+from lit_xai.report.ensemble import Ensemble, family_of
 from lit_xai.report.head import head
 from lit_xai.report.summary import Row, Summary
 from lit_xai.report.unfinished import Share, Unfinished, unfinished
@@ -39,9 +39,10 @@ def summarise(
     names = asked_for(ensemble, explainers)
     directions = {name: m.better == "up" for name, m in MEASURES.items()}
     definitions: dict[str, Any] = {"explainers": {}, **{n: m.definition(distance) for n, m in MEASURES.items()}}
-    summary = Summary(head(ensemble), directions, [], definitions, {})
+    summary = Summary({}, directions, [], definitions, {})
     there: dict[str, tuple[int, int | None]] = {}  # probes, of how many
     differ: dict[str, Share] = {}  # maps of the pass over disagreements
+    families = {f: [n for n in names if family_of(n) == f] for f in map(family_of, names)}
     for name in tqdm(names, desc="evaluate", unit="explainer", disable=not progress, leave=False):
         pairs_of = ensemble.pairs(name, distance)
         summary.distances[name] = pairs_of.sets()
@@ -53,14 +54,16 @@ def summarise(
         begun = ensemble.wanted_disagreements(pass_two)
         if begun is not None:
             differ[name] = ensemble.share_of(begun, pass_two)
+        if name == families[family_of(name)][-1]:  # all of its variants are open
+            add_robustness(ensemble, families[family_of(name)], summary)
+    summary.head |= head(ensemble)
     folds = Share(len(ensemble.folds), ensemble.split.k)
-    lack = unfinished(ensemble.root, folds, there, ensemble.folds_with(), differ, explainers)
+    lack = unfinished(ensemble.root, folds, there, ensemble.folds_with(), differ, explainers, ensemble.said)
     say_what_lacks(summary, lack)
     compare_with_null(summary)
     found = ensemble.disagreements(ensemble.readers(names[0], DISAGREEMENTS))
     summary.head["disagreements"] = None if found is None else {"found": found.found, "explained": len(found.samples)}
     summary.head["distance"] = {"name": distance, "meaning": distance_of(distance).meaning}
-    add_robustness(ensemble, names, summary)
     for a, b in pairs:
         summary.pair(a, b)
     return summary
@@ -173,17 +176,12 @@ def compare_with_null(summary: Summary) -> None:
                 row.differences[column] = apart
 
 
-def add_robustness(ensemble: Ensemble, names: Sequence[str], summary: Summary) -> None:
+def add_robustness(ensemble: Ensemble, members: Sequence[str], summary: Summary) -> None:
     """Similarity of the maps of explainers named `<family>__<variant>`, by the first fold's predictor."""
-    families: dict[str, list[str]] = {}
-    for name in names:
-        family, _, variant = name.partition("__")
-        if variant:
-            families.setdefault(family, []).append(name)
-    for family, members in families.items():
-        readers = [ensemble.readers(m)[ensemble.folds[0]] for m in members]
-        common = common_samples(readers)
-        if len(members) > 1 and len(common):
-            maps = torch.stack([r.rows(common) for r in readers])
-            summary.robustness |= robustness_table({family: maps}, ensemble.seed)
-            summary.probes[family] = common
+    members = [m for m in members if "__" in m]
+    readers = [ensemble.readers(m)[ensemble.folds[0]] for m in members]
+    common = common_samples(readers)
+    if len(members) > 1 and len(common):
+        maps = torch.stack([r.rows(common) for r in readers])
+        summary.robustness |= robustness_table({family_of(members[0]): maps}, ensemble.seed)
+        summary.probes[family_of(members[0])] = common

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from lit_xai.cluster.status import Status, status
@@ -18,6 +19,7 @@ from lit_xai.data.sources import digest
 from lit_xai.store.fold import MapReader
 from lit_xai.store.names import DISAGREEMENTS, RANDOM, range_of
 from lit_xai.store.plans import plan_file, read_plan
+from lit_xai.store.shards import Said
 
 NO_RESULT = "not a result"
 
@@ -93,6 +95,7 @@ def unfinished(
     have: Mapping[str, Sequence[int]],
     disagreements: Mapping[str, Share],
     only: Sequence[str] | None = None,
+    said: Mapping[Path, Said] = MappingProxyType({}),
 ) -> Unfinished | None:
     """What is missing of a table; None if nothing is.
 
@@ -103,8 +106,9 @@ def unfinished(
         have: of every explainer of which there is anything, the folds that have it.
         disagreements: by explainer whose pass over disagreements was begun, its maps.
         only: explainers that were asked for; None = all.
+        said: by shards that were read before.
     """
-    found, out = status(root), Unfinished(folds)
+    found, out = status(root, said), Unfinished(folds)
     for name, (present, planned) in probes.items():
         planned = max(planned_by_command(found, RANDOM, name), default=present) if planned is None else planned
         if present < planned:

@@ -33,9 +33,9 @@ from lit_xai.store.files import write_atomically
 from lit_xai.store.names import DISAGREEMENTS as DISAGREEMENTS
 from lit_xai.store.names import FORMAT, PREDICTIONS, RANDOM, explainers_in, shard_name, shard_paths
 from lit_xai.store.plans import damaged, mend, plan_file
-from lit_xai.store.shards import Entry, Head, checksum_of, meta_checksum, parse_head, read_open_head
+from lit_xai.store.shards import Entry, Head, Said, checksum_of, meta_checksum, parse_head, read_open_head
 
-KEPT = 1 << 25  # bytes of one explainer's shards in one fold that are read at once and stay in memory
+KEPT = 1 << 23  # bytes of one explainer's shards in one fold that are read at once and stay in memory
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -232,7 +232,7 @@ class MapReader:
 
     Attributes:
         files: the shards.
-        heads: of all of them.
+        said: what each says of itself: its scores, and which code made it.
         samples: `[n]` what they hold, ascending.
         fingerprint, meta: of all of them; the scores are those that every shard has.
         extra: names of the details and references (`detail/...`, `reference/...`) that every shard has.
@@ -243,13 +243,13 @@ class MapReader:
         self.fingerprint: dict[str, Any] = {}
         self.meta: dict[str, Any] = {}
         self.extra: set[str] = set()
-        self.heads: dict[Path, Head] = {}
+        self.said: dict[Path, Said] = {}
         heads, samples, whole = [], [], []
         small = sum(path.stat().st_size for path in self.files) <= KEPT
         read = partial(read_if_whole, otherwise=read_samples) if small else read_samples
         for path, (head, tensors) in zip(self.files, side_by_side(read, self.files), strict=True):
             self.take_over(path, head)
-            self.heads[path] = head
+            self.said[path] = Said.of(head)
             heads.append({n: t for n, t in head.tensors.items() if n not in ("sample", "maps")})
             samples.append(tensors["sample"])
             whole.append(tensors if "maps" in tensors else None)

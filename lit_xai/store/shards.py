@@ -41,6 +41,22 @@ class Head(NamedTuple):
     size: int
 
 
+class Said(NamedTuple):
+    """What a shard says of itself: names of its scores, and which code made its maps and its scores."""
+
+    scores: frozenset[str]
+    made_by: tuple[tuple[str, str], ...]
+
+    @staticmethod
+    def of(head: Head) -> Said:
+        """From its head."""
+        made = (head.meta, *head.meta.get("also", []))
+        return Said(
+            frozenset(head.meta.get("scores", ())),
+            tuple((str(m.get("version", "")), str(m.get("code", ""))) for m in made),
+        )
+
+
 def meta_checksum(meta: Mapping[str, Any]) -> int:
     """CRC-32 of a description's text."""
     return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
