@@ -223,9 +223,9 @@ def play(root: Path, groups: list[str]) -> None:
     Image.linear_gradient("L").resize((40, 40)).convert("RGB").save(picture)
     for group in groups:
         for number, line in enumerate(COMMANDS[group]):
-            folder = root / group
+            folder = Path(group)  # relative: what a checkpoint says of its place is in its digest
             words = [
-                w.format(root=folder, picture=picture) if "{root}" in w or "{picture}" in w else w
+                w.format(root=folder, picture=picture.name) if "{root}" in w or "{picture}" in w else w
                 for w in shlex.split(line)
             ]
             code, out, err = once(folder, words)

@@ -51,6 +51,8 @@ def summarise(
         summary.rows.append(row)
         there[name] = len(summary.probes[name]), ensemble.planned(ensemble.readers(name))
         pass_two = ensemble.readers(name, DISAGREEMENTS)
+        if name == names[0]:
+            found = ensemble.disagreements(pass_two)
         begun = ensemble.wanted_disagreements(pass_two)
         if begun is not None:
             differ[name] = ensemble.share_of(begun, pass_two)
@@ -61,7 +63,6 @@ def summarise(
     lack = unfinished(ensemble.root, folds, there, ensemble.folds_with(), differ, explainers, ensemble.said)
     say_what_lacks(summary, lack)
     compare_with_null(summary)
-    found = ensemble.disagreements(ensemble.readers(names[0], DISAGREEMENTS))
     summary.head["disagreements"] = None if found is None else {"found": found.found, "explained": len(found.samples)}
     summary.head["distance"] = {"name": distance, "meaning": distance_of(distance).meaning}
     for a, b in pairs:
