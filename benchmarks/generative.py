@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from lit_xai import segments
-from lit_xai.core import Images, Keep, Segments
+from lit_xai.core import Filler, Images, Keep, Segments
 from lit_xai.explainers import Lime
 from lit_xai.explainers.lime import PixelCosineKernel, SegmentDistance, Toggle
 from lit_xai.fillers.diffusion import DDIMModule, Diffusion
@@ -51,7 +51,7 @@ def flow() -> GlowSampler:
     return replace(FlowModule(channels=1, side=SIDE).eval().requires_grad_(False).sampler(), max_batch=CHUNK)
 
 
-class Filling:
+class Filling(Filler):
     """A sampler as a filler that keeps no draws."""
 
     def __init__(self, sampler: ImageSampler) -> None:

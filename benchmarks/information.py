@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from lit_xai.calls import per_call
+from lit_xai.core import Filler
 from lit_xai.explainers.information import information_maps
 from lit_xai.fillers.patch import Patches, PatchModule
 from lit_xai.models import resnet18
@@ -32,14 +34,17 @@ def sampler_of(channels: int, side: int, width: int, precision: str = "float32")
     )
 
 
-class Filling:
+class Filling(Filler):
     """A sampler as a filler."""
 
     def __init__(self, patches: Patches) -> None:
-        self.patches, self.patch = patches, patches.patch
+        self.patches = patches
 
-    def __call__(self, *args: object, **options: object) -> Tensor:
-        return self.patches.fill(*args, **options)  # type: ignore[arg-type]
+    def window_side(self) -> int:
+        return self.patches.patch
+
+    def __call__(self, *args: Any, **options: Any) -> Tensor:
+        return self.patches.fill(*args, **options)
 
 
 def bare(model: nn.Module, sampler: Patches, images: Tensor, windows: int) -> Callable[[], None]:

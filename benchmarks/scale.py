@@ -22,10 +22,9 @@ from typing import Any
 import lit_xai
 import torch
 from lit_xai import engine
-from lit_xai.core import Explainer
+from lit_xai.core import Explainer, TrainedOn
 from lit_xai.data.folds import Disagreements, Split
 from lit_xai.explainers import RISE, Random, SmoothGrad
-from lit_xai.fitting import TrainedOn, fit_fillers, passes_of
 from lit_xai.metrics import Deletion
 from lit_xai.models import resnet18
 from lit_xai.segments import Quickshift
@@ -271,8 +270,8 @@ def cost_table(number: int = 2) -> list[tuple[str, int, int, float, float]]:
     rows = []
     for name, explainer in explainers_of([f"explainer/{m}" for m in MEASURED]).items():
         fewer = MEASURED[name.rpartition("/")[2]]
-        explainer = fit_fillers(replace(explainer, **fewer), TrainedOn((0.5,) * CHANNELS))
-        passes = passes_of(explainer, SIDE, SIDE)
+        explainer = replace(explainer, **fewer).fitted(TrainedOn((0.5,) * CHANNELS))
+        passes = explainer.passes(SIDE, SIDE)
         # most methods fill batches of 64 with one image's variants; a mask is learnt for all images of a batch at once
         one_by_one = passes.forward < 32 or "steps" in fewer
         batch = torch.rand(number if one_by_one else 64, CHANNELS, SIDE, SIDE)
@@ -425,7 +424,7 @@ def predict(options: argparse.Namespace) -> Report:
     )
     total = 0.0
     for name, thing in explainers_of(names).items():
-        passes = passes_of(fit_fillers(thing, TrainedOn((0.5,) * CHANNELS)), side, side)
+        passes = thing.fitted(TrainedOn((0.5,) * CHANNELS)).passes(side, side)
         times = 1 if name.startswith("explainer") or hasattr(thing, "observe") else len(TEN)
         cost = (passes.forward + options.backward * passes.backward) * times * probes * folds / options.forward
         total += cost

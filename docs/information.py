@@ -18,12 +18,12 @@ from lit_xai.cli.build import read_config
 from lit_xai.cli.offered import refuse_other_code
 from lit_xai.cli.run import Run
 from lit_xai.cli.schema import config_dir
+from lit_xai.core import TrainedOn
 from lit_xai.explainers import SlidingPatch
 from lit_xai.explainers.control import Random
 from lit_xai.explainers.sweep import PMI
 from lit_xai.fillers import ConditionalGaussian, PatchMean, PatchSampler, UniformNoise
 from lit_xai.fillers.constant import Colour
-from lit_xai.fitting import TrainedOn, fit_fillers
 from lit_xai.metrics import Deletion, NegativeEvidence
 from lit_xai.metrics.statistics import difference, mean_estimate
 from lit_xai.rng import SampleRng
@@ -72,7 +72,7 @@ def main() -> None:
         "black": Colour(0.0),
         "grey": Colour(0.5),
     }
-    patch = fit_fillers(learned, on).patch
+    patch = learned.fitted(on).patch
     samples = held_out_order(data, run.cfg.seed)[: options.images]
     explainers: dict[str, Any] = {
         f: SlidingPatch(patch, options.stride, filler, options.draws, PMI(), projection="mean", scale=False)
@@ -111,8 +111,8 @@ def measure(
 ) -> dict[tuple[str, str], Tensor]:
     """Every score of every explainer, `[images]`, for the class the model predicts."""
     out: dict[tuple[str, str], list[Tensor]] = {(e, s): [] for e in explainers for s in scores}
-    fitted = {n: fit_fillers(e, on) for n, e in explainers.items()}
-    filled = {n: fit_fillers(s, on) for n, s in scores.items()}
+    fitted = {n: e.fitted(on) for n, e in explainers.items()}
+    filled = {n: s.fitted(on) for n, s in scores.items()}
     for part in tqdm(samples.split(BATCH), unit="batch"):
         images, rng = data.source.train.images(part.tolist()), SampleRng(seed, tuple(part.tolist()))
         with torch.inference_mode():

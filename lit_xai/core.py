@@ -1,15 +1,17 @@
-"""Shared vocabulary: tensor types, the protocols of explainers, fillers and scores, how maps are drawn."""
+"""Shared vocabulary: tensor types, the base classes of explainers, fillers and scores, how maps are drawn."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, NamedTuple, TypeVar
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lit_xai.errors import UsageError
 from lit_xai.rng import SampleRng
 
 Images = Float[Tensor, "b c h w"]  # values in [0, 1]
@@ -35,64 +37,23 @@ class Passes(NamedTuple):
         return Passes(self.forward + other.forward, self.backward + other.backward)
 
 
-@runtime_checkable
-class Explainer(Protocol):
-    """A frozen dataclass of hyper-parameters; the model is given to the call and nothing is kept.
+@dataclass(frozen=True)
+class TrainedOn:
+    """What a predictor was trained on, for fillers and contrasts that are fitted to the same images.
 
-    Optional methods are used where they exist: `passes(height, width) -> Passes` (the cost of one image),
-    `resolve(model, images) -> dict` (parameters that only the model or the image size decide), and `with_details(model,
-    images, targets, rng) -> (maps, {name: one number an image})` for what a method knows about its own maps. For pictures,
-    `legend` says how its maps are drawn and what their colours mean (see `Legend`).
+    Attributes:
+        colour: mean colour of the training folds.
+        fold: the fold that the predictor never saw; None = not known.
+        samples: number of training images; 0 = not known.
+        about: data set, content and fold in one line, the same for whatever is fitted to them; empty = not known.
+        shape: channels, height and width of the images; empty = not known.
     """
 
-    def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps: ...
-
-
-@runtime_checkable
-class Filler(Protocol):
-    """Replaces hidden pixels. Kept pixels are returned untouched.
-
-    A filler whose replacement does not depend on the mask also has `background(images, segments=None) -> Images`. One
-    that is fitted to data has `fitted(trained_on) -> Filler`; one that reads a file has `content() -> {name: value}`, where
-    `digest` is the file's own and everything else the same for all folds, and `patch`, the side K of the windows it knows.
-    `deterministic = True` says that all draws are alike. One that encodes an image before it draws has `prepared(images)`,
-    which gives `(rows, keep [r n h w], rng, draws) -> [r n d c h w]` for rows of these images: all masks and draws of an
-    image share its code. A differentiable one has `painted(images, visible [b 1 h w]) -> Images`, its painting at every pixel.
-    """
-
-    def __call__(
-        self,
-        images: Images,
-        keep: Keep,
-        rng: SampleRng,
-        draws: int = 1,
-        segments: Segments | None = None,
-    ) -> Float[Tensor, "b n d c h w"]: ...
-
-
-@runtime_checkable
-class Score(Protocol):
-    """One number per probe. `higher_is_better` is its direction; `meaning()` says what the number means.
-
-    A score may have `observe(model, images, targets, rng) -> Tensor`: model outputs that do not depend on the map,
-    computed once per probe and handed to the scoring of every explainer as `observed`. A score with an attribute `truth`
-    is handed the mask of that name instead; `reference(masks)` is then the score of the whole image. A score may give
-    several columns `[b, t]`, one for every setting of `settings()`; which one counts is chosen on half of the probes.
-    """
-
-    higher_is_better: bool
-
-    def __call__(
-        self,
-        model: Model,
-        images: Images,
-        maps: Maps,
-        targets: Targets,
-        rng: SampleRng | None = None,
-        observed: Tensor | None = None,
-    ) -> Scores: ...
-
-    def meaning(self) -> dict[str, Any]: ...
+    colour: tuple[float, ...]
+    fold: int | None = None
+    samples: int = 0
+    about: str = ""
+    shape: tuple[int, ...] = ()
 
 
 SIGNED, MAGNITUDE, RANGE, BY_SIGN = "signed", "magnitude", "range", "by sign"
@@ -125,9 +86,230 @@ class Legend:
         return f"{self.unit}: {says}" if self.unit else says
 
 
-def legend_of(explainer: Explainer) -> Legend:
-    """The legend of an explainer; of one that does not say, by the sign of its values."""
-    return getattr(explainer, "legend", Legend())
+C = TypeVar("C", bound="Component")
+
+
+class Component(ABC):  # noqa: B024
+    """A frozen dataclass of parameters, other components among them: explainers, scores, fillers, contrasts, segmenters.
+
+    Every method has a default, and what a default says of a component it says of those inside it, too.
+    """
+
+    def components(self) -> dict[str, Component]:
+        """The components among its own fields, by name."""
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)} if is_dataclass(self) else {}
+        return {name: value for name, value in values.items() if isinstance(value, Component)}
+
+    def fitted(self: C, trained_on: TrainedOn) -> C:
+        """This component, and all inside it, told what the predictor was trained on."""
+        inside = self.components()
+        now = {name: component.fitted(trained_on) for name, component in inside.items()}
+        changed = {name: component for name, component in now.items() if component is not inside[name]}
+        return replace(self, **changed) if changed else self  # type: ignore[type-var]
+
+    def content(self) -> dict[str, Any]:
+        """What the file that it reads holds: `digest` is the file's own, everything else the same for all folds.
+
+        Raises:
+            UsageError: the file is missing, damaged, or was fitted to other images.
+        """
+        return {}
+
+    def contents(self) -> dict[str, dict[str, Any]]:
+        """Its `content` and that of the components inside it, by dotted name, of those that read a file."""
+        out = {"": own} if (own := self.content()) else {}
+        for name, component in self.components().items():
+            out |= {f"{name}.{k}".rstrip("."): content for k, content in component.contents().items()}
+        return out
+
+    def resolve(self, model: Model, images: Images) -> dict[str, Any]:
+        """The parameters that only the model or the image size decide."""
+        return {}
+
+    def resolved(self, model: Model, images: Images) -> dict[str, Any]:
+        """What it resolves, and what the components inside it do, by dotted name."""
+        out = dict(self.resolve(model, images))
+        for name, component in self.components().items():
+            out |= {f"{name}.{k}": v for k, v in component.resolved(model, images).items()}
+        return out
+
+
+class Explainer(Component):
+    """A frozen dataclass of hyper-parameters; the model is given to the call and nothing is kept."""
+
+    @abstractmethod
+    def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
+        """The maps; `rng` is the samples' noise."""
+
+    def with_details(
+        self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None
+    ) -> tuple[Maps, dict[str, Float[Tensor, "b"]]]:
+        """The maps, and what the method knows about them: one number an image each, by name."""
+        return self(model, images, targets, rng).detach(), {}
+
+    def passes(self, height: int, width: int) -> Passes:
+        """What one image costs; of a method that does not say, one forward and one backward pass."""
+        return Passes(1, 1)
+
+    @property
+    def legend(self) -> Legend:
+        """How its maps are drawn; of a method that does not say, by the sign of their values."""
+        return Legend()
+
+
+class Filler(Component):
+    """Replaces hidden pixels. Kept pixels are returned untouched.
+
+    Attributes:
+        deterministic: all draws are alike.
+        turn_off_rate: share of the superpixels that are hidden where its samples are judged, in (0, 1]; 1 = they are whole
+            new images.
+    """
+
+    deterministic = False
+    turn_off_rate = 0.5
+
+    @abstractmethod
+    def __call__(
+        self, images: Images, keep: Keep, rng: SampleRng, draws: int = 1, segments: Segments | None = None
+    ) -> Float[Tensor, "b n d c h w"]:
+        """`draws` fillings of every mask; `segments` are superpixels, where somebody has made any."""
+
+    def background(self, images: Images, segments: Segments | None = None) -> Images | None:
+        """The whole replacement image of every image; None where it depends on the mask."""
+        return None
+
+    def prepared(self, images: Images) -> Callable[..., Float[Tensor, "r n d c h w"]] | None:
+        """`(rows, keep [r n h w], rng, draws) -> [r n d c h w]` for rows of these images, encoded once for all; or None."""
+        return None
+
+    def painted(self, images: Images, visible: Float[Tensor, "b 1 h w"]) -> Images | None:
+        """Its painting at every pixel, differentiable; None where it has none."""
+        return None
+
+    def window_side(self) -> int | None:
+        """Side K of the square windows that it knows, pixels; None where it takes any hole alike."""
+        return None
+
+    def window_bits(self, images: Images, top: Int[Tensor, "b"], left: Int[Tensor, "b"]) -> Float[Tensor, "b"] | None:
+        """Bits per pixel and channel of the K x K window at (top, left) of every image; None where it has no density."""
+        return None
+
+
+class Score(Component):
+    """One number per probe.
+
+    Attributes:
+        higher_is_better: its direction.
+        truth: the mask of that name is handed to the call as `observed`; None = it is not scored against masks.
+    """
+
+    higher_is_better: bool
+    truth: str | None = None
+
+    @abstractmethod
+    def __call__(
+        self,
+        model: Model,
+        images: Images,
+        maps: Maps,
+        targets: Targets,
+        rng: SampleRng | None = None,
+        observed: Tensor | None = None,
+    ) -> Scores:
+        """The score of every map; of a score with `settings`, one column `[b, t]` each."""
+
+    @abstractmethod
+    def meaning(self) -> dict[str, Any]:
+        """What the number means."""
+
+    def passes(self, height: int, width: int) -> Passes:
+        """What one image costs; of a score that does not say, one forward and one backward pass."""
+        return Passes(1, 1)
+
+    def observe(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Tensor | None:
+        """Model outputs that do not depend on the map: computed once per probe, `observed` by the call for every explainer."""
+        return None
+
+    @property
+    def observes(self) -> bool:
+        """Whether it has such outputs."""
+        return type(self).observe is not Score.observe
+
+    def settings(self) -> Sequence[float] | None:
+        """What its columns are, of which one is chosen on half of the probes; None of a score of one number."""
+        return None
+
+    def reference(self, masks: Bool[Tensor, "b h w"]) -> Scores | None:
+        """The score of the whole image against these masks, the baseline of a score against masks."""
+        return None
+
+
+@dataclass(frozen=True)
+class PlainExplainer(Explainer):
+    """A plain callable that explains; it is described as what it is."""
+
+    function: Callable[..., Maps]
+
+    def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
+        return self.function(model, images, targets, rng)
+
+
+@dataclass(frozen=True)
+class PlainFiller(Filler):
+    """A plain callable that fills; it is described as what it is."""
+
+    function: Callable[..., Tensor]
+
+    def __call__(
+        self, images: Images, keep: Keep, rng: SampleRng, draws: int = 1, segments: Segments | None = None
+    ) -> Float[Tensor, "b n d c h w"]:
+        return self.function(images, keep, rng, draws, segments)
+
+
+def as_explainer(thing: Any, name: str = "the explainer") -> Explainer:
+    """An explainer as it is, a plain callable `(model, images, targets, rng) -> maps` as one.
+
+    Raises:
+        UsageError: it is neither, or a class that has more than a call and does not inherit `Explainer`.
+    """
+    if isinstance(thing, Explainer):
+        return thing
+    refuse_more_than_a_call(thing, name, Explainer)
+    return PlainExplainer(thing)
+
+
+def as_filler(thing: Any, name: str = "the filler") -> Filler:
+    """A filler as it is, a plain callable of `Filler`'s arguments as one; errors as `as_explainer`."""
+    if isinstance(thing, Filler):
+        return thing
+    refuse_more_than_a_call(thing, name, Filler)
+    return PlainFiller(thing)
+
+
+def as_score(thing: Any, name: str = "the score") -> Score:
+    """A score as it is; anything else lacks its meaning and its direction, and is refused."""
+    if not isinstance(thing, Score):
+        raise UsageError(f"{name} ({type(thing).__name__}) is no score: let its class inherit lit_xai.core.Score")
+    return thing
+
+
+# what an object may say of itself beside its call, if its class inherits
+MORE = {
+    Explainer: {"passes", "resolve", "with_details", "legend", "fitted", "content"},
+    Filler: {"background", "prepared", "painted", "patch", "deterministic", "window_bits", "fitted", "content"},
+}
+
+
+def refuse_more_than_a_call(thing: Any, name: str, kind: type[Component]) -> None:
+    """Refuse an object that says more of itself without inheriting: nobody would ask it."""
+    inside = (
+        [f.name for f in fields(thing) if isinstance(getattr(thing, f.name), Component)] if is_dataclass(thing) else []
+    )
+    more = sorted(MORE[kind] & set(dir(thing))) + inside
+    if more or not callable(thing):
+        has = f"has {more[0]}" if more else "cannot be called"
+        raise UsageError(f"{name} ({type(thing).__name__}) {has}: let its class inherit lit_xai.core.{kind.__name__}")
 
 
 def scaled(pixels: float, side: int, odd: bool = True, least: int = 3) -> int:
@@ -137,7 +319,6 @@ def scaled(pixels: float, side: int, odd: bool = True, least: int = 3) -> int:
 
 
 MOVED = {"Blur": "lit_xai.fillers.constant", "Colour": "lit_xai.fillers.constant", "Mean": "lit_xai.fillers.constant"}
-MOVED["UsageError"] = "lit_xai.errors"
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from lit_xai import engine
 from lit_xai.cli.build import HOW, build_data, build_module, read_config, say
 from lit_xai.cli.offered import refuse_other_code
-from lit_xai.core import Explainer, Score
+from lit_xai.core import Explainer, Score, as_explainer, as_score
 from lit_xai.data.folds import Disagreements, Split
 from lit_xai.data.sources import ImageSet, digest
 from lit_xai.errors import UsageError
@@ -71,7 +71,7 @@ class MapStyle:
 def explain_folds(
     make_module: Callable[[], nn.Module],
     dataset: Any,
-    explainers: Mapping[str, Explainer],
+    explainers: Mapping[str, Explainer | Callable[..., Any]],
     k: int = 5,
     root: str | Path = "checkpoints/mine",
     *,
@@ -97,7 +97,7 @@ def explain_folds(
         make_module: a fresh LightningModule (trained by Lightning), or a plain module (with `train`); called under the
             seed. It maps images in [0, 1] to logits. If it has `predictor()`, that is what gets explained.
         dataset: map-style, `(image [c, h, w] in [0, 1], label)`.
-        explainers: by name; include `random=Random()` for a null.
+        explainers: by name, or plain functions of the same call; include `random=Random()` for a null.
         k: folds.
         root: folder of this experiment; one per model, data set and way of training. Predictors that are there are reused where
             their module's code, hyper-parameters and first weights, `train`, `trainer` and `training_batch` are as they were.
@@ -126,6 +126,8 @@ def explain_folds(
         raise UsageError(f"cross-validation needs at least 2 folds, found k={k}")
     if scores is None:
         scores = {"mufidelity": MuFidelity(), "deletion": Deletion(), "insertion": Insertion()}
+    methods = {name: as_explainer(e, f"explainer {name}") for name, e in explainers.items()}
+    scores = {name: as_score(s, f"score {name}") for name, s in scores.items()}
     images = MapStyle(dataset)
     labels = images.labels()
     split = Split.make(labels, k, seed)
@@ -168,14 +170,14 @@ def explain_folds(
         store = FoldStore(Path(root) / f"fold={fold}")
         store.leave_plans("", {"train": plan_text(LIBRARY, (), folds=k, explains=1, sampler=0)})
         text = plan_text(LIBRARY, (), probes=number, shard_size=shard_size)
-        store.leave_plans(kind, dict.fromkeys(explainers, text))
+        store.leave_plans(kind, dict.fromkeys(methods, text))
 
     for fold in range(k):
         plan(fold, RANDOM, len(probes))
     for fold in range(k):
         work = job(fold, RANDOM, probes)
         engine.predictions_of(work, split, fold, progress=progress)
-        engine.explain(work, explainers, scores, progress=progress)
+        engine.explain(work, methods, scores, progress=progress)
     ensemble = Ensemble(root, seed)
     found = Disagreements.find(ensemble.split, ensemble.correct, cap)
     for fold in range(k):
@@ -184,8 +186,8 @@ def explain_folds(
     for fold in range(k):
         mine = found.samples[found.concerned[:, fold]]
         if len(mine):
-            engine.explain(job(fold, DISAGREEMENTS, mine, {"cap": cap}), explainers, {}, progress=progress)
-    summary = summarise(Ensemble(root, seed), list(explainers), distance, progress=progress)
+            engine.explain(job(fold, DISAGREEMENTS, mine, {"cap": cap}), methods, {}, progress=progress)
+    summary = summarise(Ensemble(root, seed), list(methods), distance, progress=progress)
     page.write(summary, Path(root))
     return summary
 
@@ -289,9 +291,16 @@ def refuse_other_training(file: Path, mine: Mapping[str, Any]) -> None:
         )
 
 
+@runtime_checkable
+class HasPredictor(Protocol):
+    """A module of which a part gets explained."""
+
+    def predictor(self) -> nn.Module: ...
+
+
 def predictor_of(module: nn.Module) -> nn.Module:
     """What gets explained: `module.predictor()` where there is one."""
-    return (module.predictor() if hasattr(module, "predictor") else module).eval()  # type: ignore[operator]
+    return (module.predictor() if isinstance(module, HasPredictor) else module).eval()
 
 
 # ------------------------------------------------------------------------------------------------------------- notebook

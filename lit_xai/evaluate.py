@@ -86,7 +86,6 @@ def evaluate_samplers(cfg: Any) -> None:
     from lit_xai.cli.run import Run
     from lit_xai.cli.saved import with_saved
     from lit_xai.errors import UsageError
-    from lit_xai.fitting import contents, fit_fillers
 
     if not cfg.get("filler"):
         raise UsageError("samplers= names no filler: give it on the command line, as in samplers=[black,grey]")
@@ -99,7 +98,7 @@ def evaluate_samplers(cfg: Any) -> None:
     options = {"number": c.sampler_images, "draws": c.sampler_draws, "target": c.target, "progress": c.progress}
     callback = SamplerTable(run.store, run.fillers, c.seed, **options)
     for filler in run.fillers.values():
-        contents(fit_fillers(filler, run.data.trained_on))  # a missing file? better now than after the others
+        filler.fitted(run.data.trained_on).contents()  # a missing file? better now than after the others
     say(
         f"{run.name} fold {c.fold} of {c.data.folds}: {c.sampler_draws} samples of at most {c.sampler_images} held-out "
         f"probes by {', '.join(run.fillers)} -> {run.store.root}"

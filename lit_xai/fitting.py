@@ -1,4 +1,4 @@
-"""What was trained on what, and what a thing is: fitting, descriptions, digests of code and files."""
+"""What a thing is: descriptions, digests of code."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import hashlib
 import inspect
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from lit_xai.core import Images, Model, Passes
+from lit_xai.core import PlainExplainer, PlainFiller
+from lit_xai.core import TrainedOn as TrainedOn
 
 UNDESCRIBED = ("max_batch", "incremental", "checkpoint", "trained_on")
 
@@ -26,6 +27,8 @@ def describe(thing: Any) -> dict[str, Any]:
     what `fitted` adds: what lies there is told by `contents`. A function, or an object of another class, is described by its code
     and its attributes.
     """
+    if isinstance(thing, PlainExplainer | PlainFiller):
+        return describe(thing.function)
     if not is_dataclass(thing) or isinstance(thing, type):
         return describe_code(thing)
     out: dict[str, Any] = {"name": type(thing).__name__}
@@ -48,7 +51,7 @@ def describe_code(thing: Any) -> dict[str, Any]:
     if isinstance(thing, functools.partial):
         return {**describe_code(thing.func), "arguments": plain_value([list(thing.args), dict(thing.keywords)])}
     kind = thing if inspect.isroutine(thing) or isinstance(thing, type) else type(thing)
-    own = vars(thing) if kind is type(thing) and hasattr(thing, "__dict__") else {}
+    own = vars(thing) if kind is type(thing) and "__dict__" in dir(thing) else {}
     return {"name": kind.__qualname__, "code": code_digest([kind]), **{k: plain_value(v) for k, v in own.items()}}
 
 
@@ -82,67 +85,6 @@ def code_digest(things: Iterable[Any]) -> str:
             text = repr([(c.co_names, c.co_code, [k for k in c.co_consts if not inspect.iscode(k)]) for c in codes])
         h.update(f"{getattr(thing, '__qualname__', '')}\0{text}\0".encode())
     return h.hexdigest()
-
-
-@dataclass(frozen=True)
-class TrainedOn:
-    """What a predictor was trained on, for fillers and contrasts that are fitted to the same images.
-
-    Attributes:
-        colour: mean colour of the training folds.
-        fold: the fold that the predictor never saw; None = not known.
-        samples: number of training images; 0 = not known.
-        about: data set, content and fold in one line, the same for whatever is fitted to them; empty = not known.
-        shape: channels, height and width of the images; empty = not known.
-    """
-
-    colour: tuple[float, ...]
-    fold: int | None = None
-    samples: int = 0
-    about: str = ""
-    shape: tuple[int, ...] = ()
-
-
-def fit_fillers(thing: Any, trained_on: TrainedOn) -> Any:
-    """`thing` (an explainer, a score or a filler) with everything inside that has `fitted(trained_on)` fitted."""
-    if hasattr(thing, "fitted"):
-        return thing.fitted(trained_on)
-    if not is_dataclass(thing) or isinstance(thing, type):
-        return thing
-    values = {f.name: fit_fillers(getattr(thing, f.name), trained_on) for f in fields(thing)}
-    if all(values[f.name] is getattr(thing, f.name) for f in fields(thing)):
-        return thing
-    return type(thing)(**values)
-
-
-def contents(thing: Any) -> dict[str, Any]:
-    """What the files that `thing` and the objects inside it read hold, by dotted name (see `Filler`); usually nothing.
-
-    Raises:
-        UsageError: a file is missing, damaged, or was fitted to other images.
-    """
-    out: dict[str, Any] = {"": thing.content()} if hasattr(thing, "content") else {}
-    for f in fields(thing) if is_dataclass(thing) and not isinstance(thing, type) else ():
-        for name, content in contents(getattr(thing, f.name)).items():
-            out[f"{f.name}.{name}".rstrip(".")] = content
-    return out
-
-
-def resolve(thing: Any, model: Model, images: Images) -> dict[str, Any]:
-    """What `thing` and the objects inside it decide from the model and the image size, by dotted name."""
-    out: dict[str, Any] = {}
-    if hasattr(thing, "resolve"):
-        out.update(thing.resolve(model, images))
-    for f in fields(thing) if is_dataclass(thing) else ():
-        inner = getattr(thing, f.name)
-        if is_dataclass(inner):
-            out.update({f"{f.name}.{k}": v for k, v in resolve(inner, model, images).items()})
-    return out
-
-
-def passes_of(thing: Any, height: int, width: int) -> Passes:
-    """The model passes one image costs; one forward and one backward pass where a third party's code does not say."""
-    return thing.passes(height, width) if hasattr(thing, "passes") else Passes(1, 1)
 
 
 def accepts(target: Callable[..., Any]) -> set[str] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lit_xai.cache import Cache
-from lit_xai.core import REFERENCE_SIDE, Images, Model, Segments
+from lit_xai.core import REFERENCE_SIDE, Component, Images, Model, Segments
 from lit_xai.errors import UsageError
 from lit_xai.fitting import describe
 
@@ -23,7 +23,7 @@ CACHE_BYTES = 64 << 20  # of labels that are kept within a run
 CACHE = Cache(CACHE_BYTES)
 
 
-class Segmenter(ABC):
+class Segmenter(Component):
     """Cuts images into superpixels; labels depend on the image alone and are cached by its content within a run.
 
     Grey images are repeated to three channels, for the segmentation only. A model is never asked.

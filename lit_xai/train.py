@@ -71,16 +71,12 @@ def train(run: Any) -> None:
         resume = run.resume_from if run.resume_from.exists() else None
         if resume:
             say(f"resuming from {resume}")
-        if hasattr(module, "fit_on"):
-            module.fit_on(run.data)
-        else:
-            if resume is None and hasattr(module, "prepare"):
-                module.prepare(run.data)
+        if resume is None:
+            module.prepare(run.data)
+        if not module.in_one_pass:
             fit(trainer, module, run, resume)
-        if hasattr(module, "add_weight_noise"):
-            module.add_weight_noise(run.cfg.weight_noise, run.cfg.seed, run.cfg.fold)
-        if hasattr(module, "check_weights"):
-            module.check_weights()
+        module.add_weight_noise(run.cfg.weight_noise, run.cfg.seed, run.cfg.fold)
+        module.check_weights()
         if trainer.is_global_zero:
             save_weights(module, run.checkpoint, {**plain(run.cfg), **origin(run.data)})
             run.resume_from.unlink(missing_ok=True)
@@ -173,7 +169,7 @@ def announce(run: Any, module: Any, first: Any, tasks: Any, trained: bool) -> No
     say(f"{run.name} fold {run.cfg.fold} of {run.cfg.data.folds} -> {run.store.root}")
     plan, training = None, None
     with torch.random.fork_rng():
-        if hasattr(module, "fit_on"):
+        if module.in_one_pass:
             say("fit: one pass over windows of the training folds")
         elif not trained:
             training = training_time(module, run)

@@ -13,15 +13,14 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from lit_xai.cli.schema import config_dir
-from lit_xai.core import legend_of
+from lit_xai.core import TrainedOn
 from lit_xai.errors import UsageError
 from lit_xai.fillers import gaussian
 from lit_xai.fillers.diffusion import DDIMModule
 from lit_xai.fillers.flow import FlowModule
 from lit_xai.fillers.inpaint import InpaintModule
 from lit_xai.fillers.patch import PatchModule
-from lit_xai.fitting import TrainedOn, describe, fit_fillers, passes_of
-from lit_xai.fitting import resolve as resolved
+from lit_xai.fitting import describe
 from lit_xai.models import resnet18
 from lit_xai.rng import SampleRng
 from lit_xai.store.files import save_weights
@@ -120,7 +119,7 @@ def every(group: str) -> Any:
 def build(file: Path) -> Any:
     """The object of a yaml; what is fitted to data is."""
     node = OmegaConf.to_container(OmegaConf.load(file))
-    return fit_fillers(instantiate(shrunk(node), _convert_="all"), TrainedOn((0.4,), samples=100))
+    return instantiate(shrunk(node), _convert_="all").fitted(TrainedOn((0.4,), samples=100))
 
 
 @pytest.fixture
@@ -198,7 +197,7 @@ class TestExplainer:
 
     def test_its_legend_fits_the_signs_of_its_values_and_is_no_parameter(self, file, model, images, targets):
         explainer = build(file)
-        legend, maps = legend_of(explainer), explainer(model, images, targets, RNG)
+        legend, maps = explainer.legend, explainer(model, images, targets, RNG)
         negative = bool((maps < -1e-6 * maps.abs().max()).any())
         fits = {"signed": negative, "magnitude": not negative, "range": True, "by sign": True}
         assert fits[legend.scale], (legend, float(maps.min()), float(maps.max()))
@@ -242,10 +241,10 @@ class TestExplainer:
         assert torch.allclose(inside, expected, rtol=1e-4, atol=1e-6)
 
     def test_cost_is_not_negative(self, file):
-        assert min(passes_of(build(file), 16, 16)) >= 0
+        assert min(build(file).passes(16, 16)) >= 0
 
     def test_what_it_resolves_is_plain(self, file, model, images):
-        values = resolved(build(file), model, images).values()
+        values = build(file).resolved(model, images).values()
         assert all(isinstance(v, str | int | float | bool | None) for v in values)
 
 
@@ -265,7 +264,7 @@ def apply(
     score: Any, model: nn.Module, images: Tensor, maps: Tensor, targets: Tensor, masks: Tensor, rng=RNG
 ) -> Tensor:
     """The score, with masks for `observed` where it wants them."""
-    return score(model, images, maps, targets, rng, masks if hasattr(score, "truth") else None)
+    return score(model, images, maps, targets, rng, masks if score.truth else None)
 
 
 @every("score")
@@ -282,7 +281,8 @@ class TestScore:
     def test_gives_one_finite_number_a_sample_and_setting(self, file, model, images, maps, targets, masks):
         score = build(file)
         values = apply(score, model, images, maps, targets, masks)
-        assert values.shape == ((5, len(score.settings())) if hasattr(score, "settings") else (5,))
+        settings = score.settings()
+        assert values.shape == ((5,) if settings is None else (5, len(settings)))
         assert bool(torch.isfinite(values).all())
         assert not values.requires_grad
 
@@ -306,15 +306,15 @@ class TestScore:
 
     def test_shared_observations_give_the_same_value(self, file, model, images, maps, targets):
         score = build(file)
-        if hasattr(score, "truth"):  # what it observes comes with the data, not from the model
+        if score.truth:  # what it observes comes with the data, not from the model
             return
-        observed = score.observe(model, images, targets, RNG) if hasattr(score, "observe") else None
+        observed = score.observe(model, images, targets, RNG)
         shared = score(model, images, maps, targets, RNG, observed)
         assert torch.equal(shared, score(model, images, maps, targets, RNG))
 
     def test_a_score_of_masks_wants_them_and_has_a_baseline(self, file, model, images, maps, targets, masks):
         score = build(file)
-        if not hasattr(score, "truth"):
+        if not score.truth:
             return
         assert torch.equal(apply(score, model, images, maps, targets, masks), score.of(maps, masks))
         assert score.reference(masks).shape == (5,)
@@ -328,10 +328,10 @@ class TestScore:
         assert torch.equal(masks, before[1])
 
     def test_cost_is_not_negative(self, file):
-        assert min(passes_of(build(file), 16, 16)) >= 0
+        assert min(build(file).passes(16, 16)) >= 0
 
     def test_what_it_resolves_is_plain(self, file, model, images):
-        values = resolved(build(file), model, images).values()
+        values = build(file).resolved(model, images).values()
         assert all(isinstance(v, str | int | float | bool | None) for v in values)
 
 
@@ -380,10 +380,9 @@ class TestFiller:
     def test_background_is_what_stands_where_everything_is_hidden(self, file, images):
         filler = build(file)
         nothing = torch.zeros(5, 1, 16, 16, dtype=torch.bool)
-        if hasattr(filler, "background"):
-            assert torch.equal(filler(images, nothing, RNG)[:, 0, 0], filler.background(images))
-        else:
-            assert filler(images, nothing, RNG).shape == (5, 1, 1, 1, 16, 16)
+        filled, background = filler(images, nothing, RNG), filler.background(images)
+        assert filled.shape == (5, 1, 1, 1, 16, 16)
+        assert background is None or torch.equal(filled[:, 0, 0], background)
 
     def test_images_are_left_as_found(self, file, images, keep):
         before = images.clone()

@@ -9,11 +9,11 @@ import lit_xai
 import pytest
 import torch
 from lit_xai import engine
+from lit_xai.core import Explainer, TrainedOn
 from lit_xai.data.folds import Split
 from lit_xai.data.sources import digits
 from lit_xai.errors import DamagedFile, UsageError
 from lit_xai.explainers import Random, Saliency
-from lit_xai.fitting import TrainedOn
 from lit_xai.metrics import Deletion
 from lit_xai.report.ensemble import Ensemble
 from lit_xai.report.head import head, versions
@@ -25,7 +25,7 @@ SOURCE = digits(16)
 
 
 @dataclasses.dataclass(frozen=True)
-class Spoiled:
+class Spoiled(Explainer):
     """Saliency, with NaN in the map of one sample."""
 
     sample: int

@@ -7,11 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from lit_xai.core import Passes
+from lit_xai.core import Passes, TrainedOn
 from lit_xai.errors import UsageError
 from lit_xai.fillers import UniformNoise
 from lit_xai.fillers.constant import Blur, Colour, Mean
-from lit_xai.fitting import TrainedOn, fit_fillers
 from lit_xai.metrics import Deletion, Insertion, MuFidelity, NegativeEvidence
 from lit_xai.metrics.fidelity import descending_position
 from lit_xai.metrics.statistics import mean_estimate
@@ -420,14 +419,14 @@ def test_a_mean_filler_without_its_colour_is_refused(rgb):
 
 
 def test_fitting_gives_the_mean_colour_to_fillers_inside_scores(rgb):
-    score = fit_fillers(Deletion(step=3), TrainedOn((0.1, 0.2, 0.3)))
+    score = Deletion(step=3).fitted(TrainedOn((0.1, 0.2, 0.3)))
     assert score == Deletion(step=3, filler=Mean((0.1, 0.2, 0.3)))
     assert score.filler.background(rgb)[0, :, 0, 0].tolist() == pytest.approx([0.1, 0.2, 0.3])
 
 
 def test_fitting_leaves_a_colour_that_was_given(rgb):
     score = Deletion(filler=Mean((0.9,)))
-    assert fit_fillers(score, TrainedOn((0.1,))) == score
+    assert score.fitted(TrainedOn((0.1,))) == score
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from lit_xai.core import LUMA
+from lit_xai.core import LUMA, Filler
 from lit_xai.errors import UsageError
 from lit_xai.fillers import Biharmonic, GaussianNoise, SegmentMean, Shuffle, UniformNoise
 from lit_xai.fillers.constant import Blur, Colour, Mean
@@ -256,7 +256,7 @@ def test_a_variant_is_a_stream_of_its_own_and_taking_keeps_the_sample():
 
 
 def test_a_filler_that_returns_another_shape_is_refused_by_name(images, keep):
-    class Forgetful:
+    class Forgetful(Filler):
         def __call__(self, images, keep, rng, draws=1, segments=None):
             return images[:, None]  # no axis for the draws
 

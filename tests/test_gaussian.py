@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from lit_xai.core import as_filler
 from lit_xai.data import FoldData, Source
 from lit_xai.data.sources import InMemory
 from lit_xai.errors import UsageError
@@ -350,7 +351,7 @@ def test_a_filling_depends_neither_on_the_batch_nor_on_the_chunk(masks):
     rows = [(i, v) for i in (0, 1) for v in (0, 1, 2)]
     refilled = []
     for chunk in (6, 4, 1):
-        refill, parts = Refill(g.fill, images, rng), []
+        refill, parts = Refill(as_filler(g.fill), images, rng), []
         for start in range(0, 6, chunk):
             image_of, variant_of = (list(t) for t in zip(*rows[start : start + chunk], strict=True))
             parts.append(refill(masks[image_of, variant_of], image_of, variant_of, 2))
@@ -363,7 +364,9 @@ def test_a_pattern_of_known_pixels_is_solved_once(monkeypatch):
     solved, patterns = GaussianPatches.solved, []
     monkeypatch.setattr(GaussianPatches, "solved", lambda *a: patterns.append(1) or solved(*a))
     model = nn.Sequential(nn.Flatten(), nn.Linear(2 * 81, 2)).double()
-    patch = SlidingPatch(2, 1, known_field(2, 2).fill, draws=2, contrast=PMI(), projection="mean", scale=False)
+    patch = SlidingPatch(
+        2, 1, as_filler(known_field(2, 2).fill), draws=2, contrast=PMI(), projection="mean", scale=False
+    )
     patch(model, field(3, 9, 9), torch.zeros(3, dtype=torch.long))
     assert len(patterns) == 25  # 0, 1, 2, .. or 2, 1, 0 pixels to the edge, along both sides
 

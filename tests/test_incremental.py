@@ -21,7 +21,7 @@ import torch.nn.functional as F
 import torchvision.models
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lit_xai.core import Keep
+from lit_xai.core import Filler, Keep
 from lit_xai.errors import UsageError
 from lit_xai.explainers import SlidingPatch, information_maps
 from lit_xai.explainers.sweep import KL, PMI, LogOddsDifference, ProbabilityDifference, Windows, sweep
@@ -908,7 +908,7 @@ def test_the_plan_is_the_same_in_every_process():
 
 
 @dataclass(frozen=True)
-class Careless:
+class Careless(Filler):
     """A filler that changes visible pixels, too."""
 
     deterministic = True

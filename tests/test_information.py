@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from lit_xai.core import Passes
+from lit_xai.core import Filler, Passes, as_filler
 from lit_xai.errors import UsageError
 from lit_xai.explainers import Information, SlidingPatch, information_maps
 from lit_xai.explainers.sweep import EPSILON, KL, PMI
@@ -147,7 +147,7 @@ CORNERS = [(0, 0), (0, 1), (1, 0), (1, 1)]  # of the windows of a 3 x 3 image, s
 
 
 @dataclass(frozen=True)
-class OneOf:
+class OneOf(Filler):
     """Hidden 2 x 2 squares show one of a few patterns."""
 
     patterns: Tensor
@@ -188,7 +188,11 @@ def parity(x: Tensor) -> Tensor:
 FILLERS = {
     "few patterns": (OneOf(FEW, CHANCES), FEW, CHANCES),
     "independent pixels": (OneOf(SQUARES, PIXELS), SQUARES, PIXELS),
-    "PatchSampler": (Sampler(Known(1, 2, 1, 1, False), torch.zeros(1), torch.ones(1), 2).fill, SQUARES, PIXELS),
+    "PatchSampler": (
+        as_filler(Sampler(Known(1, 2, 1, 1, False), torch.zeros(1), torch.ones(1), 2).fill),
+        SQUARES,
+        PIXELS,
+    ),
 }
 known_distribution = pytest.mark.parametrize("filler", FILLERS)
 classifier = pytest.mark.parametrize("model", [smooth, parity], ids=["smooth", "certain"])

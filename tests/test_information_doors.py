@@ -253,11 +253,10 @@ def test_the_curve_of_negative_evidence_begins_at_the_images_own_probability(cop
 
 
 def test_a_picture_says_the_unit_and_the_class():
-    from lit_xai.core import legend_of
     from lit_xai.explainers import SlidingPatch
     from lit_xai.explainers.sweep import KL, PMI
 
-    said = {u: legend_of(SlidingPatch(contrast=c)).text("cat") for u, c in (("bits", PMI()), ("nats", KL("nats")))}
+    said = {u: SlidingPatch(contrast=c).legend.text("cat") for u, c in (("bits", PMI()), ("nats", KL("nats")))}
     assert said["bits"] == "bits: red = for cat, blue = against it, white = 0"
     assert said["nats"] == "nats: darker = more informative, whichever the class; white = 0"
 

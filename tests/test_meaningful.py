@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from lit_xai.core import Passes
+from lit_xai.core import Filler, Passes
 from lit_xai.errors import UsageError
 from lit_xai.explainers import MeaningfulPerturbation
 from lit_xai.explainers.meaningful import moved_by, tv3
@@ -309,7 +309,7 @@ def test_a_model_without_a_gradient_is_refused(images, targets):
 
 
 def test_a_filler_of_another_shape_is_refused(model, images, targets):
-    class Forgetful:
+    class Forgetful(Filler):
         def __call__(self, images, keep, rng, draws=1, segments=None):
             return images[:, None]
 

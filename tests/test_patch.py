@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from lit_xai.core import TrainedOn
 from lit_xai.data import FoldData, Source
 from lit_xai.data.sources import InMemory
 from lit_xai.errors import UsageError
@@ -20,7 +21,7 @@ from lit_xai.explainers.sweep import PMI
 from lit_xai.fillers import PatchSampler, UniformNoise
 from lit_xai.fillers.patch import FREEDOM, NOISE, RIDGES, Patches, PatchModule, PatchNetwork, Smooth, drawn
 from lit_xai.fillers.tiles import plan
-from lit_xai.fitting import TrainedOn, contents, describe, fit_fillers
+from lit_xai.fitting import describe
 from lit_xai.rng import SampleRng
 from lit_xai.store.files import save_weights
 from scipy import stats
@@ -670,7 +671,7 @@ def test_every_predictor_finds_the_sampler_of_its_own_fold(tmp_path):
         save(tmp_path / f"fold={fold}" / "model.ckpt", seed=fold, about=f"toy, fold {fold}")
     explainer = SlidingPatch(None, None, PatchSampler(str(tmp_path)), contrast=PMI())
     for fold in (2, 0, 1):
-        filler = fit_fillers(explainer, trained_on(fold, f"toy, fold {fold}")).filler
+        filler = explainer.fitted(trained_on(fold, f"toy, fold {fold}")).filler
         assert filler.file == tmp_path / f"fold={fold}" / "model.ckpt"
         assert filler.sampler.about == f"toy, fold {fold}"
 
@@ -792,7 +793,7 @@ def test_a_rewritten_file_is_read_anew(tmp_path):
 def test_a_file_is_read_once_for_all_its_fillers(tmp_path, monkeypatch):
     save(tmp_path / "model.ckpt")
     explainer = SlidingPatch(None, None, PatchSampler(str(tmp_path)))
-    networks = {id(fit_fillers(explainer, trained_on(1)).filler.sampler.network) for _ in range(3)}
+    networks = {id(explainer.fitted(trained_on(1)).filler.sampler.network) for _ in range(3)}
     assert len(networks) == 1
 
 
@@ -809,7 +810,7 @@ def test_a_description_says_what_the_file_holds_and_not_where_it_lies(tmp_path):
     assert str(tmp_path) not in str(describe(here))
     assert describe(here)["filler"] == {"name": "PatchSampler", "precision": "float32"}
     expected = {"patch": 2, "digest": hashlib.blake2b(data, digest_size=8).hexdigest()}
-    assert contents(here) == contents(there) == {"filler": expected}
+    assert here.contents() == there.contents() == {"filler": expected}
     assert here.filler.resolve(lambda x: x, torch.rand(1, 1, 8, 9)) == {**expected, "fitted_on": "toy"}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lit_xai.core import MAGNITUDE, RANGE, SIGNED, Legend, legend_of
+from lit_xai.core import MAGNITUDE, RANGE, SIGNED, Legend, as_explainer
 from lit_xai.explainers import RISE, Captum, GradCAM, GradientInput, Lime, Random, Saliency, SlidingPatch
 from lit_xai.metrics import Estimate
 from lit_xai.report import draw, draw_samplers
@@ -197,7 +197,7 @@ def test_the_numbers_of_a_range_differ(low: float, high: float, text: str) -> No
 
 def test_captions_say_what_the_colours_of_a_method_mean() -> None:
     said = {
-        type(e).__name__: legend_of(e).text("cat")
+        type(e).__name__: e.legend.text("cat")
         for e in (RISE(output="probability"), Saliency(), Random(), Lime(), GradCAM(), SlidingPatch(), GradientInput())
     }
     assert said == {
@@ -209,16 +209,16 @@ def test_captions_say_what_the_colours_of_a_method_mean() -> None:
         "SlidingPatch": "probability: red = for cat, blue = against it, white = 0",
         "GradientInput": "darker = the output depends more on the pixel, white = 0",
     }
-    assert legend_of(GradientInput(signed=True)).scale == SIGNED
+    assert GradientInput(signed=True).legend.scale == SIGNED
 
 
 def test_methods_that_do_not_say_are_drawn_by_the_sign_of_their_values() -> None:
-    legend = legend_of(Captum("Saliency"))
+    legend = Captum("Saliency").legend
     signed, unsigned = Scale.of(noise(8, 8), legend), Scale.of(noise(8, 8).abs(), legend)
     assert (signed.colours, unsigned.colours) == ("RdBu_r", "Reds")
     assert signed.says == "red = for the class, blue = against it, white = 0"
     assert unsigned.says == "darker = the output depends more on the pixel, white = 0"
-    assert legend_of(lambda model, images, targets, rng=None: images[:, 0]) == legend
+    assert as_explainer(lambda model, images, targets, rng=None: images[:, 0]).legend == legend
 
 
 def test_a_gallery_has_the_caption_of_every_method_and_the_range_of_every_map(
@@ -226,7 +226,7 @@ def test_a_gallery_has_the_caption_of_every_method_and_the_range_of_every_map(
 ) -> None:
     flat, hill = torch.full((8, 8), 15.3), 15.3 + torch.rand(8, 8, generator=seeded(3)) * 2
     maps = {"rise": torch.stack([flat, hill]), "saliency": noise(2, 8, 8).abs(), "lime": noise(2, 8, 8)}
-    legends = {n: legend_of(e) for n, e in {"rise": RISE(), "saliency": Saliency(), "lime": Lime()}.items()}
+    legends = {n: e.legend for n, e in {"rise": RISE(), "saliency": Saliency(), "lime": Lime()}.items()}
     draw.gallery(torch.rand(2, 1, 8, 8), ["one", "two"], maps, tmp_path / "gallery.png", "title", legends)
     words = shown(texts)
     for name, values in maps.items():

@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from lit_xai.core import Filler
 from lit_xai.errors import UsageError
 from lit_xai.fillers import UniformNoise
 from lit_xai.fillers.constant import Blur, Colour
@@ -464,7 +465,7 @@ def test_too_few_images_for_the_features_are_said(n, reason):
 # ---------------------------------------------------------------------------------------------------------------- table
 
 
-class Coded:
+class Coded(Filler):
     """A filler that knows its bits: the brightness of the window's first pixel, say."""
 
     def __init__(self, value: float = 0.5) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lit_xai.core import Filler
 from lit_xai.explainers import Lime
 from lit_xai.explainers.lime import Kernel, PixelCosineKernel, Rows, SegmentDistance, Toggle
 from lit_xai.rng import SampleRng
@@ -22,7 +23,7 @@ WEIGHTS = torch.tensor([0.0, 2.0, -1.0, 0.5, 0.0, -3.0, 1.0, 4.0, -0.5])  # of e
 
 
 @dataclass(frozen=True)
-class Redraws:
+class Redraws(Filler):
     """Every pixel of these segments anew, uniform in [low, 1], whatever is kept; the others stay."""
 
     which: tuple[int, ...] = tuple(range(CELLS**2))

@@ -7,6 +7,7 @@ import io
 
 import pytest
 import torch
+from lit_xai.core import Filler
 from lit_xai.errors import UsageError
 from lit_xai.fillers import UniformNoise
 from lit_xai.fillers.constant import Blur, Colour
@@ -250,7 +251,7 @@ def test_rows_hold_the_lpips_where_there_is_one():
 # -------------------------------------------------------------------------------------------------------------- refused
 
 
-class Flat:
+class Flat(Filler):
     """A filler that forgets the masks and the draws."""
 
     def __call__(self, images, keep, rng, draws=1, segments=None):

@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from lit_xai.core import Filler
 from lit_xai.errors import UsageError
 from lit_xai.fillers import SegmentMean, UniformNoise
 from lit_xai.fillers.constant import Blur, Colour
@@ -242,23 +243,23 @@ def test_superpixels_are_hidden_with_the_turn_off_rate_and_nested(rgb):
 
 def test_the_rate_is_the_fillers_own():
     class Painter(Colour):
-        hides = 1.0
+        turn_off_rate = 1.0
 
     class Wrong(Colour):
-        hides = 0
+        turn_off_rate = 0
 
     assert (hides_of(Colour(0.0)), hides_of(Painter(0.0))) == (0.5, 1.0)
-    with pytest.raises(UsageError, match=r"Wrong.hides must lie in \(0, 1\]"):
+    with pytest.raises(UsageError, match=r"Wrong.turn_off_rate must lie in \(0, 1\]"):
         hides_of(Wrong(0.0))
 
 
 # ---------------------------------------------------------------------------------------------------------------- table
 
 
-class Whole:
+class Whole(Filler):
     """Another image of noise for every draw, and what it was asked."""
 
-    hides = 1.0
+    turn_off_rate = 1.0
 
     def __init__(self) -> None:
         self.kept, self.most = 0, 0
@@ -269,7 +270,7 @@ class Whole:
         return UniformNoise()(images, keep, rng, draws)
 
 
-class Untouched:
+class Untouched(Filler):
     """Gives every image back."""
 
     def __call__(self, images, keep, rng, draws=1, segments=None):

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from lit_xai.callbacks.base import Context, RankZeroReport
-from lit_xai.core import Explainer, Score, legend_of
+from lit_xai.core import Explainer, Score
 from lit_xai.data.folds import FoldData
 from lit_xai.engine import explained_classes
 from lit_xai.errors import UsageError
-from lit_xai.fitting import fit_fillers
+from lit_xai.metrics.fidelity import Walk
 from lit_xai.metrics.sanity import COLUMNS, HOW, Sanity, compare_models, curves, sanity, sanity_table
 from lit_xai.metrics.sanity import rows as rows_of
 from lit_xai.metrics.statistics import mean_estimate, too_few
@@ -94,7 +94,7 @@ class SanityCheck(RankZeroReport):
         images = data.source.train.images(samples.tolist()).to(device)
         with torch.inference_mode():
             targets = model(images).argmax(1)
-        fitted = {n: fit_fillers(e, data.trained_on) for n, e in self.explainers.items()}
+        fitted = {n: e.fitted(data.trained_on) for n, e in self.explainers.items()}
         common: Any = (images, targets.clone(), fitted, SampleRng(self.seed, tuple(samples.tolist())))
         options: Any = {"batch_size": self.batch_size, "progress": self.progress}
         if how == LABELS:
@@ -110,7 +110,7 @@ class SanityCheck(RankZeroReport):
         title = f"{self.store.root.parent.name}, fold {data.fold}: {how}, {number} held-out probes{too_few(number)}"
         path = self.store.root / f"sanity-{how}.png"
         lines = curves(table, "spearman"), curves(table, "magnitude")
-        legends = {n: legend_of(e) for n, e in self.explainers.items()}
+        legends = {n: e.legend for n, e in self.explainers.items()}
         return draw.sanity(images, stages, result.maps, *lines, path, title, legends)
 
 
@@ -137,7 +137,7 @@ class Curves(RankZeroReport):
         seed: int = 0,
         batch_size: int = 16,
     ) -> None:
-        self.scores = {n: s for n, s in scores.items() if hasattr(s, "curve")}
+        self.scores = {n: s for n, s in scores.items() if isinstance(s, Walk)}
         if not self.scores:
             raise UsageError(
                 "curves=true draws deletion, insertion and negative evidence: choose one of them by score="
@@ -148,13 +148,12 @@ class Curves(RankZeroReport):
     def make(self, on: Context) -> None:
         """Walk and draw."""
         for name, score in self.scores.items():
-            lines = self.lines(fit_fillers(score, on.data.trained_on), on)
+            lines = self.lines(score.fitted(on.data.trained_on), on)
             path = self.store.root / f"curves-{name}.png"
-            end = getattr(score, "fraction", 1.0)
             rows = [
                 [e, x, *values]
                 for e, line in lines.items()
-                for x, values in zip(grid(line, end), line.tolist(), strict=True)
+                for x, values in zip(grid(line, score.fraction), line.tolist(), strict=True)
             ]
             columns = ["explainer", "share", "probability", "probability_low", "probability_high"]
             write_csv(path.with_suffix(".csv"), columns, rows)
@@ -162,11 +161,11 @@ class Curves(RankZeroReport):
             title = (
                 f"{self.store.root.parent.name}, fold {on.data.fold}: {name}, {number} held-out probes{too_few(number)}"
             )
-            draw.curves(lines, end, path, title, getattr(score, "what", "pixels"))
+            draw.curves(lines, score.fraction, path, title, score.what)
             on.dashboard.picture(f"curves/{name}", path)
             print(f"curve: {path}", flush=True)
 
-    def lines(self, score: Any, on: Context) -> dict[str, Tensor]:
+    def lines(self, score: Walk, on: Context) -> dict[str, Tensor]:
         """`{explainer: [points, 3]}`: the mean over probes and its 95 % interval at every point."""
         model, samples, out = on.model, held_out_probes(on.data), {}
         labels, predictions = on.data.split.label(samples), self.store.read_predictions()

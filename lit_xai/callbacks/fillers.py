@@ -20,7 +20,6 @@ from lit_xai.core import Filler
 from lit_xai.data.folds import FoldData
 from lit_xai.errors import UsageError
 from lit_xai.fillers.fitted import Sampler, WindowSampler
-from lit_xai.fitting import fit_fillers
 from lit_xai.metrics.statistics import Estimate, mean_estimate, too_few
 from lit_xai.quality.plausibility import COLUMNS as PLAUSIBLE
 from lit_xai.quality.plausibility import inception, penultimate, plausibility_table, window_corners
@@ -125,14 +124,13 @@ class SamplerReport(RankZeroReport):
         """Context, truth and draws of a few holes, or of whole images; returns the seconds a draw took."""
         images, rng = self.images(data, self.shown, device)
         side = min(images.shape[-2:])
-        paints = getattr(sampler, "paints", False)
-        hole = sampler.patch if isinstance(sampler, WindowSampler) else side // 2 if paints else side
+        hole = sampler.patch if isinstance(sampler, WindowSampler) else side // 2 if sampler.paints else side
         keep = torch.ones(len(images), 1, *images.shape[-2:], dtype=torch.bool, device=device)
         for row, (top, left) in enumerate(window_corners(images, hole, rng)[:, 0].tolist()):
             keep[row, 0, top : top + hole, left : left + hole] = False
         began = time.perf_counter()
         drawn = sampler.fill(images, keep, rng, self.draws)[:, 0].cpu()
-        made = len(images) * (1 if getattr(sampler, "deterministic", False) else self.draws)
+        made = len(images) * (1 if sampler.deterministic else self.draws)
         seconds = (time.perf_counter() - began) / made
         title = f"{self.store.root.parent.name}, fold {data.fold} held out: context, truth, draws"
         draw.samples(images.cpu(), keep[:, 0].cpu(), drawn, path, title)
@@ -166,7 +164,7 @@ class FillerReport(RankZeroReport):
     def make(self, on: Context) -> None:
         """Measure."""
         data, model = on.data, on.model
-        fitted = {n: fit_fillers(f, data.trained_on) for n, f in self.fillers.items()}
+        fitted = {n: f.fitted(data.trained_on) for n, f in self.fillers.items()}
         rows, title = self.plausible(model, fitted, data, on.device)
         self.leave("plausibility", title, PLAUSIBLE, rows, on.dashboard)
         if data.source.truth is not None and "object" in data.source.truth.names and data.source.labelled:
@@ -192,7 +190,7 @@ class FillerReport(RankZeroReport):
         Raises:
             UsageError: fillers that were fitted to windows of different sizes; no weights of inception_v3.
         """
-        known = {n: f.patch for n, f in fillers.items() if hasattr(f, "patch")}
+        known = {n: k for n, f in fillers.items() if (k := f.window_side()) is not None}
         if len(set(known.values())) > 1:
             sizes = ", ".join(f"{n} K={k}" for n, k in known.items())
             raise UsageError(

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from lit_xai.callbacks.base import Context, RankZeroReport
-from lit_xai.core import Explainer, legend_of
+from lit_xai.core import Explainer
 from lit_xai.data.folds import FoldData
 from lit_xai.metrics.measures import MEASURES, view
+from lit_xai.models import Pretrained
 from lit_xai.report import draw
 from lit_xai.report.dashboard import Dashboard
 from lit_xai.report.ensemble import Ensemble
@@ -56,7 +57,7 @@ class Gallery(RankZeroReport):
 
     def make(self, on: Context) -> None:
         """Draw."""
-        names = getattr(on.module, "class_names", ()) or ()
+        names = on.module.class_names if isinstance(on.module, Pretrained) else ()
         path = self.draw(on.data, names)
         if path is not None:
             on.dashboard.picture("gallery", path)
@@ -75,7 +76,7 @@ class Gallery(RankZeroReport):
         names = class_names or data.source.classes
         captions = captions_of(Ensemble(self.store.root.parent), self.store.fold, samples, names)
         title = f"{self.store.root.parent.name}, predictor of fold {self.store.fold}"
-        legends = {n: legend_of(e) for n, e in self.explainers.items()}
+        legends = {n: e.legend for n, e in self.explainers.items()}
         images = data.source.train.images(samples.tolist())
         return draw.gallery(images, captions, maps, self.store.root / "gallery.png", title, legends)
 

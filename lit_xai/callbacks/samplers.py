@@ -18,7 +18,6 @@ from lit_xai.core import Filler
 from lit_xai.data.folds import FoldData
 from lit_xai.engine import explained_classes
 from lit_xai.errors import UsageError
-from lit_xai.fitting import fit_fillers
 from lit_xai.metrics.statistics import Estimate, excludes_zero, too_few
 from lit_xai.quality.plausibility import features_and_logits
 from lit_xai.quality.sampler import MEASURES, Mahalanobis
@@ -114,7 +113,7 @@ class SamplerTable(RankZeroReport):
         targets = explained_classes(
             self.target, labels, lambda: features_and_logits(model, images)[1].argmax(1).clone()
         )
-        fitted = {name: fit_fillers(f, data.trained_on) for name, f in self.fillers.items()}
+        fitted = {name: f.fitted(data.trained_on) for name, f in self.fillers.items()}
         rng = SampleRng(self.seed, tuple(probes.tolist()))
         return sampler_table(model, images, targets, fitted, score, real, self.draws, rng, progress=self.progress)
 

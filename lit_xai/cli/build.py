@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 from hydra.utils import get_object, instantiate
@@ -19,6 +19,7 @@ from lit_xai.data.folds import FoldData
 from lit_xai.errors import UsageError
 from lit_xai.fitting import accepts
 
+T = TypeVar("T")
 HOW = ("_target_", "accelerator", "devices", "num_nodes", "strategy", "num_sanity_val_steps", "profiler")  # not what
 ELSEWHERE = ("root", "path", "download", "num_workers", "probes_per_fold")  # where data lie, not what they are
 
@@ -101,9 +102,9 @@ def build_module(cfg: Mapping[str, Any], shape: Mapping[str, Any], colour: Any =
     return instantiate(node, **shape, colour=colour, _convert_="all")
 
 
-def build(node: Any) -> Any:
-    """Objects from a group of named nodes (explainers or scores)."""
-    return {name: instantiate(n, _convert_="all") for name, n in plain(node or {}).items()}
+def build(node: Any, of_kind: Callable[[Any, str], T]) -> dict[str, T]:
+    """Objects from a group of named nodes: explainers, scores or fillers (`core.as_explainer` and its like)."""
+    return {name: of_kind(instantiate(n, _convert_="all"), name) for name, n in plain(node or {}).items()}
 
 
 def build_logger(cfg: Mapping[str, Any], folder: Path, run: str, job_type: str) -> Any:

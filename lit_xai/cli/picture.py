@@ -11,14 +11,12 @@ from torch import Tensor, nn
 
 from lit_xai.cli.build import build, build_module, plain, say
 from lit_xai.cli.offered import refuse_other_code
-from lit_xai.core import Explainer, legend_of
+from lit_xai.core import Explainer, TrainedOn, as_explainer
 from lit_xai.data.sources import GREY, OnDisk
 from lit_xai.data.truth import opened
 from lit_xai.engine.estimate import Cost, seconds_per_image, setting
-from lit_xai.engine.loop import explained_by
 from lit_xai.errors import UsageError
 from lit_xai.explainers.lime import Lime
-from lit_xai.fitting import TrainedOn, fit_fillers, passes_of
 from lit_xai.models.pretrained import IMAGENET_MEAN, Pretrained
 from lit_xai.report import draw
 from lit_xai.rng import SampleRng
@@ -107,16 +105,14 @@ def explain_picture(cfg: Any) -> list[Path]:
     say(f"{file}: {label} with probability {float(p[chosen]):.3f}")
     rng = SampleRng(cfg.seed, (0,))
     written = []
-    explainers = build(cfg.get("explainer"))
+    explainers = build(cfg.get("explainer"), as_explainer)
     if cfg.dry_run:
-        say_costs(
-            network, {n: fit_fillers(e, trained_on) for n, e in explainers.items()}, image, torch.tensor([chosen])
-        )
+        say_costs(network, {n: e.fitted(trained_on) for n, e in explainers.items()}, image, torch.tensor([chosen]))
         return []
     for name, explainer in explainers.items():
         path = Path(cfg.root) / "pictures" / f"{file.stem}.{name}.png"
         title = f"{name}: {label}, probability {float(p[chosen]):.3f}"
-        picture(network, fit_fillers(explainer, trained_on), image, chosen, rng, title, path, label)
+        picture(network, explainer.fitted(trained_on), image, chosen, rng, title, path, label)
         say(f"{name}: {path}")
         written.append(path)
     return written
@@ -127,7 +123,7 @@ def say_costs(network: nn.Module, explainers: Mapping[str, Explainer], image: Te
     forward, backward = seconds_per_image(network, image, target)
     costs = []
     for name, explainer in explainers.items():
-        passes = passes_of(explainer, *image.shape[-2:])
+        passes = explainer.passes(*image.shape[-2:])
         mend = setting(f"explainer.{name}", explainer, *image.shape[-2:])
         minutes = (passes.forward * forward + passes.backward * backward) / 60
         costs.append(Cost(f"explainer.{name}", passes, minutes, (mend,) if mend else ()))
@@ -149,9 +145,9 @@ def picture(
     """Explain one image by one explainer and draw it."""
     targets = torch.tensor([target])
     if not isinstance(explainer, Lime):
-        maps, details = explained_by(explainer, network, image, targets, rng)
+        maps, details = explainer.with_details(network, image, targets, rng)
         map_ = maps[0].detach()
-        scale = draw.Scale.of(map_, legend_of(explainer), label)
+        scale = draw.Scale.of(map_, explainer.legend, label)
         known = [f"map {draw.span(map_)}", *(f"{k} {float(v[0]):.3g}" for k, v in details.items())]
         lines = [title, scale.says, ", ".join(known)]
         draw.explained(image[0], map_, lines, path, scale=scale)
@@ -164,7 +160,7 @@ def picture(
         for i, j in enumerate(top, 1)
     )
     settled = "settled" if bool(s.settled[0]) else "not settled"
-    scale = draw.Scale.of(s.maps()[0], legend_of(explainer), label)
+    scale = draw.Scale.of(s.maps()[0], explainer.legend, label)
     lines = [
         f"{title}; {int(s.counts[0])} superpixels, {int(s.samples[0])} samples, weighted R² {float(s.r2[0]):.3f}",
         scale.says,

@@ -44,12 +44,12 @@ from lit_xai.cli.build import (
 )
 from lit_xai.cli.schema import LISTS, experiment_name, left_open, options
 from lit_xai.cluster.interruption import Interrupted, Interruption, environment, requeue
-from lit_xai.core import Explainer, Filler, Score
+from lit_xai.core import Explainer, Filler, Score, as_explainer, as_filler, as_score
 from lit_xai.data.folds import FoldData
 from lit_xai.engine import Tasks
 from lit_xai.errors import UsageError
 from lit_xai.models.resnet import stem_for
-from lit_xai.models.trainable import STEPS, Trainable, epochs_for
+from lit_xai.models.trainable import STEPS, TrainedModule, epochs_for
 from lit_xai.store.files import load_weights, write_atomically
 from lit_xai.store.fold import FoldStore, differences
 from lit_xai.store.plans import PLANS, plan_text
@@ -124,17 +124,19 @@ class Run:
     @cached_property
     def explainers(self) -> dict[str, Explainer]:
         """By name."""
-        return {} if self.job_type == "train" and not self.cfg.explain else build(self.cfg.get("explainer"))
+        return (
+            {} if self.job_type == "train" and not self.cfg.explain else build(self.cfg.get("explainer"), as_explainer)
+        )
 
     @cached_property
     def fillers(self) -> dict[str, Filler]:
         """By name; those whose removal of objects is measured."""
-        return build(self.cfg.get("filler"))
+        return build(self.cfg.get("filler"), as_filler)
 
     @cached_property
     def scores(self) -> dict[str, Score]:
         """By name."""
-        return build(self.cfg.get("score"))
+        return build(self.cfg.get("score"), as_score)
 
     def module(self) -> pl.LightningModule:
         """A fresh module; its initial weights are a function of the seed (the same for every fold)."""
@@ -341,12 +343,12 @@ class Run:
     @property
     def trainable(self) -> bool:
         """Whether this model is trained here."""
-        return self.is_sampler or issubclass(get_object(self.cfg.model._target_), Trainable)
+        return issubclass(get_object(self.cfg.model._target_), TrainedModule)
 
     @property
     def is_sampler(self) -> bool:
         """Whether this model draws images or parts of them (and explains nothing)."""
-        return hasattr(get_object(self.cfg.model._target_), "sampler")
+        return self.trainable and get_object(self.cfg.model._target_).is_sampler
 
 
 def without_unchosen(cfg: Any) -> Any:

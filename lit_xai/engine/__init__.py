@@ -19,7 +19,7 @@ from lit_xai.engine.estimate import (
     unit,
 )
 from lit_xai.engine.job import Job, explained_classes, files_of, model_hash, read_from
-from lit_xai.engine.loop import check_maps, compute, explain, explained_by
+from lit_xai.engine.loop import check_maps, compute, explain
 from lit_xai.engine.predict import predict, predictions_of
 from lit_xai.engine.tasks import Spec, Task, Tasks, masks_digest, specs
 
@@ -37,7 +37,6 @@ __all__ = [
     "check_maps",
     "compute",
     "explain",
-    "explained_by",
     "explained_classes",
     "fewer_probes",
     "files_of",

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from lit_xai.core import Passes
+from lit_xai.core import Explainer, Passes, Score
 from lit_xai.engine.job import Job
 from lit_xai.engine.tasks import Tasks
 from lit_xai.explainers.sweep import SlidingPatch
-from lit_xai.fitting import fit_fillers, passes_of
 from lit_xai.store.names import DISAGREEMENTS
 
 # fields that decide how many passes a method takes: the first that helps is named where it shall be cheaper
@@ -86,15 +85,17 @@ def plan(tasks: Tasks, progress: bool = False) -> Plan:
         return Plan(0, 0, Passes(0), 0.0, device=device)
     images, targets, _ = job.batch(0)
     height, width = images.shape[-2:]
-    things = {f"explainer.{n}": fit_fillers(e, job.trained_on) for n, e in tasks.explainers.items()}
+    things: dict[str, Explainer | Score] = {
+        f"explainer.{n}": e.fitted(job.trained_on) for n, e in tasks.explainers.items()
+    }
     things.update({f"score.{n}": s for n, s in scores.items()})
-    each = {name: passes_of(thing, height, width) for name, thing in things.items()}
+    each = {name: thing.passes(height, width) for name, thing in things.items()}
     asked: dict[str, Passes] = {}
     seen = set()
     for w in tasks:
         names = [] if w.meta else [f"explainer.{w.name}"]
         for n in w.missing:
-            if not hasattr(scores[n], "observe") or (n, w.shard) not in seen:
+            if not scores[n].observes or (n, w.shard) not in seen:
                 names.append(f"score.{n}")
                 seen.add((n, w.shard))
         for name in names:
@@ -102,9 +103,10 @@ def plan(tasks: Tasks, progress: bool = False) -> Plan:
     seconds, fewer, costs = seconds_per_image(job.model, images, targets, progress=progress), fewer_probes(job), []
     for name, passes in asked.items():
         minutes = sum(n * s for n, s in zip(passes, seconds, strict=True)) / 60
-        if isinstance(things[name], SlidingPatch):
-            minutes *= things[name].share(job.model, images)
-        mends = () if begun(job, name) else (setting(name, things[name], height, width), fewer)
+        thing = things[name]
+        if isinstance(thing, SlidingPatch):
+            minutes *= thing.share(job.model, images)
+        mends = () if begun(job, name) else (setting(name, thing, height, width), fewer)
         costs.append(Cost(name, passes, minutes, tuple(m for m in mends if m)))
     costs.sort(key=lambda c: -c.minutes)
     total = sum((c.passes for c in costs), Passes(0))
@@ -122,14 +124,14 @@ def begun(job: Job, name: str = "*") -> bool:
 def setting(name: str, thing: Any, height: int, width: int) -> str | None:
     """The option of an explainer or score that brings its passes down to about a quarter; None where none halves them."""
     known = {f.name for f in fields(thing)} if is_dataclass(thing) else set()
-    now = sum(passes_of(thing, height, width))
+    now = sum(thing.passes(height, width))
     for count in (n for n in COUNTS if n in known):
         value = getattr(thing, count)
         if not isinstance(value, int):
             continue
         cheaper = {"stride": [value * 2**i for i in range(1, 7)], "step": [4 * (value or max(height, width))]}
         for other in cheaper.get(count, [max(LEAST, value // 4)]):
-            if 2 * sum(passes_of(replace(thing, **{count: other}), height, width)) <= now:
+            if 2 * sum(replace(thing, **{count: other}).passes(height, width)) <= now:
                 return f"{name}.{count}={other}"
     return None
 

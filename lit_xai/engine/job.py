@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from lit_xai.core import Explainer
+from lit_xai.core import Component, Explainer, TrainedOn
 from lit_xai.data.sources import ImageSet, digest
 from lit_xai.data.truth import Truth
 from lit_xai.errors import UsageError
-from lit_xai.fitting import TrainedOn, contents, describe, fit_fillers
+from lit_xai.fitting import describe
 from lit_xai.rng import SampleRng
 from lit_xai.store.fold import FoldStore
 from lit_xai.store.names import RANDOM
@@ -115,15 +115,15 @@ def explained_classes(
     return labels if target == "label" and not bool((labels < 0).any()) else predicted()
 
 
-def read_from(thing: Any, trained_on: TrainedOn) -> dict[str, Any]:
+def read_from(thing: Component, trained_on: TrainedOn) -> dict[str, Any]:
     """What the files that an explainer or a score reads hold: `fitted` is the same for all folds, `files` a fold's own."""
-    found = contents(fit_fillers(thing, trained_on))
+    found = thing.fitted(trained_on).contents()
     if not found:
         return {}
     fitted = {name: {k: v for k, v in c.items() if k != "digest"} for name, c in found.items()}
     return {"fitted": fitted, "files": {name: c["digest"] for name, c in found.items()}}
 
 
-def files_of(thing: Any, trained_on: TrainedOn) -> dict[str, str]:
+def files_of(thing: Component, trained_on: TrainedOn) -> dict[str, str]:
     """The digests of the files that an explainer or a score reads, by dotted name."""
     return read_from(thing, trained_on).get("files", {})

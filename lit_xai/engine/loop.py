@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 import lit_xai
@@ -18,7 +18,6 @@ from lit_xai.core import Explainer, Score
 from lit_xai.engine.job import Job
 from lit_xai.engine.tasks import Task, Tasks
 from lit_xai.errors import UsageError
-from lit_xai.fitting import fit_fillers, resolve
 from lit_xai.rng import SampleRng
 from lit_xai.store.fold import read_shard, write_tensors
 
@@ -45,9 +44,9 @@ def compute(tasks: Tasks, progress: bool = True, on_shard: Callable[[str, int, i
     explainers.
     """
     job = tasks.job
-    fitted = {n: fit_fillers(s, job.trained_on) for n, s in tasks.scores.items()}
+    fitted = {n: s.fitted(job.trained_on) for n, s in tasks.scores.items()}
     job.store.remove_temporary()
-    observed: dict[tuple[str, int], Tensor] = {}
+    observed: dict[tuple[str, int], Tensor | None] = {}
     current: range | None = None
     total = sum(len(t.shard) for t in tasks)
     with tqdm(total=total, unit="map", disable=not progress or not tasks, dynamic_ncols=True) as bar:
@@ -65,10 +64,10 @@ def compute(tasks: Tasks, progress: bool = True, on_shard: Callable[[str, int, i
     return len(tasks)
 
 
-def run(task: Task, scores: Mapping[str, Score], observed: dict[tuple[str, int], Tensor], bar: Any) -> None:
+def run(task: Task, scores: Mapping[str, Score], observed: dict[tuple[str, int], Tensor | None], bar: Any) -> None:
     """Compute one shard's missing maps and scores and write it."""
     job, shard = task.job, task.shard
-    explainer = fit_fillers(task.spec.explainer, job.trained_on)
+    explainer = task.spec.explainer.fitted(job.trained_on)
     maps, values = [], {name: [] for name in task.missing}  # type: ignore[var-annotated]
     resolved: dict[str, Any] = {}
     details: dict[str, list[Tensor]] = {}
@@ -77,30 +76,30 @@ def run(task: Task, scores: Mapping[str, Score], observed: dict[tuple[str, int],
         images, targets, rng = job.batch(start)
         inside = slice(max(shard.start - start, 0), min(shard.stop - start, len(images)))
         if not resolved:
-            resolved = {"explainer": resolve(explainer, job.model, images)}
-            resolved.update({n: resolve(scores[n], job.model, images) for n in scores})
+            resolved = {"explainer": explainer.resolved(job.model, images)}
+            resolved.update({n: scores[n].resolved(job.model, images) for n in scores})
         if had:
             batch_maps = torch.zeros(len(images), *images.shape[-2:], device=images.device)
             kept = had["maps"][start + inside.start - shard.start : start + inside.stop - shard.start]
             batch_maps[inside] = kept.to(images.device)
         else:
-            batch_maps, found = explained_by(explainer, job.model, images, targets, rng)
+            batch_maps, found = explainer.with_details(job.model, images, targets, rng)
             check_maps(batch_maps, images, rng, task)
             for name, detail in found.items():
                 details.setdefault(f"detail/{name}", []).append(detail[inside].double().cpu())
         maps.append(batch_maps[inside].float().cpu())
         for name in task.missing:
             score = scores[name]
-            wants = getattr(score, "truth", None)
             if (name, start) not in observed:
-                if wants is not None and job.truth is not None:
-                    observed[name, start] = job.truth.masks(wants, rng.samples).to(images.device)
-                elif hasattr(score, "observe"):
+                if score.truth is not None and job.truth is not None:
+                    observed[name, start] = job.truth.masks(score.truth, rng.samples).to(images.device)
+                else:
                     observed[name, start] = score.observe(job.model, images, targets, rng)
-            value = score(job.model, images, batch_maps, targets, rng, observed.get((name, start)))
+            known = observed[name, start]
+            value = score(job.model, images, batch_maps, targets, rng, known)
             values[name].append(value[inside].double().cpu())
-            if wants is not None:
-                whole = score.reference(observed[name, start])  # type: ignore[attr-defined]
+            whole = score.reference(known) if score.truth is not None and known is not None else None
+            if whole is not None:
                 details.setdefault(f"reference/{name}", []).append(whole[inside].double().cpu())
         bar.update(inside.stop - inside.start)
     tensors = {"sample": job.samples[shard.start : shard.stop], "maps": torch.cat(maps)}
@@ -113,7 +112,7 @@ def run(task: Task, scores: Mapping[str, Score], observed: dict[tuple[str, int],
             "resolved": resolved.get(n, {}),
             "higher_is_better": scores[n].higher_is_better,
             **({"files": task.spec.files[n]} if task.spec.files[n] else {}),
-            **settings_of(scores[n]),
+            **({} if (settings := scores[n].settings()) is None else {"settings": list(settings)}),
         }
         for n in task.missing
     }
@@ -133,20 +132,6 @@ def made_by(had: Mapping[str, Any]) -> dict[str, Any]:
     also = [m for m in (*had.get("also", []), *([now] if maps != now else []))]
     unique = [m for i, m in enumerate(also) if m not in also[:i]]
     return {**maps, "also": unique} if unique else maps
-
-
-def settings_of(score: Score) -> dict[str, Any]:
-    """What the columns of a score with several are."""
-    return {"settings": list(score.settings())} if hasattr(score, "settings") else {}
-
-
-def explained_by(
-    explainer: Explainer, model: nn.Module, images: Tensor, targets: Tensor, rng: SampleRng
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Maps, and what the method knows about them."""
-    if hasattr(explainer, "with_details"):
-        return explainer.with_details(model, images, targets, rng)
-    return explainer(model, images, targets, rng).detach(), {}
 
 
 def check_maps(maps: Tensor, images: Tensor, rng: SampleRng, task: Task) -> None:

@@ -11,12 +11,11 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from lit_xai.core import Explainer, Score
+from lit_xai.core import Explainer, Score, TrainedOn
 from lit_xai.data.threads import side_by_side
 from lit_xai.data.truth import Truth
 from lit_xai.engine.job import Job, files_of, read_from
 from lit_xai.errors import DamagedFile, UsageError
-from lit_xai.fitting import TrainedOn
 from lit_xai.store.fold import check_shard, differences
 from lit_xai.store.names import shard_name
 from lit_xai.store.shards import read_head, verify
@@ -197,19 +196,14 @@ def specs(job: Job, explainers: Mapping[str, Explainer], scores: Mapping[str, Sc
     for name, score in scores.items():
         refuse_without_masks(name, score, job.truth)
     files = {n: files_of(s, job.trained_on) for n, s in scores.items()}
-    masks = {w: masks_digest(job.truth, w, job.samples) for s in scores.values() if job.truth and (w := truth_of(s))}
+    masks = {w: masks_digest(job.truth, w, job.samples) for s in scores.values() if job.truth and (w := s.truth)}
     wanted = {n: definition_of(s, job.trained_on, masks) for n, s in scores.items()}
     return [Spec(job, n, e, job.fingerprint(e), wanted, files) for n, e in explainers.items()]
 
 
-def truth_of(score: Score) -> str | None:
-    """Which masks a score wants; None if it wants none."""
-    return getattr(score, "truth", None)
-
-
 def definition_of(score: Score, trained_on: TrainedOn, masks: Mapping[str, str]) -> dict[str, Any]:
     """What a score's number means; of a score against masks also which masks (their digests), so that mended ones are noticed."""
-    wants, fitted = truth_of(score), read_from(score, trained_on).get("fitted")
+    wants, fitted = score.truth, read_from(score, trained_on).get("fitted")
     meaning = {**score.meaning(), **({"fitted": fitted} if fitted else {})}
     return {**meaning, "masks": masks[wants]} if wants is not None and wants in masks else meaning
 
@@ -234,7 +228,7 @@ def masks_digest(truth: Truth, name: str, samples: Int[Tensor, "p"]) -> str:
 
 def refuse_without_masks(name: str, score: Score, truth: Truth | None) -> None:
     """Refuse a score against masks that the data do not have."""
-    wants = truth_of(score)
+    wants = score.truth
     if wants is None or (truth is not None and wants in truth.names):
         return
     have = f"has masks of: {', '.join(truth.names)}" if truth else "has no masks"

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lit_xai.calls import check_batch
-from lit_xai.core import SIGNED, Images, Legend, Maps, Model, Passes, Segments, Targets
+from lit_xai.core import SIGNED, Explainer, Images, Legend, Maps, Model, Passes, Segments, Targets
 from lit_xai.errors import UsageError
 from lit_xai.explainers.gradient import mean_gradient
 from lit_xai.fillers.base import BackgroundFiller
@@ -19,7 +19,7 @@ from lit_xai.segments import Quickshift, Segmenter, segment_sums, to_pixels
 
 
 @dataclass(frozen=True)
-class AveragedGradient:
+class AveragedGradient(Explainer):
     """Per superpixel the sum of (x - filler) * (gradient averaged from filler to image), at each of its pixels.
 
     Integrated gradients summed over superpixels; equals LIME's limit on linear models. The trapezoid's weights sum to 1.

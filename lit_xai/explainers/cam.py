@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lit_xai.calls import check_batch, evaluating
 from lit_xai.calls import select_output as select
-from lit_xai.core import MAGNITUDE, Images, Legend, Maps, Model, Passes, Targets
+from lit_xai.core import MAGNITUDE, Explainer, Images, Legend, Maps, Model, Passes, Targets
 from lit_xai.errors import UsageError
 from lit_xai.rng import SampleRng
 
@@ -83,7 +83,7 @@ def to_maps(activation: Tensor, weights: Float[Tensor, "b k"], images: Images) -
 
 
 @dataclass(frozen=True)
-class GradCAM:
+class GradCAM(Explainer):
     """Grad-CAM (Selvaraju et al., 2017): a channel's weight is the mean of its gradients.
 
     Args:

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from lit_xai.calls import check_batch
-from lit_xai.core import SIGNED, Images, Legend, Maps, Model, Passes, Targets
+from lit_xai.core import SIGNED, Explainer, Images, Legend, Maps, Model, Passes, Targets
 from lit_xai.rng import SampleRng
 
 
 @dataclass(frozen=True)
-class Random:
+class Random(Explainer):
     """Standard normal noise, independent for every sample and every model: the null of all scores and measures.
 
     The noise belongs to (seed, sample, model), not to the sample alone: maps that two folds share would have a perfect

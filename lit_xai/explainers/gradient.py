@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lit_xai.calls import check_batch, evaluating, in_format_of, per_call, row_chunks, select_output
-from lit_xai.core import MAGNITUDE, SIGNED, Images, Legend, Maps, Model, Passes, Targets
+from lit_xai.core import MAGNITUDE, SIGNED, Explainer, Images, Legend, Maps, Model, Passes, Targets
 from lit_xai.errors import UsageError
 from lit_xai.rng import SampleRng
 
@@ -59,7 +59,7 @@ def mean_gradient(
 
 
 @dataclass(frozen=True)
-class Saliency:
+class Saliency(Explainer):
     """|gradient|, maximum over channels (Simonyan et al., 2014).
 
     Args:
@@ -82,7 +82,7 @@ class Saliency:
 
 
 @dataclass(frozen=True)
-class GradientInput:
+class GradientInput(Explainer):
     """x * |gradient|, mean over channels, as printed by Fel et al. (appendix B).
 
     Args:
@@ -111,7 +111,7 @@ class GradientInput:
 
 
 @dataclass(frozen=True)
-class IntegratedGradients:
+class IntegratedGradients(Explainer):
     """(x - x0) times the mean gradient on the line from x0 to x (Sundararajan et al., 2017).
 
     `steps` points, both ends included, trapezoidal weights that sum to one; hence the sum over pixels and channels
@@ -154,7 +154,7 @@ class IntegratedGradients:
 
 
 @dataclass(frozen=True)
-class SmoothGrad:
+class SmoothGrad(Explainer):
     """Mean gradient over noisy copies of the image (Smilkov et al., 2017). `sigma=0` is the gradient itself.
 
     Args:

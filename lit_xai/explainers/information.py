@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lit_xai.calls import check_batch
-from lit_xai.core import Filler, Images, Maps, Model, Passes
+from lit_xai.core import Filler, Images, Maps, Model, Passes, as_filler
 from lit_xai.errors import UsageError
 from lit_xai.explainers.sweep import EPSILON, KL, Contrast, Probabilities, SlidingPatch, in_unit, sweep
 from lit_xai.rng import SampleRng
@@ -122,7 +122,8 @@ def information_maps(
     which = torch.arange(len(images), device=images.device)
     check_batch(images, which)
     height, width = images.shape[-2:]
-    known = getattr(filler, "patch", PATCH)
+    filler = as_filler(filler)
+    known = filler.window_side() or PATCH
     patch, stride = known if patch is None else patch, known if stride is None else stride
     walk = SlidingPatch(patch, stride, filler, draws, projection="mean", scale=False)
     windows, several = walk.windows(height, width), Several(classes, unit)

@@ -7,7 +7,7 @@ KernelSHAP and LIME on samples of a generative model are configurations of it.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +17,20 @@ from scipy.stats import norm
 from torch import Tensor
 
 from lit_xai.calls import check_batch, evaluate_rows
-from lit_xai.core import SIGNED, Filler, Images, Legend, Maps, Model, Passes, Scores, Segments, Targets
+from lit_xai.core import (
+    SIGNED,
+    Component,
+    Explainer,
+    Filler,
+    Images,
+    Legend,
+    Maps,
+    Model,
+    Passes,
+    Scores,
+    Segments,
+    Targets,
+)
 from lit_xai.errors import UsageError
 from lit_xai.fillers.refill import Refill
 from lit_xai.fillers.simple import SegmentMean
@@ -53,7 +66,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Toggle:
+class Toggle(Component):
     """Every superpixel stays with probability `keep`, independently; the others are filled.
 
     `keep=0` with `whole_first=False` hides everything: the filler then paints full-input samples.
@@ -101,7 +114,7 @@ class Coalitions(Toggle):
 
 
 @dataclass(frozen=True)
-class OnOff:
+class OnOff(Component):
     """1 where a superpixel is visible, else 0."""
 
     def __call__(self, rows: Rows) -> Tensor:
@@ -110,7 +123,7 @@ class OnOff:
 
 
 @dataclass(frozen=True)
-class SegmentDistance:
+class SegmentDistance(Component):
     """1 - l1(x, x~) / largest possible l1, superpixel by superpixel: how much of it is left, in [0, 1] (POMELO)."""
 
     def __call__(self, rows: Rows) -> Tensor:
@@ -127,7 +140,7 @@ class SegmentDistance:
 # -------------------------------------------------------------------------------------------------------------- kernel
 
 
-class Kernel(ABC):
+class Kernel(Component):
     """The weight of every perturbed image."""
 
     @abstractmethod
@@ -315,7 +328,7 @@ def is_settled(theta: Float[Tensor, "p"], covariance: Float[Tensor, "p p"], coun
 
 
 @dataclass(frozen=True)
-class Lime:
+class Lime(Explainer):
     """Local surrogate over superpixels; every default is the `lime` package's.
 
     The coefficients tend to a limit that is known in closed form for some models (`lit_xai.explainers.lime_limit`).

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lit_xai.calls import check_batch, evaluating, in_format_of, select_output
-from lit_xai.core import MAGNITUDE, Filler, Images, Legend, Maps, Model, Passes, Scores, Targets, scaled
+from lit_xai.core import MAGNITUDE, Explainer, Filler, Images, Legend, Maps, Model, Passes, Scores, Targets, scaled
 from lit_xai.errors import UsageError
 from lit_xai.fillers.constant import Blur
 from lit_xai.fillers.refill import Refill
@@ -21,7 +21,7 @@ CHANGED = 1 / 255  # a pixel has changed when any channel moves by more than thi
 
 
 @dataclass(frozen=True)
-class MeaningfulPerturbation:
+class MeaningfulPerturbation(Explainer):
     """Adam on a small mask m in [0, 1] (1 = keep); the map is 1 - m at image size.
 
     loss = `area` sum|1 - m| + `smoothness` TV_3(m) + p(c | m x + (1 - m) filler), TV_3 = sum of |differences|^3 on the
@@ -135,9 +135,8 @@ class MeaningfulPerturbation:
             return in_format_of(keep * images + (1 - keep) * refill.whole, images)
         kept = (keep > 0.5).detach()
         hard = kept.to(images.dtype) - keep.detach() + keep  # the value of the decision, the gradient of the mask
-        if hasattr(self.filler, "painted"):
-            filled = self.filler.painted(images, hard)
-        else:
+        filled = refill.filler.painted(images, hard)
+        if filled is None:
             with torch.no_grad():
                 filled = refill(kept[:, 0], list(range(len(images))), [step] * len(images))
         return in_format_of(hard * images + (1 - hard) * filled, images)

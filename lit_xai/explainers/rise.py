@@ -11,13 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lit_xai.calls import autocast, check_batch, evaluating, in_format_of, per_call, row_chunks, select_output
-from lit_xai.core import RANGE, Images, Legend, Maps, Model, Passes, Targets
+from lit_xai.core import RANGE, Explainer, Images, Legend, Maps, Model, Passes, Targets
 from lit_xai.errors import UsageError
 from lit_xai.rng import SampleRng
 
 
 @dataclass(frozen=True)
-class RISE:
+class RISE(Explainer):
     """phi = 1 / (p n) sum_i f_c(x * m_i) m_i, with E[m] = p at every pixel.
 
     A mask is a `grid x grid` Bernoulli(p) pattern, enlarged bilinearly by the cell size and cropped at a random shift.

@@ -7,7 +7,7 @@ the same for all. Where a window is refilled several times, the softmax is avera
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -19,11 +19,26 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lit_xai.calls import autocast, check_batch, check_classes, evaluating, in_format_of, per_call, row_chunks
-from lit_xai.core import MAGNITUDE, REFERENCE_SIDE, SIGNED, Filler, Images, Legend, Maps, Model, Passes, Targets, scaled
+from lit_xai.core import (
+    MAGNITUDE,
+    REFERENCE_SIDE,
+    SIGNED,
+    Component,
+    Explainer,
+    Filler,
+    Images,
+    Legend,
+    Maps,
+    Model,
+    Passes,
+    Targets,
+    TrainedOn,
+    as_filler,
+    scaled,
+)
 from lit_xai.errors import UsageError
 from lit_xai.fillers.constant import Colour
 from lit_xai.fillers.refill import Refill
-from lit_xai.fitting import TrainedOn
 from lit_xai.incremental import MODES, WindowLogits
 from lit_xai.rng import SampleRng
 
@@ -35,7 +50,7 @@ Probabilities = Float[Tensor, "r k"]
 # ----------------------------------------------------------------------------------------------------------- contrasts
 
 
-class Contrast(ABC):
+class Contrast(Component):
     """How much the output changed: from p(y|x) and the mean p(y|x without the window), positive = evidence for.
 
     `unit` is that of its values.
@@ -198,7 +213,7 @@ class Windows:
 
 def fillings(filler: Filler, draws: int) -> int:
     """How often a window is refilled: once, where all draws are alike."""
-    return 1 if getattr(filler, "deterministic", False) else draws
+    return 1 if filler.deterministic else draws
 
 
 def softmax_of(
@@ -239,7 +254,7 @@ def sweep(
     if max_batch < 1:
         raise UsageError(f"max_batch must be at least 1, found {max_batch}")
     refill, max_batch = Refill(filler, images, rng), per_call(images, max_batch)
-    draws = fillings(filler, draws)
+    draws = fillings(refill.filler, draws)
     groups = [min(GROUP, draws - start) for start in range(0, draws, GROUP)]
     top, left = windows.corners(images.device)
     row, column = (torch.arange(side, device=images.device) for side in images.shape[-2:])
@@ -334,7 +349,7 @@ class Outputs:
 
 
 @dataclass(frozen=True)
-class SlidingPatch:
+class SlidingPatch(Explainer):
     """A patch that slides over the image; A = contrast of the outputs with and without it (Agarwal & Nguyen, 2020).
 
     On an additive model the map of non-overlapping patches sums, patch by patch, to f(x) - f(everything filled).
@@ -365,6 +380,9 @@ class SlidingPatch:
     max_batch: int = 64
     incremental: str = "auto"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "filler", as_filler(self.filler))
+
     def windows(self, height: int, width: int) -> Windows:
         """The windows of images of this size."""
         if any(value is not None and value < 1 for value in (self.patch, self.stride)):
@@ -373,7 +391,7 @@ class SlidingPatch:
             raise UsageError(f"draws must be at least 1, found {self.draws}")
         if self.projection not in ("bilinear", "mean"):
             raise UsageError(f"projection must be bilinear or mean, found {self.projection!r}")
-        knows, side = getattr(self.filler, "patch", None), min(height, width)
+        knows, side = self.filler.window_side(), min(height, width)
         if knows is None and None in (self.patch, self.stride):
             raise UsageError(f"filler {type(self.filler).__name__} knows no K: set patch= and stride= in pixels")
         scale = self.scale and side != REFERENCE_SIDE

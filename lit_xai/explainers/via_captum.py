@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_xai.calls import check_batch, evaluating
-from lit_xai.core import Images, Maps, Model, Passes, Targets
+from lit_xai.core import Explainer, Images, Maps, Model, Passes, Targets
 from lit_xai.errors import UsageError
 from lit_xai.explainers.gradient import reduce_channels
 from lit_xai.fitting import accepts
@@ -38,7 +38,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Captum:
+class Captum(Explainer):
     """captum's `method`, e.g. `Captum("DeepLift")`; maps are its attributions reduced over the channels.
 
     Methods that draw random numbers are run image by image from the sample's own seed, so that a map does not depend

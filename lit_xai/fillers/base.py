@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lit_xai.core import Images, Keep, Segments
+from lit_xai.core import Filler, Images, Keep, Segments
 from lit_xai.rng import SampleRng
 
 
-class BackgroundFiller(ABC):
+class BackgroundFiller(Filler):
     """A filler whose replacement image does not depend on the mask."""
 
     deterministic = True

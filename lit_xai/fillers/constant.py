@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from lit_xai.core import LUMA, REFERENCE_SIDE, Images, Model, Segments, scaled
+from lit_xai.core import LUMA, REFERENCE_SIDE, Images, Model, Segments, TrainedOn, scaled
 from lit_xai.errors import UsageError
 from lit_xai.fillers.base import BackgroundFiller
-from lit_xai.fitting import TrainedOn
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Mean(BackgroundFiller):
 
     def fitted(self, trained_on: TrainedOn) -> Mean:
         """This filler with the training folds' mean colour."""
-        return self if self.colour is not None else Mean(trained_on.colour)
+        return self if self.colour is not None else replace(self, colour=trained_on.colour)
 
     def background(self, images: Images, segments: Segments | None = None) -> Images:
         """The mean colour, at the images' size."""

@@ -514,7 +514,7 @@ class DDIMInpainting(Denoising):
     eta: float = 0.8
     blur: float = 1.0
 
-    hides = 0.75
+    turn_off_rate = 0.75
 
     def adapted(self, sampler: Sampler) -> Painting:
         """The network, painting."""

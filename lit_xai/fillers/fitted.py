@@ -10,51 +10,53 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lit_xai.core import Images, Keep, Model, Segments
+from lit_xai.core import Filler, Images, Keep, Model, Segments, TrainedOn
 from lit_xai.errors import UsageError
-from lit_xai.fitting import TrainedOn
 from lit_xai.rng import SampleRng
 from lit_xai.store.files import read_checkpoint
 
 
-@runtime_checkable
-class Sampler(Protocol):
+class Sampler(ABC):
     """What was fitted to images and draws hidden pixels.
 
     Attributes:
         about: what it was fitted on (`FoldData.about`); empty = not known.
+        deterministic: all draws are alike.
+        paints: what is hidden, given what is visible; False: whole new images.
     """
 
-    @property
-    def about(self) -> str: ...
+    about: str
+    deterministic = False
+    paints = False
 
+    @abstractmethod
     def fill(
         self, images: Images, keep: Keep, rng: SampleRng, draws: int = 1, segments: Segments | None = None
     ) -> Float[Tensor, "b n d c h w"]:
         """Hidden pixels drawn given the visible ones, as `Filler` says."""
-        ...
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:  # noqa: B027
+        """Refuse images of other channels or another size than it was trained on; windows fit many."""
 
 
-@runtime_checkable
-class WindowSampler(Sampler, Protocol):
+class WindowSampler(Sampler):
     """p(K x K tile | surroundings), fitted.
 
     Attributes:
         patch: K, pixels.
     """
 
-    @property
-    def patch(self) -> int: ...
+    patch: int
 
+    @abstractmethod
     def window_bits(self, images: Images, top: Int[Tensor, "b"], left: Int[Tensor, "b"]) -> Float[Tensor, "b"]:
         """Bits per pixel and channel of the K x K window at (top, left) of every image, given its surroundings."""
-        ...
 
 
 class Saved(NamedTuple):
@@ -136,8 +138,11 @@ def opened(read: Callable[[Path], Sampler], files: tuple[Path, ...], stamps: tup
     return read(files[0]), content.hexdigest()
 
 
+F = TypeVar("F", bound="FittedFiller")
+
+
 @dataclass(frozen=True)
-class FittedFiller(ABC):
+class FittedFiller(Filler):
     """A filler that reads what it was fitted to from a file, when it is first used.
 
     Args:
@@ -160,7 +165,7 @@ class FittedFiller(ABC):
             UsageError: it is damaged, or of another kind.
         """
 
-    def fitted(self, trained_on: TrainedOn) -> FittedFiller:
+    def fitted(self: F, trained_on: TrainedOn) -> F:
         """This filler, reading the file of the predictor's fold."""
         return replace(self, trained_on=trained_on)
 
@@ -205,7 +210,7 @@ class FittedFiller(ABC):
             )
         sampler = self.adapted(sampler)
         shape = self.trained_on.shape if self.trained_on else ()
-        if shape and hasattr(sampler, "check_shape"):
+        if shape:
             sampler.check_shape(shape)
         return sampler, digest
 
@@ -252,6 +257,10 @@ class WindowFiller(FittedFiller):
     def patch(self) -> int:
         """Side K of the windows it was fitted to, pixels."""
         return self.sampler.patch
+
+    def window_side(self) -> int:
+        """K."""
+        return self.patch
 
     def content(self) -> dict[str, Any]:
         """K, and the digest of the file."""

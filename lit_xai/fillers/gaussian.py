@@ -21,7 +21,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytorch_lightning as pl
 import torch
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
@@ -31,8 +30,9 @@ from torch import Tensor
 
 from lit_xai.core import Images, Keep, Segments
 from lit_xai.errors import UsageError
-from lit_xai.fillers.fitted import Saved, WindowFiller, rebuilt
+from lit_xai.fillers.fitted import Saved, WindowFiller, WindowSampler, rebuilt
 from lit_xai.fillers.tiles import LEVELS, ImageSet, Step, check_fits, cut, pictures, plan, windows
+from lit_xai.models.trainable import TrainedModule
 from lit_xai.rng import SampleRng, stable_hash
 from lit_xai.store.files import write_atomically
 
@@ -91,7 +91,7 @@ class Recent:
 
 
 @dataclass(frozen=True, eq=False)
-class GaussianPatches:
+class GaussianPatches(WindowSampler):
     """A Gaussian over windows `[c, s, s]`, s = patch + 2 margin; the same one everywhere in the image.
 
     `fill` is a `Filler`, so a fitted one can be used without a file.
@@ -396,13 +396,16 @@ def fit_fold(
 # --------------------------------------------------------------------------------------------------------------- filler
 
 
-class GaussianModule(pl.LightningModule):
+class GaussianModule(TrainedModule):
     """The Gaussian as something that `lit_xai.train` fits and saves: in one pass over windows, without epochs.
 
     Args:
         channels, side, classes, colour: given by the data.
         patch, margin, positions, shrinkage: see `fit`.
     """
+
+    is_sampler = True
+    in_one_pass = True
 
     def __init__(
         self,
@@ -425,7 +428,7 @@ class GaussianModule(pl.LightningModule):
         self.register_buffer("mean", torch.zeros(channels, window, window, dtype=torch.float64))
         self.register_buffer("covariance", torch.zeros(size, size, dtype=torch.float64))
 
-    def fit_on(self, data: Any) -> None:
+    def prepare(self, data: Any) -> None:
         """Fit to the training folds of a `FoldData`; errors as `fit`."""
         found = fit_fold(data, self.patch, self.margin, self.positions, data.seed, self.shrinkage)
         self.get_buffer("mean").copy_(found.mean)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from itertools import product
@@ -15,7 +15,7 @@ from torch import Tensor
 from lit_xai.cache import Cache, digest, nbytes
 from lit_xai.core import Images, Keep, Segments
 from lit_xai.errors import UsageError
-from lit_xai.fillers.fitted import FittedFiller
+from lit_xai.fillers.fitted import FittedFiller, Sampler
 from lit_xai.fitting import describe
 from lit_xai.rng import SampleRng
 
@@ -25,7 +25,7 @@ DRAWN = Cache(2 << 30)  # and of whole new images
 
 
 @dataclass(frozen=True)
-class ImageSampler(ABC):
+class ImageSampler(Sampler):
     """Draws images, or what is hidden in one, given an image.
 
     Attributes:
@@ -38,9 +38,6 @@ class ImageSampler(ABC):
     side: int
     about: str
     max_batch: int
-
-    deterministic = False
-    paints = False  # what is hidden, given what is visible; False: whole new images
 
     @abstractmethod
     def encode(self, images: Images) -> Any:
@@ -158,7 +155,7 @@ class Prepared:
 class GenerativeFiller(FittedFiller):
     """A filler that knows whole images."""
 
-    hides = 1.0  # share of the superpixels that are hidden where its samples are judged; 1 = they are whole new images
+    turn_off_rate = 1.0
 
     def prepared(self, images: Images) -> Prepared:
         """These images, encoded once for all masks and draws; errors as `ImageSampler.prepared`."""

@@ -8,7 +8,6 @@ by Removing Input Features Using Generative Models", used DeepFill-v1, which kne
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -362,7 +361,7 @@ class Inpainter(GenerativeFiller):
     max_batch: int = 64
 
     model = "inpainter"
-    hides = 0.5
+    turn_off_rate = 0.5
     deterministic = True
 
     @staticmethod
@@ -382,7 +381,6 @@ class Inpainter(GenerativeFiller):
         assert isinstance(sampler, Painter)
         return replace(sampler, precision=self.precision, max_batch=self.max_batch)
 
-    @property
-    def painted(self) -> Callable[[Images, Visible], Images]:
+    def painted(self, images: Images, visible: Visible) -> Images:
         """See `Painter.painted`."""
-        return self.sampler.painted  # type: ignore[attr-defined]
+        return self.sampler.painted(images, visible)  # type: ignore[attr-defined]

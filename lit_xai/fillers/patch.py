@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from lit_xai.calls import autocast
 from lit_xai.core import Images, Keep, Segments
 from lit_xai.errors import UsageError
-from lit_xai.fillers.fitted import Placed, Sampler, Saved, WindowFiller, below, rebuilt
+from lit_xai.fillers.fitted import Placed, Sampler, Saved, WindowFiller, WindowSampler, below, rebuilt
 from lit_xai.fillers.tiles import LEVELS, Step, check_fits, cut, plan
 from lit_xai.models.trainable import TrainableSampler
 from lit_xai.rng import SampleRng, stable_hash
@@ -166,7 +166,7 @@ def whole(state: Float[Tensor, "m s s"], patch: int) -> Bool[Tensor, "m"]:
 
 
 @dataclass(frozen=True, eq=False)
-class Patches:
+class Patches(WindowSampler):
     """A trained network as a sampler; `fill` is a `Filler`.
 
     Attributes:

@@ -9,9 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lit_xai.core import Filler, Images, Segments
+from lit_xai.core import Filler, Images, Segments, as_filler
 from lit_xai.errors import UsageError
-from lit_xai.fillers.base import BackgroundFiller
 from lit_xai.rng import SampleRng
 
 
@@ -47,11 +46,9 @@ class Refill:
     prepared: Any = field(init=False)
 
     def __post_init__(self) -> None:
-        prepare = getattr(self.filler, "prepared", None)
-        object.__setattr__(self, "prepared", prepare(self.images) if prepare is not None else None)
-        whole = (
-            self.filler.background(self.images, self.segments) if isinstance(self.filler, BackgroundFiller) else None
-        )
+        object.__setattr__(self, "filler", as_filler(self.filler))
+        object.__setattr__(self, "prepared", self.filler.prepared(self.images))
+        whole = self.filler.background(self.images, self.segments)
         if whole is not None and whole.shape != self.images.shape:
             raise UsageError(
                 f"filler {type(self.filler).__name__} returned a background of shape {tuple(whole.shape)} "

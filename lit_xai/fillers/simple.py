@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lit_xai.core import Images, Keep, Segments
+from lit_xai.core import Filler, Images, Keep, Segments
 from lit_xai.errors import UsageError
 from lit_xai.fillers.base import BackgroundFiller
 from lit_xai.rng import SampleRng
@@ -37,7 +37,7 @@ class SegmentMean(BackgroundFiller):
 
 
 @dataclass(frozen=True)
-class PatchMean:
+class PatchMean(Filler):
     """What is hidden by a mask in its own mean colour, one for the whole hole (a baseline of Yi et al.)."""
 
     deterministic = True
@@ -52,7 +52,7 @@ class PatchMean:
         return out[:, :, None].expand(-1, -1, draws, -1, -1, -1)
 
 
-class Independent(ABC):
+class Independent(Filler):
     """A filler that paints a whole new image for every mask and draw, of which the hidden pixels are used."""
 
     @abstractmethod
@@ -112,7 +112,7 @@ class Shuffle(Independent):
 
 
 @dataclass(frozen=True)
-class Biharmonic:
+class Biharmonic(Filler):
     """Smooth in-painting by the biharmonic equation (scikit-image; Damelin & Hoang, 2018): no learning, slow.
 
     Where nothing of an image is visible it is grey.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lit_xai.calls import check_batch, evaluate_rows
-from lit_xai.core import Filler, Images, Maps, Model, Passes, Scores, Targets
+from lit_xai.core import Filler, Images, Maps, Model, Passes, Score, Scores, Targets
 from lit_xai.errors import UsageError
 from lit_xai.fillers.constant import Blur, Colour, Mean
 from lit_xai.fillers.refill import Refill
@@ -35,7 +36,7 @@ def check_scored(images: Images, maps: Tensor, targets: Targets) -> None:
 
 
 @dataclass(frozen=True)
-class MuFidelity:
+class MuFidelity(Score):
     """Correlation, over random subsets S of pixels, of the attribution in S with the drop of the output without S.
 
     Bhatt et al. (2020), Fel et al. (2022) appendix C. In [-1, 1]; NaN for a map or drops that are constant.
@@ -149,10 +150,11 @@ def correlate(a: Float[Tensor, "b n"], b: Float[Tensor, "b n"], how: str) -> Flo
 # ------------------------------------------------------------------------------------------------ deletion, insertion
 
 
-class Walk:
+class Walk(Score):
     """The target's output as more and more pixels change; what its heirs hold is said there."""
 
     what: ClassVar[str] = "pixels"  # that change
+    fraction: float  # of them, at the curve's end
     output: str
     filler: Filler
     max_batch: int
@@ -160,6 +162,12 @@ class Walk:
     def keep(self, changed: Tensor) -> Tensor:
         """Which pixels are visible, given those that have changed."""
         return ~changed
+
+    @abstractmethod
+    def curve(
+        self, model: Model, images: Images, maps: Maps, targets: Targets, rng: SampleRng | None = None
+    ) -> Float[Tensor, "b t"]:
+        """The output at every point."""
 
     def walk(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lit_xai.core import REFERENCE_SIDE, Images, Maps, Model, Passes, Scores, Targets
+from lit_xai.core import REFERENCE_SIDE, Images, Maps, Model, Passes, Score, Scores, Targets
 from lit_xai.data.truth import boxes, ends
 from lit_xai.errors import UsageError
 from lit_xai.fitting import describe
@@ -39,7 +39,7 @@ def check_masks(maps: Tensor, masks: Tensor, samples: Sequence[int]) -> None:
 
 
 @dataclass(frozen=True)
-class AgainstMask(ABC):
+class AgainstMask(Score):
     """What the scores against a mask share. The model is never asked; `observed` is the batch's masks `[b, h, w]`.
 
     Args:

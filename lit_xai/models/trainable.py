@@ -38,7 +38,28 @@ def check_choice(value: str, known: tuple[str, ...], name: str) -> None:
         raise UsageError(f"model.{name} must be one of {', '.join(known)}, found {value!r}")
 
 
-class Trainable(pl.LightningModule, ABC):
+class TrainedModule(pl.LightningModule, ABC):
+    """What the train command trains, and what it asks of it.
+
+    Attributes:
+        is_sampler: it draws images or parts of them, and explains nothing.
+        in_one_pass: `prepare` is all of its training.
+    """
+
+    is_sampler = False
+    in_one_pass = False
+
+    def prepare(self, data: Any) -> None:
+        """What is computed from the training folds of a `FoldData`, once, before the first step."""
+
+    def add_weight_noise(self, share: float, seed: int, fold: int) -> None:
+        """Damage to the trained weights, of what `weight_noise=` concerns."""
+
+    def check_weights(self) -> None:
+        """Stop where the trained weights are NaN or infinite."""
+
+
+class Trainable(TrainedModule):
     """A module with a loss of a batch, trained with AdamW or SGD.
 
     Args:
@@ -159,6 +180,7 @@ class TrainableSampler(Trainable):
     """
 
     measure: str
+    is_sampler = True
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

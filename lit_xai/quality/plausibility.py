@@ -310,13 +310,13 @@ def between_halves(real: Float[Tensor, "n f"], rng: SampleRng) -> Estimate:
 
 
 def bits_of(filler: Filler, images: Images, corners: Int[Tensor, "b 2"], max_batch: int) -> Estimate:
-    """Mean bits per dimension of one window an image under the filler, where it has a `window_bits`."""
-    if not hasattr(filler, "window_bits"):
-        return Estimate(math.nan, reason="the filler has no density")
-    parts = [
-        filler.window_bits(images[rows], corners[rows, 0], corners[rows, 1])
-        for rows, _ in row_chunks(len(images), 1, max_batch)
-    ]
+    """Mean bits per dimension of one window an image under the filler, where it has a density."""
+    parts = []
+    for rows, _ in row_chunks(len(images), 1, max_batch):
+        part = filler.window_bits(images[rows], corners[rows, 0], corners[rows, 1])
+        if part is None:
+            return Estimate(math.nan, reason="the filler has no density")
+        parts.append(part)
     bits = torch.cat(parts).cpu()
     impossible = int(torch.isposinf(bits).sum())
     if impossible:  # a mean that left them out would praise the filler

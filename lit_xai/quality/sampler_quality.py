@@ -38,7 +38,6 @@ from lit_xai.rng import SampleRng
 from lit_xai.segments import Segmenter, Slic, segment_counts
 
 REAL, NOISE = "real", "noise"  # the reference rows of a table: untouched held-out images, uniform noise
-HIDES = 0.5  # the turn-off rate of a filler that names none
 GROUP = 16  # images that a filler is given at once, and encodes at once
 LEAST = 4  # images on either side
 POMELO_SEGMENTS = Slic(35, 10.0, 0.0)  # appendix B
@@ -50,15 +49,14 @@ COLUMNS = (
 
 
 def hides_of(filler: Filler) -> float:
-    """The probability that a superpixel is hidden where this filler's samples are judged: its attribute `hides`, or .5.
+    """The probability that a superpixel is hidden where this filler's samples are judged: its `turn_off_rate`.
 
     Raises:
         UsageError: it is not in (0, 1].
     """
-    hides = float(getattr(filler, "hides", HIDES))
-    if not 0 < hides <= 1:
-        raise UsageError(f"{type(filler).__name__}.hides must lie in (0, 1], found {hides}")
-    return hides
+    if not 0 < filler.turn_off_rate <= 1:
+        raise UsageError(f"{type(filler).__name__}.turn_off_rate must lie in (0, 1], found {filler.turn_off_rate}")
+    return float(filler.turn_off_rate)
 
 
 def hidden_segments(segments: Segments, hides: float, rng: SampleRng, draws: int) -> Bool[Tensor, "b n d"]:
@@ -295,8 +293,7 @@ def sampler_table(
 ) -> SamplerQuality:
     """Distribution alignment, diversity, locality and cost of every filler's samples; see `MEASURES`.
 
-    Of every image, each superpixel is hidden by itself with the filler's turn-off rate (its attribute `hides`, by default
-    .5; at 1 nothing is kept), `draws` times, the same superpixels for all fillers. All intervals resample images, 95 %.
+    Of every image, each superpixel is hidden by itself with the filler's turn-off rate (its `turn_off_rate`; at 1 nothing is kept), `draws` times, the same superpixels for all fillers. All intervals resample images, 95 %.
 
     **real** (other held-out images) and **noise** (as many images of uniform noise) have a Mahalanobis score and a
     silhouette: of one random half of `real` to the other, and of noise to `real`. All rows lie in one UMAP plane, so that
