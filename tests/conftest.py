@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
+from collections import Counter
+from pathlib import Path
+
 import jaxtyping
 import pytest
 import torch
@@ -88,3 +92,18 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def opens(monkeypatch) -> Counter[Path]:
+    """How often each shard is opened from now on."""
+    counts: Counter[Path] = Counter()
+    real = builtins.open
+
+    def counted(file, *arguments, **options):
+        if str(file).endswith(".safetensors") and "predictions" not in str(file):
+            counts[Path(file)] += 1
+        return real(file, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "open", counted)
+    return counts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("folds")
     explained(root)
     return root
+
+
+def test_fillers_learn_what_a_predictor_was_trained_on(tmp_path: Path) -> None:
+    told = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Asking(Saliency):
+        def fitted(self, trained_on):
+            told.append(trained_on)
+            return self
+
+    explained(tmp_path, explainers={"asking": Asking()})
+    assert {(t.fold, t.shape) for t in told} == {(0, (1, 8, 8)), (1, (1, 8, 8))}
+    assert all(f"60 samples, seed 0, fold {t.fold} of 2 held out" in t.about for t in told)
 
 
 # ------------------------------------------------------------------------------------------------------------- staleness

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from lit_xai.data.sources import digits
+from lit_xai.models.pretrained import Normalise
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -135,6 +137,48 @@ def test_a_complete_run_does_nothing(finished: Path) -> None:
     for door, options in (("train", []), ("explain", []), ("explain", ["probes=disagreements"])):
         assert "nothing to do" in run(door, finished, "fold=1", *options).stdout
     assert before == {f: f.stat().st_mtime_ns for f in finished.rglob("*.safetensors")}
+
+
+@pytest.mark.parametrize(
+    ("door", "options", "number"),
+    [
+        ("train", ["fold=0"], 15),
+        ("explain", ["fold=0"], 15),
+        ("explain", ["fold=0", "part=1/2"], 5),
+        ("explain", ["fold=1", "probes=disagreements"], None),
+        ("evaluate", [], None),
+        ("evaluate", ["--status"], None),
+    ],
+)
+def test_a_command_opens_every_shard_of_a_finished_store_once(finished: Path, opens, door, options, number) -> None:
+    if "--status" in options:
+        run(door, finished, *options, small=["name=digits-resnet18"])
+    else:
+        run(door, finished, *options, "logger=none")
+    assert set(opens.values()) == {1}
+    assert number in (None, len(opens))
+
+
+def test_a_part_puts_no_image_through_the_model_that_is_not_its_own(finished: Path, tmp_path: Path) -> None:
+    fold = tmp_path / "digits-resnet18" / "fold=0"
+    shutil.copytree(finished / "digits-resnet18" / "fold=0", fold)
+    shutil.rmtree(fold / "maps")
+    seen = []
+
+    def note(module: torch.nn.Module, inputs: tuple) -> None:
+        if isinstance(module, Normalise):  # every predictor's first layer
+            seen.append(inputs[0].detach().clone())
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        small = [o for o in SMALL if not o.startswith(("explainer", "score"))]
+        run("explain", tmp_path, "fold=0", "part=1/3", "explainer=[saliency]", "score=[]", "logger=none", small=small)
+    finally:
+        hook.remove()
+    (file,) = (fold / "maps" / "saliency").iterdir()
+    own = digits(16).train.images(load_file(file)["sample"].tolist())
+    for image in torch.cat(seen):
+        assert (image - own).abs().flatten(1).amax(1).min() == 0
 
 
 def test_disagreements_are_explained_by_the_predictors_concerned(folder: Path) -> None:

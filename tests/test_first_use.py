@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lit_xai.cli.picture import loaded
+from omegaconf import OmegaConf
 from PIL import Image
 
 from test_doors import run as run_door
@@ -208,6 +210,13 @@ def test_a_picture_may_be_called_anything(checkpoint: Path, tmp_path: Path, name
     file = picture(tmp_path / "my pictures" / name)
     done = run("explain", tmp_path, f"image={file}", f"checkpoint={checkpoint}", "explainer=saliency", small=QUIET)
     assert (tmp_path / "pictures" / f"{file.stem}.saliency.png").exists(), done.stdout
+
+
+def test_a_pictures_predictor_tells_fillers_what_it_was_trained_on(checkpoint: Path) -> None:
+    cfg = OmegaConf.create({"checkpoint": str(checkpoint), "model": {"_target_": "lit_xai.models.Classifier"}})
+    on = loaded(cfg)[3]
+    assert (on.fold, on.samples, on.shape) == (0, 20, (3, 16, 16))
+    assert on.about.endswith("40 samples, seed 0, fold 0 of 2 held out")
 
 
 def test_a_dry_run_of_a_picture_says_its_costs_and_draws_nothing(checkpoint: Path, tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -60,20 +58,6 @@ def test_rows_are_those_of_the_files_in_any_order(folder, size, key):
     assert reader.holds(torch.tensor([100_000, int(some[0])])).tolist() == [False, True]
 
 
-def opened(monkeypatch) -> Counter[Path]:
-    """How often each shard is opened from now on."""
-    counts: Counter[Path] = Counter()
-    real = builtins.open
-
-    def counted(file, *arguments, **options):
-        if str(file).endswith(".safetensors") and "predictions" not in str(file):
-            counts[Path(file)] += 1
-        return real(file, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "open", counted)
-    return counts
-
-
 def test_opening_a_reader_of_a_large_store_reads_no_maps(folder, monkeypatch):
     monkeypatch.setattr(fold, "KEPT", 0)
     monkeypatch.setattr(fold, "read_whole", lambda path: pytest.fail("read"))
@@ -83,11 +67,10 @@ def test_opening_a_reader_of_a_large_store_reads_no_maps(folder, monkeypatch):
     assert len(common_samples([])) == 0
 
 
-def test_an_evaluation_opens_every_file_once_and_twice_where_the_store_is_large(folder, size, monkeypatch):
-    counts = opened(monkeypatch)
+def test_an_evaluation_opens_every_file_once_and_twice_where_the_store_is_large(folder, size, opens):
     summarise(Ensemble(folder), progress=False)
-    assert set(counts) == set(folder.glob("fold=*/maps/*/*.safetensors"))
-    assert set(counts.values()) == {1 if size == "small" else 2}
+    assert set(opens) == set(folder.glob("fold=*/maps/*/*.safetensors"))
+    assert set(opens.values()) == {1 if size == "small" else 2}
 
 
 @pytest.mark.parametrize("key", ["maps", "score/deletion"])

@@ -83,7 +83,7 @@ def plan(tasks: Tasks, progress: bool = False) -> Plan:
     job, device, scores = tasks.job, tasks.job.device.type, tasks.scores
     if not tasks:
         return Plan(0, 0, Passes(0), 0.0, device=device)
-    images, targets, _ = job.batch(0)
+    images, targets, _ = job.batch(next(job.batches(tasks[0].shard)))
     height, width = images.shape[-2:]
     things: dict[str, Explainer | Score] = {
         f"explainer.{n}": e.fitted(job.trained_on) for n, e in tasks.explainers.items()
