@@ -309,10 +309,31 @@ def test_weight_noise_is_nested_across_shares():
     assert torch.equal(few[changed], many[changed])
 
 
-def test_weight_noise_touches_convolutions_only():
+def test_weight_noise_touches_weights_and_nothing_else():
     clean, noisy = classifier(scale=False).state_dict(), degraded(0.5).state_dict()
     changed = {k for k in clean if not torch.equal(clean[k], noisy[k])}
-    assert changed == {k for k in clean if clean[k].ndim == 4 and k.startswith("network")}
+    assert changed == {k for k in clean if clean[k].ndim > 1 and k.startswith("network")}
+
+
+class Attending(nn.Module):
+    """A transformer's parts: a convolution that cuts patches, attention, a head."""
+
+    def __init__(self, channels: int, classes: int, side: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(channels, 8, 4, 4)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layer(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+def test_weight_noise_reaches_every_matrix_of_a_transformer():
+    clean, noisy = (m.state_dict() for m in (classifier(Attending), degraded(0.5, network=Attending)))
+    matrices = {k: v for k, v in clean.items() if v.ndim > 1 and k.startswith("network")}
+    assert len(matrices) == 6
+    for name, before in matrices.items():
+        assert float((noisy[name] != before).float().mean()) == pytest.approx(0.5, abs=0.02), name
 
 
 def test_weight_noise_differs_between_folds():

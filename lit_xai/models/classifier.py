@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from lit_xai.models.pretrained import Normalise
 from lit_xai.models.trainable import Trainable, check_choice
 from lit_xai.rng import stable_hash
 
+WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.MultiheadAttention)  # layers that have weights to damage
 LOSSES = ("cross_entropy", "tau_cross_entropy", "hkr")
 
 
@@ -111,23 +112,30 @@ class Classifier(Trainable):
 
     @torch.no_grad()
     def add_weight_noise(self, share: float, seed: int, fold: int, sigma: float = 0.5) -> None:
-        """Gaussian noise of standard deviation `sigma` on `share` of the convolution parameters.
+        """Gaussian noise of standard deviation `sigma` on `share` of the weights of convolutions, linear layers and attention.
 
-        The parameters chosen at a smaller share are among those at a larger one, with the same noise (Fel et al., E.2).
+        The weights chosen at a smaller share are among those at a larger one, with the same noise (Fel et al., E.2; they damage
+        convolutions, which are all but the last layer of a ResNet and 1 % of a transformer).
         Kernels that a parametrisation keeps are recomputed, also for a share of 0.
         """
         if not 0 <= share <= 1:
             raise UsageError(f"weight_noise must lie in [0, 1], found {share}")
-        for name, module in self.network.named_modules() if share else ():
-            if not isinstance(module, nn.Conv2d):
-                continue
-            weights = [p for p in module.parameters() if p.ndim == 4]  # under a parametrisation: the raw kernel
-            for p in weights:
-                g = torch.Generator().manual_seed(stable_hash(seed, "weight_noise", fold, name))
-                rank = torch.rand(p.numel(), generator=g).argsort().argsort().view_as(p)
-                noise = torch.randn(p.shape, generator=g) * sigma
-                p += torch.where(rank < round(share * p.numel()), noise, 0.0).to(p)
+        for name, p in weights_of(self.network) if share else ():
+            g = torch.Generator().manual_seed(stable_hash(seed, "weight_noise", fold, name))
+            rank = torch.rand(p.numel(), generator=g).argsort().argsort().view_as(p)
+            noise = torch.randn(p.shape, generator=g) * sigma
+            p += torch.where(rank < round(share * p.numel()), noise, 0.0).to(p)
         refresh(self.network)
+
+
+def weights_of(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Weight matrices and kernels by their layer's name; under a parametrisation the raw ones."""
+    for name, module in network.named_modules():
+        if isinstance(module, WEIGHTED):
+            own = [
+                p for n, p in module.named_parameters() if p.ndim > 1 and ("." not in n or n.startswith("parametriz"))
+            ]
+            yield from ((f"{name}.{i}" if i else name, p) for i, p in enumerate(own))
 
 
 def refresh(network: nn.Module) -> None:
