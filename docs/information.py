@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
-from lit_xai.callbacks.fillers import held_out_order, show_rows
+from lit_xai.callbacks.fillers import held_out_order
 from lit_xai.cli.build import read_config
 from lit_xai.cli.offered import refuse_other_code
 from lit_xai.cli.run import Run
@@ -26,6 +26,7 @@ from lit_xai.fillers import ConditionalGaussian, PatchMean, PatchSampler, Unifor
 from lit_xai.fillers.constant import Colour
 from lit_xai.metrics import Deletion, NegativeEvidence
 from lit_xai.metrics.statistics import difference, mean_estimate
+from lit_xai.report.table import Column, Table
 from lit_xai.rng import SampleRng
 from lit_xai.store.files import write_csv
 from torch import Tensor
@@ -96,12 +97,11 @@ def main() -> None:
             row.append(f"{e.value:.4f} [{e.low:.4f}, {e.high:.4f}]{apart}")
         rows.append(row)
     columns = ("filler of PMI", *scores)
-    show_rows(
+    title = (
         f"{options.folder.name}, fold {options.fold}: {len(samples)} held-out images, K = {patch}, stride {options.stride}, "
-        f"N = {options.draws}; mean [95 %], then the paired difference to PatchSampler (* = excludes 0)",
-        columns,
-        rows,
+        f"N = {options.draws}; mean [95 %], then the paired difference to PatchSampler (* = excludes 0)"
     )
+    Table([Column(c) for c in columns], rows, title).show()
     if options.out:
         write_csv(options.out, columns, rows)
 

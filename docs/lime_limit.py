@@ -19,7 +19,7 @@ from lit_xai.explainers import Lime
 from lit_xai.explainers.lime import Toggle
 from lit_xai.explainers.lime_limit import ShapeDetector, linear_limit
 from lit_xai.fillers.constant import Colour
-from lit_xai.report.draw import new_figure, save
+from lit_xai.report.figure import new_figure, save
 from lit_xai.rng import SampleRng
 from lit_xai.segments import Quickshift
 from torch import Tensor

@@ -12,15 +12,6 @@ Writes checkpoints/<name>-degradation/degradation.csv, correlations.csv and degr
 <name>-<kind>=<level>. experiment=degradation chooses eight quick explainers and small counts. A kind of damage is left out by
 levels.label_noise=[]. Keys of one run (fold, probes, part, image, sanity, curves) have no meaning here."""
 
-MEASURES = ("mege", "reco")
-COLUMNS = (
-    "kind",
-    "level",
-    "explainer",
-    "accuracy",
-    *(f"{m}{b}" for m in MEASURES for b in ("", "_low", "_high", "_null", "_note")),
-)
-
 
 @door("degradation", ABOUT)
 def main(cfg: Any) -> None:
@@ -30,10 +21,12 @@ def main(cfg: Any) -> None:
     from lit_xai.cli.build import build_logger, finish, plain, say
     from lit_xai.cli.run import Run
     from lit_xai.cli.schema import experiment_name
-    from lit_xai.report import draw
+    from lit_xai.metrics.measures import register_from
+    from lit_xai.report import draw, levels
     from lit_xai.report.dashboard import Dashboard
     from lit_xai.store.files import write_csv
 
+    register_from(cfg.measures)
     kinds = check_levels(cfg)
     base = Run(cfg, "train")
     folder = Path(cfg.root) / f"{experiment_name(cfg)}-degradation"
@@ -43,23 +36,25 @@ def main(cfg: Any) -> None:
     )
     if cfg.dry_run:
         return
-    table: list[list[Any]] = []
+    rows: list[list[Any]] = []
     for kind, level in ensembles:
         own = damaged(cfg, kind, level)
         for fold in range(cfg.data.folds):
             train_one(own, cfg, fold)
         for fold in range(cfg.data.folds):
             disagreements(own, fold)
-        table += measured(own, kind, level, list(base.explainers))
-        write_csv(folder / "degradation.csv", COLUMNS, table)
-    correlations = rank_correlations(table)
-    show(table, correlations)
-    write_csv(folder / "correlations.csv", ("kind", "explainer", *MEASURES), correlations)
-    picture = draw.degradation(lines_of(table), folder / "degradation.png", f"{experiment_name(cfg)}: levels of damage")
+        rows += measured(own, kind, level, list(base.explainers))
+        write_csv(folder / "degradation.csv", *levels.table(rows).file())
+    correlations = levels.rank_correlations(rows)
+    levels.for_people(rows).show()
+    correlations.show()
+    write_csv(folder / "correlations.csv", *correlations.file())
+    title = f"{experiment_name(cfg)}: levels of damage"
+    picture = draw.degradation(levels.lines_of(rows), folder / "degradation.png", title)
     say(f"written: {folder}/degradation.csv, correlations.csv, {picture.name}")
     logger = build_logger(plain(cfg), folder, "degradation", "evaluate")
     dashboard = Dashboard([logger] if logger is not None else [])
-    dashboard.table("degradation", list(COLUMNS), table)
+    dashboard.table("degradation", *levels.table(rows).file())
     dashboard.picture("degradation", picture)
     finish(logger)
 
@@ -136,72 +131,18 @@ def disagreements(own: Any, fold: int) -> None:
 
 
 def measured(own: Any, kind: str, level: float, explainers: list[str]) -> list[list[Any]]:
-    """One row an explainer, in the order of `COLUMNS`."""
+    """One row an explainer: kind, level, explainer, mean accuracy, an estimate of every measure of the short view."""
     from pathlib import Path
 
-    from lit_xai.metrics.measures import MEASURES as KNOWN
-    from lit_xai.metrics.measures import estimates
+    from lit_xai.metrics.measures import MEASURES, SHORT, estimates, view
     from lit_xai.report.ensemble import Ensemble
     from lit_xai.report.head import head
 
     ensemble = Ensemble(Path(own.root) / own.name, own.seed)
     accuracy = [a["value"] for a in head(ensemble)["held_out_accuracy"].values()]
-    rows: list[list[Any]] = []
-    for name in explainers:
-        found = estimates(ensemble.pairs(name), {m: KNOWN[m] for m in MEASURES})
-        cells = [x for m in MEASURES for e in [found[m]] for x in (e.value, e.low, e.high, e.null, e.reason)]
-        rows.append([kind, level, name, sum(accuracy) / len(accuracy), *cells])
-    return rows
-
-
-def lines_of(table: list[list[Any]]) -> dict[str, dict[str, dict[str, list[tuple[float, float, float, float]]]]]:
-    """`{kind: {measure: {explainer: [(level, value, low, high)]}}}`; the undamaged ensemble is level 0 of every kind."""
-    kinds = dict.fromkeys(row[0] for row in table if row[0] != "none")
-    out: dict[str, dict[str, dict[str, list[tuple[float, float, float, float]]]]] = {}
-    for kind in kinds:
-        for measure in MEASURES:
-            at = COLUMNS.index(measure)
-            lines = out.setdefault(kind, {}).setdefault(measure, {})
-            for row in sorted((r for r in table if r[0] in ("none", kind)), key=lambda r: r[1]):
-                lines.setdefault(row[2], []).append((row[1], row[at], row[at + 1], row[at + 2]))
-    return out
-
-
-def rank_correlations(table: list[list[Any]]) -> list[list[Any]]:
-    """Spearman correlation of every measure with the level: one row a kind and explainer; NaN below three levels."""
-    import math
-
-    from scipy.stats import spearmanr
-
-    rows: list[list[Any]] = []
-    for kind, measures in lines_of(table).items():
-        for explainer in measures[MEASURES[0]]:
-            row: list[Any] = [kind, explainer]
-            for measure in MEASURES:
-                points = [(level, value) for level, value, *_ in measures[measure][explainer] if not math.isnan(value)]
-                enough = len(points) > 2 and len({v for _, v in points}) > 1
-                levels, values = ([p[i] for p in points] for i in (0, 1))
-                row.append(float(spearmanr(levels, values).statistic) if enough else math.nan)
-            rows.append(row)
-    return rows
-
-
-def show(table: list[list[Any]], correlations: list[list[Any]]) -> None:
-    """MeGe and ReCo per level on the terminal, with intervals and nulls, and the rank correlations."""
-    from lit_xai.callbacks.fillers import show_rows
-    from lit_xai.metrics.statistics import Estimate
-
-    def cell(row: list[Any], measure: str) -> str:
-        value, low, high, null, note = row[COLUMNS.index(measure) : COLUMNS.index(measure) + 5]
-        if value != value:
-            return f"NaN: {note}"
-        return Estimate(value, low, high).text() + (f" /{null:.2f}" if null == null and null is not None else "")
-
-    rows = [[r[0], f"{r[1]:.0%}", r[2], f"{r[3]:.3f}", *(cell(r, m) for m in MEASURES)] for r in table]
-    show_rows("per level (95 % interval) /null", ("damage", "level", "explainer", "accuracy", *MEASURES), rows)
-    show_rows(
-        "rank correlation with the level: -1 = falls at every step", ("damage", "explainer", *MEASURES), correlations
-    )
+    known = {m: MEASURES[m] for m in view(SHORT)}
+    mean = sum(accuracy) / len(accuracy)
+    return [[kind, level, name, mean, *estimates(ensemble.pairs(name), known).values()] for name in explainers]
 
 
 if __name__ == "__main__":

@@ -50,12 +50,14 @@ def main(cfg: Any) -> None:
 def evaluate(cfg: Any, folder: Any) -> None:
     """The whole evaluation of one folder."""
     from lit_xai.cli.build import build_logger, finish, plain, say
-    from lit_xai.report import page, table
+    from lit_xai.metrics.measures import register_from
+    from lit_xai.report import page, show
     from lit_xai.report.dashboard import Dashboard
     from lit_xai.report.ensemble import Ensemble
     from lit_xai.report.summarise import summarise
 
-    table.shown_or_refuse(cfg.definition)
+    show.shown_or_refuse(cfg.definition)
+    register_from(cfg.get("measures") or ())
     ensemble = Ensemble(folder, cfg.seed)
     only = plain(cfg.only)
     only = [only] if isinstance(only, str) else only
@@ -66,7 +68,7 @@ def evaluate(cfg: Any, folder: Any) -> None:
     if cfg.dry_run:
         return
     summary = summarise(ensemble, only, cfg.distance, progress=cfg.progress, pairs=plain(cfg.pairs))
-    table.show(summary, cfg.definition)
+    show.show(summary, cfg.definition)
     files = page.write(summary, folder, cfg.definition)
     say(f"written: {folder}/summary.json, {', '.join(f.name for f in files[1:])}")
     logger = build_logger(plain(cfg), folder, "evaluate", "evaluate")
@@ -111,6 +113,8 @@ def evaluate_samplers(cfg: Any) -> None:
 
 def log(summary: Any, dashboard: Any, folder: Any) -> None:
     """Everything to the dashboard."""
+    from lit_xai.report.show import every_number
+
     values = {f"{c}/{row.explainer}": e.value for row in summary.rows for c, e in row.estimates.items()}
     values["stability/folds"] = len(summary.head["folds_present"])
     lack = summary.head["unfinished"]
@@ -122,12 +126,7 @@ def log(summary: Any, dashboard: Any, folder: Any) -> None:
     for name, (equal, differ) in summary.distances.items():
         dashboard.histogram(f"distances/{name}/equal", equal)
         dashboard.histogram(f"distances/{name}/differ", differ)
-    rows = [
-        [row.explainer, c, e.value, e.low, e.high, e.null, row.marked(c), e.reason]
-        for row in summary.rows
-        for c, e in row.estimates.items()
-    ]
-    dashboard.table("summary", ["explainer", "column", "value", "low", "high", "null", "marked", "reason"], rows)
+    dashboard.table("summary", *every_number(summary).file())
     dashboard.picture("histograms", folder / "histograms.png")
     dashboard.page("report", folder / "report.html")
 

@@ -129,6 +129,48 @@ def test_a_new_explainer_is_one_file_and_one_yaml(tmp_path: Path) -> None:
     assert "passed" in python("-m", "pytest", *contract, "-c", str(ROOT / "pyproject.toml"))
 
 
+def test_a_new_measure_is_one_function(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from argparse import Namespace
+
+    from lit_xai.degradation import measured
+    from lit_xai.metrics import measures
+    from lit_xai.report import levels
+    from lit_xai.report.ensemble import Ensemble
+
+    from test_crossval import explained
+    from test_doors import run
+
+    (tmp_path / "my_measures.py").write_text(blocks("new_measure.md", "python")[0])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    explained(tmp_path / "mine")
+    try:
+        options = ["name=mine", "measures=[my_measures]", "logger=csv", "progress=false"]
+        out = run("evaluate", tmp_path, *options, small=[]).stdout
+        pairs = Ensemble(tmp_path / "mine").pairs("saliency")
+        expected = float((pairs.distance[pairs.equal] < 0.2).double().mean())
+        rows = measured(Namespace(root=tmp_path, name="mine", seed=0), "none", 0.0, ["saliency"])
+        study = levels.table(rows).file()
+        assert dict(zip(study[0], study[1][0], strict=True))["alike"] == expected
+        assert "alike" in levels.rank_correlations([*rows, ["label_noise", 0.1, *rows[0][2:]]]).file()[0]
+    finally:
+        measures.MEASURES.pop("alike", None)
+        sys.modules.pop("my_measures", None)
+    folder = tmp_path / "mine"
+    assert "alike ↑" in out
+    row = json.loads((folder / "summary.json").read_text())["rows"]["saliency"]["alike"]
+    assert row["value"] == expected
+    assert row["low"] <= expected <= row["high"]
+    for file, text in (
+        ("summary.csv", "saliency,alike,"),
+        ("summary.tex", r"alike $\uparrow$"),
+        ("report.html", "alike ↑"),
+    ):
+        assert text in (folder / file).read_text(), file
+    assert "alike/saliency" in next(folder.rglob("metrics.csv")).read_text()
+
+
 def test_the_example_of_perturbation_runs(convnet: object) -> None:
     import torch
 

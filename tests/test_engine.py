@@ -277,27 +277,6 @@ def test_temporary_files_of_dead_writers_are_removed_and_of_living_ones_kept(tmp
     assert (dead.exists(), alive.exists(), elsewhere.exists()) == (False, True, True)
 
 
-@pytest.mark.parametrize(
-    ("text", "value"), [("0.500 [.250, .750]", (0.5, 0.25, 0.75)), ("-0.100 [-.200, 10.050]*", (-0.1, -0.2, 10.05))]
-)
-def test_a_cell_shows_value_interval_and_mark(text, value):
-    from lit_xai.metrics import Estimate
-    from lit_xai.report.summary import Row
-    from lit_xai.report.table import cell
-
-    apart = {"mege": Estimate(1.0, 0.5, 1.5)} if text.endswith("*") else {}
-    assert cell(Row("rise", {"mege": Estimate(*value)}, apart), "mege") == text
-
-
-def test_a_cell_marks_a_difference_to_the_whole_image_whose_value_is_the_null():
-    from lit_xai.metrics import Estimate
-    from lit_xai.report.summary import Row
-    from lit_xai.report.table import cell
-
-    row = Row("rise", {"iou": Estimate(0.5, 0.25, 0.75, null=0.1)}, to_whole={"iou": Estimate(0.4, 0.3, 0.5)})
-    assert cell(row, "iou") == "0.500 [.250, .750] /0.10°"
-
-
 def test_an_accuracy_has_a_wilson_interval():
     from lit_xai.metrics.statistics import share_estimate
 

@@ -294,14 +294,15 @@ def test_the_study_gives_the_numbers_of_the_ensembles_it_trained(study):
 
 
 def test_rank_correlation_of_the_study_is_that_of_its_points():
-    from lit_xai.degradation import COLUMNS, rank_correlations
+    from lit_xai.metrics.statistics import Estimate
+    from lit_xai.report.levels import rank_correlations
 
     def row(kind, level, mege):
-        values = {"kind": kind, "level": level, "explainer": "e", "mege": mege, "reco": float("nan")}
-        return [values.get(c, 0.0) for c in COLUMNS]
+        return [kind, level, "e", 0.5, Estimate(mege), Estimate(float("nan"))]
 
-    table_ = [row("none", 0.0, 0.9), row("label_noise", 0.1, 0.7), row("label_noise", 0.3, 0.8)]
-    ((kind, explainer, mege, reco),) = rank_correlations(table_)
+    rows = [row("none", 0.0, 0.9), row("label_noise", 0.1, 0.7), row("label_noise", 0.3, 0.8)]
+    columns, ((kind, explainer, mege, reco),) = rank_correlations(rows).file()
+    assert columns == ["kind", "explainer", "mege", "reco"]
     assert (kind, explainer) == ("label_noise", "e")
     assert mege == pytest.approx(-0.5)
     assert reco != reco

@@ -22,7 +22,7 @@ from lit_xai.metrics.statistics import (
     mean_estimate,
     share_estimate,
 )
-from lit_xai.report import draw_samplers, page, table
+from lit_xai.report import draw_samplers, page, show
 from lit_xai.report.summary import Row, Summary
 from torch import Tensor
 
@@ -117,7 +117,7 @@ def summary_of(samples: int) -> Summary:
 def test_every_form_of_the_table_follows(samples: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     summary = summary_of(samples)
     page.write(summary, tmp_path)
-    table.show(summary)
+    show.show(summary)
     out = capsys.readouterr().out
     known = samples >= LEAST
     value = f"{summary.rows[0].estimates['deletion'].value:.3f}"

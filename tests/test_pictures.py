@@ -12,7 +12,7 @@ from lit_xai.core import MAGNITUDE, RANGE, SIGNED, Legend, as_explainer
 from lit_xai.explainers import RISE, Captum, GradCAM, GradientInput, Lime, Random, Saliency, SlidingPatch
 from lit_xai.metrics import Estimate
 from lit_xai.report import draw, draw_samplers
-from lit_xai.report.draw import Scale, span
+from lit_xai.report.figure import Scale, span
 from lit_xai.store.fold import FoldStore
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -78,7 +78,7 @@ def sanity(path: Path, names: list[str]) -> None:
 
 
 def degradation(path: Path, names: list[str]) -> None:
-    points = {name: [(0.0, 1.0, 0.9, 1.1), (0.1, 0.5, 0.4, 0.6)] for name in names}
+    points = {name: [(0.0, Estimate(1.0, 0.9, 1.1)), (0.1, Estimate(0.5, 0.4, 0.6))] for name in names}
     draw.degradation({names[0]: {names[1]: points}}, path, names[0])
 
 

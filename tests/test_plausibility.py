@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from functools import partial
 
@@ -16,7 +14,8 @@ from lit_xai.fillers import UniformNoise
 from lit_xai.fillers.constant import Blur, Colour
 from lit_xai.metrics.statistics import FEW, Estimate, resamples
 from lit_xai.quality import frechet_distance, inception, penultimate, plausibility_table, windows_refilled
-from lit_xai.quality.plausibility import COLUMNS, Enlarged, differences, distances, rows, window_corners
+from lit_xai.quality.plausibility import Enlarged, differences, distances, window_corners
+from lit_xai.report.fillers import plausibility
 from lit_xai.rng import SampleRng
 from scipy.linalg import sqrtm
 from torch import Tensor, nn
@@ -586,29 +585,21 @@ def test_a_reference_that_is_no_filler_is_refused(table, reference):
         differences(table, reference)
 
 
-def test_rows_are_the_columns_of_a_csv_file(table):
-    text = io.StringIO()
-    csv.writer(text).writerows([COLUMNS, *rows(table, "black")])
-    real, grey, black, noise, _ = csv.DictReader(io.StringIO(text.getvalue()))
-    assert [real["filler"], grey["filler"], noise["bits"]] == ["real", "grey", "8.0"]
-    found = table["grey"]["distance"]
-    assert [float(grey[c]) for c in ("distance", "distance_low", "distance_high")] == [
-        found.value,
-        found.low,
-        found.high,
-    ]
-    apart = differences(table, "black")["grey"]
-    assert [float(grey[c]) for c in COLUMNS[5:8]] == [apart.value, apart.low, apart.high]
+def test_a_file_has_every_number_and_why_one_is_missing(table):
+    columns, rows = plausibility(table, "black").file()
+    real, grey, black, noise, _ = (dict(zip(columns, row, strict=True)) for row in rows)
+    assert [real["filler"], grey["filler"], noise["bits"]] == ["real", "grey", 8.0]
+    found, apart = table["grey"]["distance"], differences(table, "black")["grey"]
+    for name, e in (("distance", found), ("difference", apart)):
+        assert [grey[name], grey[f"{name}_low"], grey[f"{name}_high"]] == [e.value, e.low, e.high]
     assert (grey["reference"], black["reference"], real["difference"]) == ("black", "", "")
-    assert (grey["bits"], grey["images"], real["note"]) == (
-        "the filler has no density",
-        "40",
-        "distance: two random halves",
-    )
+    known = (grey["bits"], grey["bits_low"], grey["images"], real["note"])
+    assert known == ("the filler has no density", "", 40, "distance: two random halves")
 
 
-def test_rows_compare_with_the_first_filler_unless_told_otherwise(table):
-    assert [row[COLUMNS.index("reference")] for row in rows(table)] == ["", "", "grey", "grey", "grey"]
+def test_fillers_are_compared_with_the_first_unless_told_otherwise(table):
+    columns, rows = plausibility(table).file()
+    assert [row[columns.index("reference")] for row in rows] == ["", "", "grey", "grey", "grey"]
 
 
 # -------------------------------------------------------------------------------------------------------------- refused

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-
 import pytest
 import torch
 from lit_xai.core import Filler
@@ -12,7 +9,8 @@ from lit_xai.errors import UsageError
 from lit_xai.fillers import UniformNoise
 from lit_xai.fillers.constant import Blur, Colour
 from lit_xai.metrics.statistics import FEW
-from lit_xai.quality.removal import BETAS, COLUMNS, ms_ssim, removal, removal_table, rows, scales_of
+from lit_xai.quality.removal import BETAS, ms_ssim, removal, removal_table, scales_of
+from lit_xai.report import fillers
 from lit_xai.rng import SampleRng
 from torch import Tensor, nn
 from torchmetrics.functional.image import (
@@ -226,26 +224,26 @@ def test_images_that_alexnet_cannot_read_have_no_lpips(side, channels, why):
 # ----------------------------------------------------------------------------------------------------------------- rows
 
 
-def test_rows_are_the_columns_of_a_csv_file():
+def test_a_file_has_every_number_and_why_one_is_missing():
     images, masks, labels = pictures(10, 64), squares(10, 64), torch.arange(10) % 2
     table = removal_table(reader(2, 1), images, masks, labels, {"black": Colour(0.0)})
-    text = io.StringIO()
-    csv.writer(text).writerows([COLUMNS, *rows(table)])
-    real, black = csv.DictReader(io.StringIO(text.getvalue()))
+    columns, rows = fillers.removal(table).file()
+    real, black = (dict(zip(columns, row, strict=True)) for row in rows)
     assert [real["filler"], black["filler"]] == ["real", "black"]
     accuracy = table["black"]["accuracy"]
-    found = [float(black[c]) for c in ("accuracy", "accuracy_low", "accuracy_high")]
-    assert found == pytest.approx([accuracy.value, accuracy.low, accuracy.high])
-    assert float(black["ms_ssim_low"]) <= float(black["ms_ssim"]) <= float(black["ms_ssim_high"])
+    found = [black[c] for c in ("accuracy", "accuracy_low", "accuracy_high")]
+    assert found == [accuracy.value, accuracy.low, accuracy.high]
+    assert black["ms_ssim_low"] <= black["ms_ssim"] <= black["ms_ssim_high"]
     assert real["lpips"] == f"weights not on disk: {WEIGHTS}"
-    assert (float(real["share"]), real["note"]) == (0, "MS-SSIM: 3 of 5 scales")
+    assert (real["share"], real["note"]) == (0, "MS-SSIM: 3 of 5 scales")
 
 
 @pytest.mark.usefixtures("weights")
-def test_rows_hold_the_lpips_where_there_is_one():
+def test_a_file_holds_the_lpips_where_there_is_one():
     images, masks, labels = pictures(2, 32), squares(2, 32), torch.tensor([0, 1])
     table = removal_table(reader(2, 1), images, masks, labels, {"black": Colour(0.0)})
-    assert [row[COLUMNS.index("lpips")] for row in rows(table)] == [row["lpips"].value for row in table.values()]
+    columns, rows = fillers.removal(table).file()
+    assert [row[columns.index("lpips")] for row in rows] == [row["lpips"].value for row in table.values()]
 
 
 # -------------------------------------------------------------------------------------------------------------- refused

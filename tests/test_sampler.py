@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 
 import numpy as np
@@ -27,7 +25,8 @@ from lit_xai.quality import (
 )
 from lit_xai.quality import sampler_quality as quality_module
 from lit_xai.quality.sampler import MEASURES
-from lit_xai.quality.sampler_quality import COLUMNS, hidden_segments, hides_of, silhouettes
+from lit_xai.quality.sampler_quality import hidden_segments, hides_of, silhouettes
+from lit_xai.report.fillers import every_sampler_number
 from lit_xai.rng import SampleRng
 from lit_xai.segments import Grid
 from scipy.spatial import distance as scipy_distance
@@ -416,21 +415,23 @@ def test_differences_are_paired_by_image(setting):
 
 @pytest.mark.usefixtures("flat_umap")
 def test_rows_are_a_csv_file_without_a_bare_number(setting):
-    found, text = tabled(setting, {"black": Colour(0.0), "grey": Colour(0.5)}), io.StringIO()
-    csv.writer(text).writerows([COLUMNS, *found.rows()])
-    rows = list(csv.DictReader(io.StringIO(text.getvalue())))
+    found = tabled(setting, {"black": Colour(0.0), "grey": Colour(0.5)})
+    columns, cells = every_sampler_number(found).file()
+    rows = [dict(zip(columns, row, strict=True)) for row in cells]
     assert [(r["sampler"], r["measure"]) for r in rows] == [
         (s, m) for s in ("real", "noise", "black", "grey") for m in MEASURES
     ]
     for row in rows:
         assert (row["value"] == "") == (row["low"] == "") == (row["high"] == ""), row
-        assert row["value"] or row["note"], row
-        assert bool(row["difference"]) == (row["sampler"] == "grey") == bool(row["reference"])
-        assert bool(row["minus_real"]) == (row["sampler"] != "real" and row["measure"] in ("mahalanobis", "silhouette"))
+        assert row["value"] != "" or row["note"], row
+        assert (row["difference"] != "") == (row["sampler"] == "grey") == bool(row["reference"])
+        assert (row["minus_real"] != "") == (
+            row["sampler"] != "real" and row["measure"] in ("mahalanobis", "silhouette")
+        )
     grey = next(r for r in rows if (r["sampler"], r["measure"]) == ("grey", "seconds_per_1000"))
     assert (grey["draws"], grey["hides"], grey["measured_on"]) == (
-        "9",
-        "0.5",
+        9,
+        0.5,
         f"cpu, {torch.get_num_threads()} threads",
     )
 

@@ -18,7 +18,7 @@ from lit_xai.data.sources import digits
 from lit_xai.errors import UsageError
 from lit_xai.explainers import Random, Saliency
 from lit_xai.metrics import Deletion
-from lit_xai.report import page, table
+from lit_xai.report import page, show
 from lit_xai.report.ensemble import Ensemble
 from lit_xai.report.head import head, untaught
 from lit_xai.report.summarise import summarise
@@ -183,7 +183,7 @@ def test_it_stands_at_the_top_of_everything(tmp_path: Path) -> None:
     said = "8 of 20 probes, 1 of 2 folds: not a result"
     (command,) = {c for c in found.head["unfinished"]["commands"] if "lit_xai.train" in c}
     screen = io.StringIO()
-    table.show(found, console=Console(file=screen, force_terminal=True, width=100, color_system="standard"))
+    show.show(found, to=Console(file=screen, force_terminal=True, width=100, color_system="standard"))
     lines = screen.getvalue().splitlines()
     assert lines[0] == f"\x1b[1;31m{said}\x1b[0m"
     assert f"\x1b[1;31m  {command}\x1b[0m" in lines[: len(found.head["unfinished"]["commands"]) + 2]
@@ -308,7 +308,7 @@ def test_without_labels_there_is_no_accuracy_and_no_alarm_of_one(tmp_path: Path)
     found = summary(tmp_path)
     assert found.head["alarms"] == []
     assert found.head["held_out_accuracy"] == {}
-    assert not any("accuracy" in line for line in table.head_lines(found))
+    assert not any("accuracy" in line for line in show.head_lines(found))
     page.write(found, tmp_path)
     assert "loss" not in work.store.read_predictions().meta
 

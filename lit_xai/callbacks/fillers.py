@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from lit_xai.callbacks.base import Context, RankZeroReport
@@ -21,14 +20,12 @@ from lit_xai.data.folds import FoldData
 from lit_xai.errors import UsageError
 from lit_xai.fillers.fitted import Sampler, WindowSampler
 from lit_xai.metrics.statistics import Estimate, mean_estimate, too_few
-from lit_xai.quality.plausibility import COLUMNS as PLAUSIBLE
 from lit_xai.quality.plausibility import inception, penultimate, plausibility_table, window_corners
-from lit_xai.quality.plausibility import rows as plausible_rows
-from lit_xai.quality.removal import COLUMNS as REMOVED
 from lit_xai.quality.removal import removal_table
-from lit_xai.quality.removal import rows as rows_of
 from lit_xai.report import draw
+from lit_xai.report import fillers as tables
 from lit_xai.report.dashboard import Dashboard
+from lit_xai.report.table import Table
 from lit_xai.rng import SampleRng, stable_hash
 from lit_xai.store.files import write_csv
 from lit_xai.store.fold import FoldStore
@@ -95,7 +92,7 @@ class SamplerReport(RankZeroReport):
         write_csv(table, list(row), [list(row.values())])
         on.dashboard.scalars({f"quality/{name}": e.value for name, e in quality.items()})
         on.dashboard.picture("samples", picture)
-        text = ", ".join(f"{name} {cell(e.value, [e.low, e.high])}" for name, e in quality.items())
+        text = ", ".join(f"{name} {e.text(zeros=True)}" for name, e in quality.items())
         print(f"{text} on {number} held-out images{too_few(number)}: {picture}")
 
     def images(self, data: FoldData, number: int, device: torch.device) -> tuple[Tensor, SampleRng]:
@@ -165,27 +162,21 @@ class FillerReport(RankZeroReport):
         """Measure."""
         data, model = on.data, on.model
         fitted = {n: f.fitted(data.trained_on) for n, f in self.fillers.items()}
-        rows, title = self.plausible(model, fitted, data, on.device)
-        self.leave("plausibility", title, PLAUSIBLE, rows, on.dashboard)
+        self.leave("plausibility", self.plausible(model, fitted, data, on.device), on.dashboard)
         if data.source.truth is not None and "object" in data.source.truth.names and data.source.labelled:
-            rows = self.removed(model, fitted, data, on.device)
-            number = len(held_out_probes(data))
-            title = f"object removed by each filler, {number} held-out probes{too_few(number)}"
-            self.leave("removal", title, REMOVED, rows, on.dashboard)
+            self.leave("removal", self.removed(model, fitted, data, on.device), on.dashboard)
 
-    def leave(
-        self, name: str, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], dashboard: Dashboard
-    ) -> None:
+    def leave(self, name: str, table: Table, dashboard: Dashboard) -> None:
         """A table as a file, on the dashboard and on the terminal."""
         path = self.store.root / f"{name}.csv"
-        write_csv(path, list(columns), rows)
-        dashboard.table(name, list(columns), rows)
-        show_rows(f"{title}: {path}", columns, rows)
+        write_csv(path, *table.file())
+        dashboard.table(name, *table.file())
+        replace(table, title=f"{table.title}: {path}").show()
 
     def plausible(
         self, model: torch.nn.Module, fillers: Mapping[str, Filler], data: FoldData, device: torch.device
-    ) -> tuple[list[list[Any]], str]:
-        """The rows of the first table and what they rest on.
+    ) -> Table:
+        """The first table.
 
         Raises:
             UsageError: fillers that were fitted to windows of different sizes; no weights of inception_v3.
@@ -206,39 +197,15 @@ class FillerReport(RankZeroReport):
             f"one window of {patch} x {patch} refilled in {len(samples)} held-out images, Fréchet distance in {where}"
             f"{too_few(len(samples))}"
         )
-        return plausible_rows(table), title
+        return tables.plausibility(table, title=title)
 
     def removed(
         self, model: torch.nn.Module, fillers: Mapping[str, Filler], data: FoldData, device: torch.device
-    ) -> list[list[Any]]:
-        """The rows of the second table."""
+    ) -> Table:
+        """The second table."""
         samples = held_out_probes(data)
         images = data.source.train.images(samples.tolist()).to(device)
         masks = data.source.truth.masks("object", samples.tolist()).to(device)  # type: ignore[union-attr]
         labels, rng = data.split.label(samples).to(device), SampleRng(self.seed, tuple(samples.tolist()))
-        return rows_of(removal_table(model, images, masks, labels, fillers, rng))
-
-
-FILE_ONLY = ("images", "note", "reference")  # columns that the terminal has no room for
-
-
-def show_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table on the terminal; a value and its bounds (`x`, `x_low`, `x_high`) share a column."""
-    table, shown = Table(title=title, title_justify="left"), []
-    for at, column in enumerate(columns):
-        bounds = [columns.index(f"{column}{b}") for b in ("_low", "_high") if f"{column}{b}" in columns]
-        if column in FILE_ONLY or column.endswith(("_low", "_high")):
-            continue
-        table.add_column(f"{column} [95 %]" if bounds else column)
-        shown.append((at, bounds))
-    for row in rows:
-        table.add_row(*(cell(row[at], [row[b] for b in bounds]) for at, bounds in shown))
-    Console(width=None if Console().is_terminal else 180).print(table)
-
-
-def cell(value: Any, bounds: Sequence[Any]) -> str:
-    """A number with its bounds; anything else as it is."""
-    if not isinstance(value, float):
-        return str(value)
-    known = all(isinstance(b, float) and not math.isnan(b) for b in bounds)
-    return f"{value:.3f} [{', '.join(f'{b:.3f}' for b in bounds)}]" if bounds and known else f"{value:.3f}"
+        title = f"object removed by each filler, {len(samples)} held-out probes{too_few(len(samples))}"
+        return tables.removal(removal_table(model, images, masks, labels, fillers, rng), title)

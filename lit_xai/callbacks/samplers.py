@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from lit_xai.callbacks.base import Context, RankZeroReport
 from lit_xai.callbacks.checks import held_out_probes
-from lit_xai.callbacks.fillers import held_out_order, show_rows
+from lit_xai.callbacks.fillers import held_out_order
 from lit_xai.core import Filler
 from lit_xai.data.folds import FoldData
 from lit_xai.engine import explained_classes
 from lit_xai.errors import UsageError
-from lit_xai.metrics.statistics import Estimate, excludes_zero, too_few
 from lit_xai.quality.plausibility import features_and_logits
-from lit_xai.quality.sampler import MEASURES, Mahalanobis
-from lit_xai.quality.sampler_quality import COLUMNS, SamplerQuality, sampler_table
+from lit_xai.quality.sampler import Mahalanobis
+from lit_xai.quality.sampler_quality import SamplerQuality, sampler_table
 from lit_xai.report import draw_samplers
+from lit_xai.report import fillers as tables
 from lit_xai.report.dashboard import Dashboard
 from lit_xai.rng import SampleRng
 from lit_xai.store.files import write_atomically, write_csv
@@ -31,9 +31,6 @@ from lit_xai.store.fold import FoldStore
 TRAINING = 10_000  # most images that the Mahalanobis score is fitted to
 OTHERS = 500  # most real images beside the explained ones
 READ = 256  # images read at once
-MARK, APART = "*", "°"
-ARROWS = {"up": "↑", "down": "↓", "zero": "→0"}
-TEX_ARROWS = {"up": r"$\uparrow$", "down": r"$\downarrow$", "zero": r"$\to 0$"}
 
 
 class SamplerTable(RankZeroReport):
@@ -120,15 +117,15 @@ class SamplerTable(RankZeroReport):
     def leave(self, quality: SamplerQuality, data: FoldData, dashboard: Dashboard) -> None:
         """The table and the pictures as files, on the dashboard and on the terminal."""
         table, tex, plane, trade = self.files.values()
-        rows, shown = quality.rows(), cells(quality)
         where = f"{self.store.root.parent.name}, fold {data.fold} held out"
-        about = head(quality, where)
+        about = tables.about_samplers(quality, where)
+        shown, file = tables.samplers(quality, "\n".join(about)), tables.every_sampler_number(quality).file()
         silhouettes = {name: row["silhouette"] for name, row in quality.estimates.items()}
         draw_samplers.alignment(quality.plane, silhouettes, plane, f"{where}: UMAP of penultimate features")
         points = {n: (quality.estimates[n]["l2"], quality.estimates[n]["label_entropy"]) for n in quality.hides}
         draw_samplers.tradeoff(points, trade, f"{where}: {quality.draws} samples of every image")
-        write_atomically(tex, latex(shown, about))
-        write_csv(table, list(COLUMNS), rows)
+        write_atomically(tex, shown.latex(about))
+        write_csv(table, *file)
         dashboard.scalars(
             {
                 f"samplers/{m}/{n}": e.value
@@ -137,63 +134,8 @@ class SamplerTable(RankZeroReport):
                 if not math.isnan(e.value)
             }
         )
-        dashboard.table("samplers", list(COLUMNS), rows)
+        dashboard.table("samplers", *file)
         dashboard.picture("samplers/umap", plane)
         dashboard.picture("samplers/tradeoff", trade)
-        arrows = [f"{m.replace('_', ' ')} {ARROWS[measure.better]}" for m, measure in MEASURES.items()]
-        show_rows("\n".join(about), ["sampler", *arrows], shown)
+        shown.show()
         rank_zero_only(print)(f"samplers: {table}, {tex.name}, {plane.name}, {trade.name}", flush=True)
-
-
-# ----------------------------------------------------------------------------------------------------------- formatting
-
-
-def head(quality: SamplerQuality, where: str) -> list[str]:
-    """What the table rests on."""
-    images = next(quality.estimates[n]["l2"].samples for n in quality.hides)
-    rates = ", ".join(f"{n} {h:g}" for n, h in quality.hides.items())
-    return [
-        f"{where}: {quality.draws} samples of each of {images} held-out probes, share of superpixels hidden: {rates}"
-        f"{too_few(images)}",
-        f"value [95 % interval]; {MARK} = the paired difference to {quality.reference} excludes 0; "
-        f"{APART} = the difference to other real images does; seconds: {quality.measured_on}",
-    ]
-
-
-def cell(e: Estimate, marks: str = "") -> str:
-    """`value [low, high]`, the larger the fewer digits, with marks; `-` where undefined."""
-    size = max((abs(v) for v in (e.value, e.low, e.high) if not math.isnan(v)), default=0.0)
-    digits = next((d for least, d in ((100, 0), (10, 1), (1, 2)) if size >= least), 3)
-    return e.text(digits) + marks
-
-
-def cells(quality: SamplerQuality) -> list[list[str]]:
-    """One row a sampler: its name, and every measure with its interval and marks; `-` where undefined."""
-    out = []
-    for name, row in quality.estimates.items():
-        line = [name]
-        for measure, e in row.items():
-            marks = "".join(
-                mark
-                for mark, apart in (
-                    (MARK, quality.to_reference(name, measure)),
-                    (APART, quality.to_real(name, measure)),
-                )
-                if apart is not None and excludes_zero(apart)
-            )
-            line.append(cell(e, marks))
-        out.append(line)
-    return out
-
-
-def latex(rows: list[list[str]], about: list[str]) -> str:
-    """A booktabs table of `cells`, with what it rests on as comments."""
-
-    def escape(text: str) -> str:
-        return text.replace("_", r"\_").replace("%", r"\%").replace(APART, r"$^\circ$")
-
-    titles = [f"{escape(m)} {TEX_ARROWS[measure.better]}" for m, measure in MEASURES.items()]
-    lines = [*(f"% {line}" for line in about), r"\begin{tabular}{l" + "r" * len(titles) + "}", r"\toprule"]
-    lines += [" & ".join(["sampler", *titles]) + r" \\", r"\midrule"]
-    lines += [" & ".join(map(escape, row)) + r" \\" for row in rows]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])

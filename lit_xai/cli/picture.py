@@ -19,6 +19,7 @@ from lit_xai.errors import UsageError
 from lit_xai.explainers.lime import Lime
 from lit_xai.models.pretrained import IMAGENET_MEAN, Pretrained
 from lit_xai.report import draw
+from lit_xai.report.figure import Scale, span
 from lit_xai.rng import SampleRng
 from lit_xai.store.files import load_weights, read_checkpoint
 
@@ -147,8 +148,8 @@ def picture(
     if not isinstance(explainer, Lime):
         maps, details = explainer.with_details(network, image, targets, rng)
         map_ = maps[0].detach()
-        scale = draw.Scale.of(map_, explainer.legend, label)
-        known = [f"map {draw.span(map_)}", *(f"{k} {float(v[0]):.3g}" for k, v in details.items())]
+        scale = Scale.of(map_, explainer.legend, label)
+        known = [f"map {span(map_)}", *(f"{k} {float(v[0]):.3g}" for k, v in details.items())]
         lines = [title, scale.says, ", ".join(known)]
         draw.explained(image[0], map_, lines, path, scale=scale)
         return
@@ -160,7 +161,7 @@ def picture(
         for i, j in enumerate(top, 1)
     )
     settled = "settled" if bool(s.settled[0]) else "not settled"
-    scale = draw.Scale.of(s.maps()[0], explainer.legend, label)
+    scale = Scale.of(s.maps()[0], explainer.legend, label)
     lines = [
         f"{title}; {int(s.counts[0])} superpixels, {int(s.samples[0])} samples, weighted R² {float(s.r2[0]):.3f}",
         scale.says,

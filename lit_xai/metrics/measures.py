@@ -348,13 +348,13 @@ def measure(name: str, meaning: str, **options: Any) -> Callable[[Callable[[Pair
     return register
 
 
-def register_from(modules: Sequence[str]) -> None:
+def register_from(modules: str | Sequence[str]) -> None:
     """Import modules that register measures.
 
     Raises:
         UsageError: one cannot be imported.
     """
-    for module in modules:
+    for module in [modules] if isinstance(modules, str) else modules:
         try:
             importlib.import_module(module)
         except UsageError:

@@ -62,13 +62,18 @@ class Estimate:
         """Whether it rests on too few samples for an interval."""
         return 0 < self.samples < LEAST
 
-    def text(self, digits: int = 3) -> str:
-        """`0.580 [.578, .583]`, the value alone where there is no interval, `-` where there is no value."""
+    def text(self, digits: int = 3, zeros: bool = False) -> str:
+        """`0.580 [.578, .583]`, the value alone where there is no interval, `-` where there is no value.
+
+        `zeros` before the points of the bounds, too.
+        """
         if math.isnan(self.value):
             return "-"
         if math.isnan(self.low) or math.isnan(self.high):
             return f"{self.value:.{digits}f}"
-        low, high = (re.sub(r"^(-?)0\.", r"\1.", f"{v:.{digits}f}") for v in (self.low, self.high))
+        low, high = (f"{v:.{digits}f}" for v in (self.low, self.high))
+        if not zeros:
+            low, high = (re.sub(r"^(-?)0\.", r"\1.", text) for text in (low, high))
         return f"{self.value:.{digits}f} [{low}, {high}]"
 
     def plain(self) -> dict[str, Any]:

@@ -31,21 +31,6 @@ REAL = "real"  # the row of a table where nothing is refilled
 SPLITS = 100  # into random halves, for that row
 ENOUGH = 3  # images a feature, from which on the distance's interval was found to cover
 INCEPTION_SIDE = 299  # pixels
-COLUMNS = (
-    "filler",
-    "distance",
-    "distance_low",
-    "distance_high",
-    "reference",
-    "difference",
-    "difference_low",
-    "difference_high",
-    "bits",
-    "bits_low",
-    "bits_high",
-    "images",
-    "note",
-)
 
 
 def moments(features: Float[Tensor, "n f"], counts: Float[Tensor, "n"]) -> tuple[Tensor, Tensor]:
@@ -407,26 +392,4 @@ def differences(table: Mapping[str, Mapping[str, Estimate]], reference: str) -> 
         if name != reference:
             out[name] = difference(table[name]["distance"], table[reference]["distance"])
             out[name].value = float(out[name].draws.mean())  # of distances that are not cut off at 0
-    return out
-
-
-def rows(table: Mapping[str, Mapping[str, Estimate]], reference: str | None = None) -> list[list[Any]]:
-    """The table's rows for a CSV file, in the order of `COLUMNS`; `bits` is a number or why there is none.
-
-    `difference` is the paired difference to the distance of the filler `reference`, by default the first.
-    """
-    names = [name for name in table if name != REAL]
-    if reference is None and names:
-        reference = names[0]
-    against = {} if reference is None else differences(table, reference)
-    out: list[list[Any]] = []
-    for name, row in table.items():
-        distance, bits = row["distance"], row["bits"]
-        compared = against.get(name)
-        apart = ["", "", "", ""] if compared is None else [reference, compared.value, compared.low, compared.high]
-        known = [bits.reason, "", ""] if math.isnan(bits.value) else [bits.value, bits.low, bits.high]
-        notes = [f"{key}: {e.reason}" for key, e in row.items() if e.reason and not math.isnan(e.value)]
-        out.append(
-            [name, distance.value, distance.low, distance.high, *apart, *known, distance.samples, "; ".join(notes)]
-        )
     return out

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from math import isnan, nan
+from math import nan
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -27,18 +26,6 @@ BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # exponents of the five scales
 KERNEL, SIGMA = 11, 1.5  # SSIM's Gaussian window, pixels
 LEAST_LPIPS = 31  # AlexNet has no features left of a smaller image
 REAL = "real"  # the row of a table where nothing is removed
-COLUMNS = (
-    "filler",
-    "accuracy",
-    "accuracy_low",
-    "accuracy_high",
-    "ms_ssim",
-    "ms_ssim_low",
-    "ms_ssim_high",
-    "lpips",
-    "share",
-    "note",
-)
 
 
 @dataclass(frozen=True)
@@ -227,15 +214,3 @@ def removal_table(
     ways |= {name: partial(fill, name, filler, images, masks, rng) for name, filler in fillers.items()}
     perceptual = perceptual_network(images)
     return {name: estimates(measure(model, images, labels, way, max_batch, perceptual)) for name, way in ways.items()}
-
-
-def rows(table: Mapping[str, Mapping[str, Estimate]]) -> list[list[Any]]:
-    """The table's rows for a CSV file, in the order of `COLUMNS`; `lpips` is a number or why there is none."""
-    out: list[list[Any]] = []
-    for name, row in table.items():
-        accuracy, similar, distance = row["accuracy"], row["ms_ssim"], row["lpips"]
-        numbers = [e for m in (accuracy, similar) for e in (m.value, m.low, m.high)]
-        perceptual = distance.reason if isnan(distance.value) else distance.value
-        note = f"MS-SSIM: {similar.reason}" if similar.reason else ""
-        out.append([name, *numbers, perceptual, row["share"].value, note])
-    return out

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -42,10 +42,6 @@ GROUP = 16  # images that a filler is given at once, and encodes at once
 LEAST = 4  # images on either side
 POMELO_SEGMENTS = Slic(35, 10.0, 0.0)  # appendix B
 OF_REAL = ("mahalanobis", "silhouette")  # the measures that untouched images have
-COLUMNS = (
-    *("sampler", "measure", "value", "low", "high", "reference", "difference", "difference_low", "difference_high"),
-    *("minus_real", "minus_real_low", "minus_real_high", "images", "draws", "hides", "measured_on", "note"),
-)
 
 
 def hides_of(filler: Filler) -> float:
@@ -208,24 +204,6 @@ class SamplerQuality:
         if row == REAL or measure not in OF_REAL:
             return None
         return difference(self.estimates[row][measure], self.estimates[REAL][measure])
-
-    def rows(self) -> list[list[Any]]:
-        """One row a sampler and measure for a CSV file, in the order of `COLUMNS`; empty where undefined, `note` says why."""
-        out: list[list[Any]] = []
-        for name, row in self.estimates.items():
-            for measure, e in row.items():
-                apart, real = self.to_reference(name, measure), self.to_real(name, measure)
-                draws = self.draws if name in self.hides else ""
-                device = self.measured_on if measure == "seconds_per_1000" and name in self.hides else ""
-                reference = self.reference if apart is not None else ""
-                about = [e.samples, draws, self.hides.get(name, ""), device, e.reason]
-                out.append([name, measure, *numbers(e), reference, *numbers(apart), *numbers(real), *about])
-        return out
-
-
-def numbers(e: Estimate | None) -> list[float | str]:
-    """Value and interval; empty where there are none."""
-    return ["" if e is None or math.isnan(v) else v for v in ((e.value, e.low, e.high) if e else [math.nan] * 3)]
 
 
 def silhouettes(

@@ -95,6 +95,7 @@ class Dashboard:
         plain = {k: math.nan if v is None else float(v) for k, v in values.items()}
         for logger in self.loggers:
             logger.log_metrics(plain)
+            logger.save()  # no trainer ends an evaluation's logger
 
     def histogram(self, key: str, values: Tensor) -> None:
         """The distribution of some numbers; an empty one if there are none yet."""
@@ -108,13 +109,14 @@ class Dashboard:
             run.log({key: wandb.Histogram(np_histogram=(counts, edges))})
 
     def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """A table."""
+        """A table; an empty text stands for nothing, and a column may hold numbers and why there is none."""
         if not self.runs:
             return
         import wandb
 
+        data = [[None if value == "" else value for value in row] for row in rows]
         for run in self.runs:
-            run.log({key: wandb.Table(columns=list(columns), data=[list(r) for r in rows])})
+            run.log({key: wandb.Table(columns=list(columns), data=data, allow_mixed_types=True)})
 
     def picture(self, key: str, path: Path) -> None:
         """An image file."""

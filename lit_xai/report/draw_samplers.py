@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lit_xai.metrics.statistics import Estimate
-from lit_xai.report.draw import new_figure, save, wrapped
+from lit_xai.report.figure import new_figure, save, wrapped
 
 COLUMNS = 4  # of panels
 

@@ -9,23 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_xai.report import draw
-from lit_xai.report.summary import Summary
-from lit_xai.report.table import (
+from lit_xai.report.show import (
     LEGEND,
-    PAIRS,
-    ROBUSTNESS,
-    SIMILARITIES,
     alarm_lines,
-    arrow,
-    cell,
+    every_number,
+    further_tables,
     head_lines,
-    latex,
-    pair_columns,
-    pair_rows,
+    main_table,
     reasons,
-    robustness_rows,
     shown,
 )
+from lit_xai.report.summary import Summary
 from lit_xai.store.files import write_atomically, write_csv
 
 
@@ -34,17 +28,9 @@ def write(summary: Summary, folder: Path, definition: str = "default") -> list[P
     columns = shown(summary, definition)
     out = [folder / f"summary.{s}" for s in ("json", "csv", "tex")]
     write_atomically(out[0], json.dumps(summary.plain(), indent=1, sort_keys=True, default=str) + "\n")
-    fields = ("value", "low", "high", "se", "null", "samples", "pairs", "dropped", "reason")
-    rows, lack = [], summary.head["unfinished"] or {"message": ""}
-    for row in summary.rows:
-        for c, e in row.estimates.items():
-            plain = e.plain()
-            whole = row.to_whole[c].plain() if c in row.to_whole else {}
-            apart = [whole.get(f) for f in ("value", "low", "high")]
-            rows.append([row.explainer, c, *(plain[f] for f in fields), row.marked(c), *apart, lack["message"]])
-    whole_columns = ["minus_whole_image", "minus_whole_low", "minus_whole_high"]
-    write_csv(out[1], ["explainer", "column", *fields, "marked", *whole_columns, "unfinished"], rows)
-    write_atomically(out[2], latex(summary, columns))
+    write_csv(out[1], *every_number(summary).file())
+    comments = [*alarm_lines(summary), *head_lines(summary)]
+    write_atomically(out[2], main_table(summary, columns).latex(comments))
     xlabel = f"distance: {summary.head['distance']['meaning']}"
     out += draw.histograms(summary.distances, folder / "histograms.png", xlabel)
     out.append(folder / "report.html")
@@ -54,9 +40,6 @@ def write(summary: Summary, folder: Path, definition: str = "default") -> list[P
 
 def page(summary: Summary, columns: Sequence[str], folder: Path) -> str:
     """One HTML file that needs nothing beside it: table, reasons, pictures, every number's definition."""
-
-    def wide(rows: str) -> str:
-        return f'<div class="wide"><table>{rows}</table></div>'
 
     def picture(path: Path) -> str:
         if not path.exists():
@@ -70,24 +53,8 @@ def page(summary: Summary, columns: Sequence[str], folder: Path) -> str:
         for line in alarm_lines(summary)
     )
     alarm = f'<div class="alarm" role="alert">{alarm}</div>' if alarm else ""
-    titles = "".join(f"<th>{html.escape(arrow(summary, c))}</th>" for c in columns)
-    body = ""
-    for row in summary.rows:
-        cells = "".join(f"<td>{html.escape(cell(row, c))}</td>" for c in columns)
-        body += f"<tr><th>{html.escape(row.explainer)}</th>{cells}</tr>"
     why = "".join(f"<li>{html.escape(r)}</li>" for r in reasons(summary, columns))
-    alike = "".join(
-        f"<tr><th>{html.escape(f)}</th>{''.join(f'<td>{html.escape(c)}</td>' for c in cells)}</tr>"
-        for f, cells in robustness_rows(summary)
-    )
-    if alike:
-        columns_ = "".join(f"<th>{s}</th>" for s in SIMILARITIES)
-        alike = f"<h2>Robustness</h2><p>{ROBUSTNESS}</p>{wide(f'<tr><th>family</th>{columns_}</tr>{alike}')}"
-    if summary.pairs:
-        heads = "".join(f"<th>{html.escape(c)}</th>" for c in pair_columns(summary))
-        lines = ["".join(f"<td>{html.escape(c)}</td>" for c in cells) for cells in pair_rows(summary)]
-        body_ = "".join(f"<tr>{x}</tr>" for x in lines)
-        alike += f"<h2>Differences</h2><p>{PAIRS}</p>{wide(f'<tr>{heads}</tr>{body_}')}"
+    more = "".join(f"<h2>{name}</h2><p>{t.title}</p>{t.html()}" for name, t in further_tables(summary).items())
     galleries = "".join(picture(p) for p in sorted(folder.glob("fold=*/gallery.png"))[:1])
     definitions = html.escape(json.dumps(summary.definitions, indent=1, sort_keys=True, default=str))
     return f"""<!doctype html>
@@ -104,9 +71,9 @@ th:first-child {{ text-align: left }} .wide, figure {{ overflow-x: auto; margin:
 pre {{ background: #f6f6f6; padding: 1rem; overflow-x: auto; font-size: 12px }}
 </style>
 <h1>{html.escape(summary.head["name"])}</h1>{alarm}<ul>{head}</ul>
-{wide(f"<tr><th>explainer</th>{titles}</tr>{body}")}
+{main_table(summary, columns).html()}
 <p>{html.escape(LEGEND)}</p><ul>{why}</ul>
-{alike}
+{more}
 <h2>Distances between maps</h2>{picture(folder / "histograms.png")}
 <h2>Maps</h2>{galleries}
 <h2>Definitions</h2><pre>{definitions}</pre></html>

@@ -1,204 +1,178 @@
-"""The numbers for people: a table on the terminal, JSON, CSV, LaTeX, histograms, and one self-contained page."""
+"""One table, of which files, the terminal, LaTeX and pages show the same texts."""
 
 from __future__ import annotations
 
+import html
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as RichTable
 
-from lit_xai.cli.schema import NULL
-from lit_xai.errors import UsageError
-from lit_xai.report.head import percent
-from lit_xai.report.summary import Row, Summary
+from lit_xai.metrics.statistics import Estimate
 
-# which measures a table shows; scores follow
-VIEWS = {
-    "default": ("mege", "reco", "reco_eq6"),
-    "paper": ("mege", "reco_eq6"),
-    "xplique": ("mege_xplique", "reco_xplique"),
-}
-MOST = 10  # commands at the top of a table
-MARK = "*"
-WHOLE = "°"
+MARK, WHOLE = "*", "°"
+ARROWS = {"up": "↑", "down": "↓", "zero": "→0"}
+TEX = {"_": r"\_", "%": r"\%", WHOLE: r"$^\circ$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "→0": r"$\to 0$"}
 
 
-def shown_or_refuse(definition: str) -> None:
-    """Refuse an unknown view before any work is done."""
-    if definition not in VIEWS:
-        raise UsageError(f"definition must be one of {', '.join(VIEWS)}, found {definition!r}")
+class Marked(NamedTuple):
+    """An estimate with the marks that stand behind it."""
+
+    estimate: Estimate | None
+    marks: str = ""
 
 
-def shown(summary: Summary, definition: str) -> list[str]:
-    """The columns of a view: its measures, then every score."""
-    shown_or_refuse(definition)
-    measures = [c for c in VIEWS[definition] if c in summary.columns]
-    scores = [c for c in summary.columns if not c.startswith(("mege", "reco"))]
-    return measures + scores
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        name: in files.
+        parts: what files have of an estimate beside its value, each in a field of its own: `low`, `high`, `null`, `reason` ...
+        stem: what those fields' names begin with; None = the name and an underscore.
+        better: `up`, `down` or `zero` (near 0), shown as an arrow.
+        head: what people read above it; empty = the name.
+        right: aligned to the right on the terminal.
+        shown: False = in files alone.
+        undefined: text in the place of a missing value; `{reason}` is why it is missing.
+    """
+
+    name: str
+    parts: tuple[str, ...] = ()
+    stem: str | None = None
+    better: str = ""
+    head: str = ""
+    right: bool = False
+    shown: bool = True
+    undefined: str = "-"
+
+    def title(self, head: str = "") -> str:
+        """Its head with the arrow."""
+        return f"{head or self.head or self.name} {ARROWS.get(self.better, '')}".strip()
+
+    def fields(self) -> list[str]:
+        """Its fields in a file."""
+        stem = f"{self.name}_" if self.stem is None else self.stem
+        return [self.name, *(f"{stem}{part}" for part in self.parts)]
 
 
-def cell(row: Row, column: str) -> str:
-    """`value [low, high]`, with the null where the column has one, and its marks; `-` where undefined."""
-    e = row.estimates.get(column)
-    if e is None or math.isnan(e.value):
-        return "-"
+def interval(name: str, **options: Any) -> Column:
+    """A column of estimates, of which files have the bounds."""
+    return Column(name, ("low", "high"), **options)
+
+
+def cell(value: Any, digits: int | None = 3, zeros: bool = False, undefined: str = "-") -> str:
+    """`value [low, high] /null` with its marks; `undefined` in the place of a number that is missing.
+
+    `digits` after the point, None = the fewer the larger the number; `zeros` before the points of the bounds.
+    """
+    e, marks = value if isinstance(value, Marked) else (value, "")
+    if e is None or (isinstance(e, Estimate) and math.isnan(e.value)):
+        return undefined.replace("{reason}", "" if e is None else e.reason)
+    if not isinstance(e, Estimate):
+        return f"{e:.3f}" if isinstance(e, float) else str(e)
+    if digits is None:
+        size = max(abs(v) for v in (e.value, e.low, e.high) if not math.isnan(v))
+        digits = next((d for least, d in ((100, 0), (10, 1), (1, 2)) if size >= least), 3)
     null = f" /{e.null:.2f}" if e.null is not None else ""
-    marks = (MARK if row.marked(column) else "") + (WHOLE if row.beats_or_misses_whole(column) else "")
-    return f"{e.text()}{null}{marks}"
+    return f"{e.text(digits, zeros)}{null}{marks}"
 
 
-def arrow(summary: Summary, column: str) -> str:
-    """The column's name and direction."""
-    return f"{column} {'↑' if summary.columns[column] else '↓'}"
+def console() -> Console:
+    """The terminal; 180 characters wide where there is none."""
+    return Console(width=None if Console().is_terminal else 180, soft_wrap=False)
 
 
-def head_lines(summary: Summary) -> list[str]:
-    """What the table rests on."""
-    h = summary.head
-    shares = h["held_out_accuracy"]
-    accuracy = ", ".join(f"f{f} {percent(a['value'], a['low'], a['high'])}" for f, a in shares.items())
-    lipschitz = ", ".join(f"f{f} {v:.2f}" for f, v in h["empirical_lipschitz"].items() if v is not None)
-    d = h["disagreements"]
-    differ = f"{d['explained']} of {d['found']} disagreements" if d else "no disagreements explained"
-    lines = [
-        f"{h['name']}: {len(h['folds_present'])} of {h['folds']} folds, {h['samples']:,} samples, "
-        f"{h.get('probes', 0):,} random probes, {differ}, distance {h['distance']['name']}",
-        *(
-            f"held-out accuracy %: {accuracy} (spread {100 * h['accuracy_spread']:.1f} points; chance {100 * a['null']:.1f})"
-            for a in list(shares.values())[:1]  # unlabelled images have none
-        ),
-        *(
-            [f"empirical Lipschitz constant (largest local one at 128 held-out images): {lipschitz}"]
-            if lipschitz
-            else []
-        ),
-    ]
-    settings = []
-    for name, e in summary.definitions["explainers"].items():
-        count = e.get("masks") or e.get("steps") or e.get("samples")
-        if count:
-            settings.append(f"{name} {count}")
-    for name, s in summary.definitions.items():
-        if isinstance(s, dict) and "subsets" in s.get("definition", {}):
-            settings.append(f"{name} {s['definition']['subsets']} subsets")
-    lines.append(f"counts: {', '.join(settings)}")
-    for name, e in summary.definitions["explainers"].items():
-        if e.get("details"):
-            texts = [f"{n} {v['mean']:.3g} ({v['min']:.3g}..{v['max']:.3g})" for n, v in e["details"].items()]
-            lines.append(f"{name}: {', '.join(texts)}")
-    return lines + [f"warning: {w}" for w in h["warnings"] if w not in h["alarms"]]
+@dataclass(frozen=True)
+class Table:
+    """Columns and rows; a cell is a text, a number, an `Estimate`, a `Marked` one, or None where there is nothing.
+
+    Attributes:
+        title, caption: what stands above and below it.
+        dim: first cells of rows that step back.
+        digits, zeros: of its numbers, see `cell`.
+        missing: what files hold where a number is undefined.
+    """
+
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Any]]
+    title: str = ""
+    caption: str = ""
+    dim: Collection[str] = ()
+    digits: int | None = 3
+    zeros: bool = False
+    missing: Any = ""
+
+    @property
+    def shown(self) -> list[Column]:
+        """The columns for people."""
+        return [c for c in self.columns if c.shown]
+
+    def texts(self) -> list[list[str]]:
+        """The cells for people, row by row."""
+        return [
+            [
+                cell(value, self.digits, self.zeros, column.undefined)
+                for column, value in zip(self.columns, row, strict=True)
+                if column.shown
+            ]
+            for row in self.rows
+        ]
+
+    def file(self) -> tuple[list[str], list[list[Any]]]:
+        """The first line and the rows of a file."""
+        rows = [
+            [f for c, value in zip(self.columns, row, strict=True) for f in self.fields(c, value)] for row in self.rows
+        ]
+        return [name for c in self.columns for name in c.fields()], rows
+
+    def fields(self, column: Column, value: Any) -> list[Any]:
+        """What a file holds of one cell."""
+        e = value.estimate if isinstance(value, Marked) else value
+        if not isinstance(e, Estimate):
+            return ["" if e is None else e, *[""] * len(column.parts)]
+        if math.isnan(e.value) and column.undefined == "{reason}":
+            return [e.reason, *[""] * len(column.parts)]
+        known = {**vars(e), "note": e.reason}
+        found = [known[part] for part in ("value", *column.parts)]
+        return [self.missing if isinstance(v, float) and math.isnan(v) else v for v in found]
+
+    def show(self, to: Console | None = None) -> None:
+        """On the terminal."""
+        table = RichTable(
+            title=self.title or None, title_justify="left", caption=self.caption or None, caption_justify="left"
+        )
+        for number, column in enumerate(self.shown):
+            table.add_column(
+                column.title(),
+                justify="right" if column.right else "left",
+                no_wrap=number == 0 and any(c.right for c in self.shown),
+            )
+        for row, texts in zip(self.rows, self.texts(), strict=True):
+            table.add_row(*texts, style="dim" if row[0] in self.dim else None)
+        (to or console()).print(table)
+
+    def latex(self, comments: Sequence[str] = ()) -> str:
+        """A booktabs table below lines of comments."""
+        lines = [f"% {line}" for line in comments]
+        lines += [r"\begin{tabular}{l" + "r" * (len(self.shown) - 1) + "}", r"\toprule"]
+        body = [" & ".join(map(escaped, row)) + r" \\" for row in self.texts()]
+        titles = " & ".join(escaped(c.title(c.name)) for c in self.shown) + r" \\"
+        return "\n".join([*lines, titles, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""])
+
+    def html(self) -> str:
+        """For a page: every row begins with its heading."""
+        heads = "".join(f"<th>{html.escape(c.title())}</th>" for c in self.shown)
+        rows = [[html.escape(text) for text in row] for row in self.texts()]
+        body = "".join(f"<tr><th>{first}</th>{''.join(f'<td>{t}</td>' for t in rest)}</tr>" for first, *rest in rows)
+        return f'<div class="wide"><table><tr>{heads}</tr>{body}</table></div>'
 
 
-def alarm_lines(summary: Summary) -> list[str]:
-    """Why the table is not to be trusted, for its top: what is unfinished and the commands that complete it, what is untaught."""
-    lines, lack = list(summary.head["alarms"]), summary.head["unfinished"]
-    if lack:
-        after = f", once the {lack['running']} processes at work on it have ended" if lack["running"] else ""
-        shown, more = lack["commands"][:MOST], len(lack["commands"]) - MOST
-        told = [f"  {c}" for c in shown] + [f"  ... and {more} more, see unfinished in summary.json"] * (more > 0)
-        lines[1:1] = [f"what completes it{after}:", *told] if told else []
-    return lines
-
-
-def reasons(summary: Summary, columns: Sequence[str]) -> list[str]:
-    """Why numbers are undefined, and how many pairs were dropped, one line a reason."""
-    out = []
-    rows = {row.explainer: row.estimates for row in summary.rows}
-    for table, shown in (
-        (rows, columns),
-        (summary.robustness, SIMILARITIES),
-        (summary.pairs, pair_columns(summary)[1:]),
-    ):
-        grouped: dict[str, list[str]] = {}
-        for name, estimates in table.items():
-            for c in shown:
-                e = estimates.get(c)
-                if e is None:
-                    continue
-                why = e.reason or (f"{e.dropped} pairs of constant maps dropped" if e.dropped else "")
-                if why:
-                    grouped.setdefault(f"{c}: {why}", []).append(name)
-        out += [f"{why} ({'every row' if len(n) == len(table) else ', '.join(n)})" for why, n in grouped.items()]
-    return out
-
-
-LEGEND = (
-    f"value [95 % interval]; /x = mean under permuted labels, or of the whole image as an explanation; {MARK} = the paired "
-    f"difference to {NULL} excludes 0; {WHOLE} = that to the whole image does; - = undefined, reason below"
-)
-
-
-def show(summary: Summary, definition: str = "default", console: Console | None = None) -> None:
-    """Print the table."""
-    console = console or Console(width=None if Console().is_terminal else 180, soft_wrap=False)
-    columns = shown(summary, definition)
-    for line in alarm_lines(summary):
-        console.print(line, style="bold red", markup=False, highlight=False, soft_wrap=True)
-    table = Table(title="\n".join(head_lines(summary)), title_justify="left", caption=LEGEND, caption_justify="left")
-    table.add_column("explainer", no_wrap=True)
-    for c in columns:
-        table.add_column(arrow(summary, c), justify="right")
-    for row in summary.rows:
-        cells = [cell(row, c) for c in columns]
-        table.add_row(row.explainer, *cells, style="dim" if row.explainer == NULL else None)
-    console.print(table)
-    for line in reasons(summary, columns):
-        console.print(f"  {line}", style="yellow", markup=False)
-    if summary.robustness:
-        alike = Table(title=ROBUSTNESS, title_justify="left")
-        for column in ("family", *SIMILARITIES):
-            alike.add_column(column, justify="left" if column == "family" else "right")
-        for family, cells in robustness_rows(summary):
-            alike.add_row(family, *cells)
-        console.print(alike)
-    if summary.pairs:
-        apart = Table(title=PAIRS, title_justify="left")
-        for column in pair_columns(summary):
-            apart.add_column(column, justify="left" if column == "pair" else "right")
-        for cells in pair_rows(summary):
-            apart.add_row(*cells)
-        console.print(apart)
-
-
-PAIRS = f"paired differences on the same probes [95 % interval]; {MARK} = the interval excludes 0"
-ROBUSTNESS = (
-    "similarity of the maps of one method's variants, mean over pairs and probes [95 % interval]; stability: distance of "
-    "their superpixels' values to the variants' mean, lower = more stable"
-)
-SIMILARITIES = ("ssim", "hog", "spearman", "stability")
-
-
-def robustness_rows(summary: Summary) -> list[tuple[str, list[str]]]:
-    """Family and cells of the robustness table."""
-    return [(f, [cell(Row(f, estimates), s) for s in SIMILARITIES]) for f, estimates in summary.robustness.items()]
-
-
-def pair_columns(summary: Summary) -> list[str]:
-    """The head of the table of differences."""
-    return ["pair", *dict.fromkeys(c for row in summary.pairs.values() for c in row if not math.isnan(row[c].value))]
-
-
-def pair_rows(summary: Summary) -> list[list[str]]:
-    """Its rows."""
-    rows = []
-    for name, row in summary.pairs.items():
-        cells = [cell(Row(name, row, row), c) if c in row else "-" for c in pair_columns(summary)[1:]]
-        rows.append([name, *cells])
-    return rows
-
-
-def latex(summary: Summary, columns: Sequence[str]) -> str:
-    """A booktabs table."""
-
-    def escape(text: str) -> str:
-        return text.replace("_", r"\_").replace("%", r"\%").replace(WHOLE, r"$^\circ$")
-
-    lines = [f"% {line}" for line in (*alarm_lines(summary), *head_lines(summary))]
-    lines += [r"\begin{tabular}{l" + "r" * len(columns) + "}", r"\toprule"]
-    arrows = [rf"{escape(c)} $\{'uparrow' if summary.columns[c] else 'downarrow'}$" for c in columns]
-    lines += [" & ".join(["explainer", *arrows]) + r" \\", r"\midrule"]
-    for row in summary.rows:
-        cells = [escape(cell(row, c)) for c in columns]
-        lines.append(" & ".join([escape(row.explainer), *cells]) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+def escaped(text: str) -> str:
+    """A text for LaTeX."""
+    for plain, tex in TEX.items():
+        text = text.replace(plain, tex)
+    return text

@@ -1,0 +1,92 @@
+"""The tables of fillers: how plausible images are after them, how well they remove objects, what they are worth as samplers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from lit_xai.metrics.statistics import Estimate, excludes_zero, too_few
+from lit_xai.quality.plausibility import REAL, differences
+from lit_xai.quality.sampler import MEASURES
+from lit_xai.quality.sampler_quality import SamplerQuality
+from lit_xai.report.table import MARK, WHOLE, Column, Marked, Table, interval
+
+Estimates = Mapping[str, Mapping[str, Estimate]]  # by filler and measure
+
+
+def notes(row: Mapping[str, Estimate]) -> str:
+    """What is to be said of numbers that are there."""
+    return "; ".join(f"{name}: {e.reason}" for name, e in row.items() if e.reason and not math.isnan(e.value))
+
+
+def plausibility(table: Estimates, reference: str | None = None, title: str = "") -> Table:
+    """Of `plausibility_table`; with the paired difference to the distance of the filler `reference`, by default the first."""
+    columns = [Column("filler"), interval("distance", head="distance [95 %]"), Column("reference", shown=False)]
+    columns += [interval("difference", head="difference [95 %]", undefined="")]
+    columns += [
+        interval("bits", head="bits [95 %]", undefined="{reason}"),
+        *(Column(n, shown=False) for n in ("images", "note")),
+    ]
+    first = next((name for name in table if name != REAL), None)
+    reference = first if reference is None else reference
+    against = {} if reference is None else differences(table, reference)
+    rows: list[list[Any]] = []
+    for name, row in table.items():
+        compared = (reference if name in against else "", against.get(name))
+        rows.append([name, row["distance"], *compared, row["bits"], row["distance"].samples, notes(row)])
+    return Table(columns, rows, title, zeros=True, missing=math.nan)
+
+
+def removal(table: Estimates, title: str = "") -> Table:
+    """Of `removal_table`; `lpips` is a number or why there is none."""
+    columns = [Column("filler"), *(interval(n, head=f"{n} [95 %]") for n in ("accuracy", "ms_ssim"))]
+    columns += [Column("lpips"), Column("share"), Column("note", shown=False)]
+    rows = []
+    for name, row in table.items():
+        note = f"MS-SSIM: {row['ms_ssim'].reason}" if row["ms_ssim"].reason else ""
+        lpips = row["lpips"].reason if math.isnan(row["lpips"].value) else row["lpips"].value
+        rows.append([name, row["accuracy"], row["ms_ssim"], lpips, row["share"].value, note])
+    return Table(columns, rows, title, zeros=True, missing=math.nan)
+
+
+def samplers(quality: SamplerQuality, about: str = "") -> Table:
+    """One row a sampler, with every measure; marked where it differs from the reference, and from real images."""
+    columns = [Column("sampler")]
+    columns += [Column(n, better=m.better, head=n.replace("_", " ")) for n, m in MEASURES.items()]
+    rows = []
+    for name, row in quality.estimates.items():
+        cells = []
+        for measure, e in row.items():
+            pairs = ((MARK, quality.to_reference(name, measure)), (WHOLE, quality.to_real(name, measure)))
+            cells.append(Marked(e, "".join(m for m, apart in pairs if apart is not None and excludes_zero(apart))))
+        rows.append([name, *cells])
+    return Table(columns, rows, about, digits=None)
+
+
+def every_sampler_number(quality: SamplerQuality) -> Table:
+    """One row a sampler and measure, for files; empty where undefined, `note` says why."""
+    columns = [Column("sampler"), Column("measure"), interval("value", stem=""), Column("reference")]
+    columns += [interval("difference"), interval("minus_real")]
+    columns += [Column(n) for n in ("images", "draws", "hides", "measured_on", "note")]
+    rows = []
+    for name, row in quality.estimates.items():
+        for measure, e in row.items():
+            apart, sampled = quality.to_reference(name, measure), name in quality.hides
+            about = [e.samples, quality.draws if sampled else "", quality.hides.get(name, "")]
+            about += [quality.measured_on if measure == "seconds_per_1000" and sampled else "", e.reason]
+            reference = "" if apart is None else quality.reference
+            rows.append([name, measure, e, reference, apart, quality.to_real(name, measure), *about])
+    return Table(columns, rows)
+
+
+def about_samplers(quality: SamplerQuality, where: str) -> list[str]:
+    """What the table of samplers rests on."""
+    images = next(quality.estimates[n]["l2"].samples for n in quality.hides)
+    rates = ", ".join(f"{n} {h:g}" for n, h in quality.hides.items())
+    return [
+        f"{where}: {quality.draws} samples of each of {images} held-out probes, share of superpixels hidden: {rates}"
+        f"{too_few(images)}",
+        f"value [95 % interval]; {MARK} = the paired difference to {quality.reference} excludes 0; "
+        f"{WHOLE} = the difference to other real images does; seconds: {quality.measured_on}",
+    ]
