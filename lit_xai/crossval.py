@@ -19,7 +19,7 @@ from lit_xai.cli.build import HOW, build_data, build_module, read_config, say
 from lit_xai.cli.offered import refuse_other_code
 from lit_xai.core import Explainer, Score, as_explainer, as_score
 from lit_xai.data.folds import Disagreements, Split
-from lit_xai.data.sources import ImageSet, digest
+from lit_xai.data.images import ImageSet, digest
 from lit_xai.errors import UsageError
 from lit_xai.fitting import TrainedOn, code_digest, describe, plain_value
 from lit_xai.report import page

@@ -21,8 +21,9 @@ from lit_xai.data.folds import (
     noisy_labels,
     stratified_subset,
 )
-from lit_xai.data.sources import InMemory, fashion_mnist, folder_source, npz, pictures, read_idx
+from lit_xai.data.images import InMemory
 from lit_xai.data.sources import digits as make_digits
+from lit_xai.data.sources import fashion_mnist, folder_source, npz, pictures, read_idx
 from lit_xai.errors import UsageError
 from PIL import Image
 from torch.utils.data import DataLoader

@@ -10,7 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from lit_xai.data import FoldData, Source
-from lit_xai.data.sources import InMemory
+from lit_xai.data.images import InMemory
 from lit_xai.errors import UsageError
 from lit_xai.fillers import Flow
 from lit_xai.fillers.flow import BOUND, Coupling, FlowModule, Glow, GlowSampler, rounded, to_bins

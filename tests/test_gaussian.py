@@ -10,7 +10,7 @@ import pytest
 import torch
 from lit_xai.core import as_filler
 from lit_xai.data import FoldData, Source
-from lit_xai.data.sources import InMemory
+from lit_xai.data.images import InMemory
 from lit_xai.errors import UsageError
 from lit_xai.explainers import SlidingPatch
 from lit_xai.explainers.sweep import PMI

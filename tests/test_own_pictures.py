@@ -13,6 +13,7 @@ from lit_xai import engine
 from lit_xai.cli.compose import compose
 from lit_xai.cli.run import Run
 from lit_xai.core import Passes
+from lit_xai.data import images as in_memory
 from lit_xai.data import sources
 from lit_xai.engine import estimate
 from lit_xai.errors import UsageError
@@ -238,10 +239,11 @@ def test_trials_are_made_where_the_trainer_trains(
 ) -> None:
     options = [f"root={tmp_path}", f"data.root={pictures}", *SMALL, "explainer=[]"]
     cpu, gpu = (Run(compose("train", [*options, f"trainer={t}"]), "train") for t in ("cpu", "gpu"))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert (cpu.device.type, gpu.device.type) == ("cpu", "cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert (cpu.device.type, gpu.device.type) == ("cpu", "cuda")
+    assert cpu.device.type == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="use trainer=cpu"):
+        _ = gpu.device
 
 
 def test_a_trial_grows_until_it_took_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +268,7 @@ def test_pictures_that_fit_into_memory_are_decoded_once(tmp_path: Path, monkeypa
     root = draw_pictures(tmp_path / "mine", each=2)
     images = sources.folder_source(root, 32, 32).train
     first = images.images([0, 3])
-    monkeypatch.setattr(sources, "KEPT", 0)
+    monkeypatch.setattr(in_memory, "KEPT", 0)
     unkept = sources.folder_source(root, 32, 32).train
     assert torch.equal(unkept.images([0, 3]), first)
     shutil.rmtree(root)
@@ -281,7 +283,7 @@ def test_processes_read_only_pictures_that_do_not_fit(pictures: Path, monkeypatc
 
     data = FoldData(lambda: sources.folder_source(pictures, 32, 32), folds=2, num_workers=2)
     assert data.train_dataloader().num_workers == data.val_dataloader().num_workers == 0
-    monkeypatch.setattr(sources, "KEPT", 0)
+    monkeypatch.setattr(in_memory, "KEPT", 0)
     assert data.train_dataloader().num_workers == 2
 
 

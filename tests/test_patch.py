@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from lit_xai.core import TrainedOn
 from lit_xai.data import FoldData, Source
-from lit_xai.data.sources import InMemory
+from lit_xai.data.images import InMemory
 from lit_xai.errors import UsageError
 from lit_xai.explainers import SlidingPatch, information_maps
 from lit_xai.explainers.sweep import PMI

@@ -17,13 +17,10 @@ from lit_xai.explainers.sweep import KL, PMI
 from lit_xai.metrics.sanity import (
     COLUMNS,
     MEASURES,
-    Layer,
     compare,
     compare_models,
     curves,
-    find_layers,
     plan,
-    randomised,
     ratio_of_means,
     rows,
     sanity,
@@ -31,6 +28,7 @@ from lit_xai.metrics.sanity import (
 )
 from lit_xai.metrics.statistics import FEW, difference, mean_estimate
 from lit_xai.models.pretrained import Normalise
+from lit_xai.models.randomise import Layer, find_layers, randomised
 from lit_xai.models.resnet import resnet18
 from lit_xai.report import draw
 from scipy.stats import spearmanr

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lit_xai.cli.build import build, build_module, plain, say
 from lit_xai.cli.offered import refuse_other_code
 from lit_xai.core import Explainer, TrainedOn, as_explainer
-from lit_xai.data.sources import GREY, OnDisk
+from lit_xai.data.images import GREY, OnDisk
 from lit_xai.data.truth import opened
 from lit_xai.engine.estimate import Cost, seconds_per_image, setting
 from lit_xai.errors import UsageError

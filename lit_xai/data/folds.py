@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lit_xai.data.sources import ImageSet, OnDisk, Source
+from lit_xai.data.images import ImageSet, OnDisk, Source
 from lit_xai.errors import UsageError
 from lit_xai.fitting import TrainedOn
 from lit_xai.rng import SampleRng, stable_hash

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lit_xai.data.sources import Source, digest, in_memory
+from lit_xai.data.images import Source, digest, in_memory
 from lit_xai.data.truth import InMemoryMasks
 from lit_xai.errors import UsageError
 from lit_xai.rng import SampleRng

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from lit_xai.core import Component, Explainer, TrainedOn
-from lit_xai.data.sources import ImageSet, digest
+from lit_xai.data.images import ImageSet, digest
 from lit_xai.data.truth import Truth
 from lit_xai.errors import UsageError
 from lit_xai.fitting import describe

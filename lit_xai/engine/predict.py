@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 import lit_xai
 from lit_xai.data.folds import Split
-from lit_xai.data.sources import ImageSet
+from lit_xai.data.images import ImageSet
 from lit_xai.engine.job import Job
 from lit_xai.errors import DamagedFile, UsageError
 from lit_xai.models.lipschitz import local_lipschitz

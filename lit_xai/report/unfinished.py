@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from lit_xai.cluster.status import Status, status
 from lit_xai.data.folds import Split
-from lit_xai.data.sources import digest
+from lit_xai.data.images import digest
 from lit_xai.store.fold import MapReader
 from lit_xai.store.names import DISAGREEMENTS, RANDOM, range_of
 from lit_xai.store.plans import plan_file, read_plan
