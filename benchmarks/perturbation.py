@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from lit_xai.calls import per_call
 from lit_xai.explainers import Lime, MeaningfulPerturbation, SlidingPatch
-from lit_xai.explainers.lime import Surrogate
+from lit_xai.explainers.surrogate import Surrogate
 from lit_xai.fillers import SegmentMean
 from lit_xai.fillers.constant import Colour
 from lit_xai.segments import Slic

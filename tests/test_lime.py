@@ -13,7 +13,6 @@ from lit_xai.errors import UsageError
 from lit_xai.explainers import Lime
 from lit_xai.explainers import lime as module
 from lit_xai.explainers.lime import (
-    Block,
     Coalitions,
     CosineKernel,
     OnOff,
@@ -22,9 +21,8 @@ from lit_xai.explainers.lime import (
     SegmentDistance,
     ShapleyKernel,
     Toggle,
-    fit,
-    is_settled,
 )
+from lit_xai.explainers.surrogate import Block, fit, is_settled
 from lit_xai.fillers import SegmentMean, UniformNoise
 from lit_xai.fillers.constant import Colour
 from lit_xai.rng import SampleRng

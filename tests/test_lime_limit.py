@@ -11,7 +11,7 @@ import pytest
 import torch
 from lit_xai.errors import UsageError
 from lit_xai.explainers import AveragedGradient, IntegratedGradients, Lime, lime_gap
-from lit_xai.explainers.lime import Coalitions, CosineKernel, PixelCosineKernel, SegmentDistance, Surrogate, Toggle
+from lit_xai.explainers.lime import Coalitions, CosineKernel, PixelCosineKernel, SegmentDistance, Toggle
 from lit_xai.explainers.lime_limit import (
     Limit,
     ShapeDetector,
@@ -23,6 +23,7 @@ from lit_xai.explainers.lime_limit import (
     required_samples,
     responses,
 )
+from lit_xai.explainers.surrogate import Surrogate
 from lit_xai.fillers import SegmentMean, UniformNoise
 from lit_xai.fillers.base import BackgroundFiller
 from lit_xai.fillers.constant import Colour

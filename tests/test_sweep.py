@@ -10,7 +10,8 @@ import torch
 from lit_xai.core import Passes
 from lit_xai.errors import UsageError
 from lit_xai.explainers import SlidingPatch
-from lit_xai.explainers.sweep import AHEAD, GROUP, KL, PMI, LogOddsDifference, ProbabilityDifference, Windows, sweep
+from lit_xai.explainers.sweep import AHEAD, GROUP, KL, PMI, LogOddsDifference, ProbabilityDifference, sweep
+from lit_xai.explainers.windows import Windows
 from lit_xai.fillers import UniformNoise
 from lit_xai.fillers.constant import Blur, Colour
 from lit_xai.rng import SampleRng

@@ -19,7 +19,8 @@ from torch import Tensor
 from lit_xai.calls import check_batch, evaluate_rows
 from lit_xai.core import Filler, Images, Model
 from lit_xai.errors import UsageError
-from lit_xai.explainers.lime import LEVEL, CosineKernel, Lime, OnOff, Surrogate, Toggle
+from lit_xai.explainers.lime import CosineKernel, Lime, OnOff, Toggle
+from lit_xai.explainers.surrogate import LEVEL, Surrogate
 from lit_xai.fillers.base import BackgroundFiller
 from lit_xai.fillers.refill import Refill
 from lit_xai.rng import SampleRng

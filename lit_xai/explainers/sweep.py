@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -37,9 +36,10 @@ from lit_xai.core import (
     scaled,
 )
 from lit_xai.errors import UsageError
+from lit_xai.explainers.windows import Windows
 from lit_xai.fillers.constant import Colour
 from lit_xai.fillers.refill import Refill
-from lit_xai.incremental import MODES, WindowLogits
+from lit_xai.incremental import MODES, Network, WindowLogits
 from lit_xai.rng import SampleRng
 
 EPSILON = 1e-13  # of the published information maps: keeps logarithms finite
@@ -144,70 +144,6 @@ class KL(Contrast):
         return in_unit((whole * torch.log((EPSILON + whole) / (EPSILON + hidden))).sum(1), self.unit)
 
 
-# ------------------------------------------------------------------------------------------------------------- windows
-
-
-@dataclass(frozen=True)
-class Windows:
-    """K x K windows on a grid: the top and left edges of all of them, row by row.
-
-    With `cover`, a last row and column is set flush with the edge where the stride does not end there, so that every
-    pixel lies in a window unless the stride exceeds K; without, there are (side - K) // stride + 1 along a side.
-
-    Raises:
-        UsageError: the window is larger than the image, or the stride is not positive.
-    """
-
-    height: int
-    width: int
-    patch: int
-    stride: int
-    cover: bool = False
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.patch <= min(self.height, self.width):
-            raise UsageError(
-                f"patch={self.patch} does not fit images of {self.height} x {self.width} pixels: "
-                f"choose 1..{min(self.height, self.width)}"
-            )
-        if self.stride < 1:
-            raise UsageError(f"stride must be at least 1 pixel, found {self.stride}")
-
-    def along(self, side: int) -> list[int]:
-        """Where windows begin along one side."""
-        starts = list(range(0, side - self.patch + 1, self.stride))
-        return [*starts, side - self.patch] if self.cover and starts[-1] < side - self.patch else starts
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of windows."""
-        return len(self.along(self.height)), len(self.along(self.width))
-
-    def corners(self, device: torch.device | None = None) -> tuple[Int[Tensor, "windows"], Int[Tensor, "windows"]]:
-        """Top and left pixel of every window."""
-        top, left = (torch.tensor(self.along(side), device=device) for side in (self.height, self.width))
-        return top.repeat_interleave(len(left)), left.repeat(len(top))
-
-    def __len__(self) -> int:
-        return math.prod(self.grid)
-
-    def covering_mean(self, values: Float[Tensor, "b windows"]) -> Float[Tensor, "b h w"]:
-        """Every pixel the mean over the windows that cover it (0 where none does)."""
-        top, left = self.corners(values.device)
-        both = torch.cat([values.double(), torch.ones_like(values[:1], dtype=torch.float64)])
-        change = both.new_zeros(len(both), (self.height + 1) * (self.width + 1))
-        for down, sign in ((0, 1.0), (self.patch, -1.0)):
-            for right, other in ((0, 1.0), (self.patch, -1.0)):
-                change.index_add_(1, (top + down) * (self.width + 1) + left + right, both * (sign * other))
-        total = change.view(len(both), self.height + 1, self.width + 1).cumsum(1).cumsum(2)[:, :-1, :-1]
-        return torch.where(total[-1:] > 0.5, total[:-1] / total[-1:], 0.0)
-
-    def upsampled(self, values: Float[Tensor, "b windows"]) -> Float[Tensor, "b h w"]:
-        """The grid of values enlarged bilinearly to the image."""
-        grid = values.view(len(values), 1, *self.grid)
-        return F.interpolate(grid, size=(self.height, self.width), mode="bilinear", align_corners=False)[:, 0]
-
-
 # -------------------------------------------------------------------------------------------------------------- engine
 
 
@@ -302,6 +238,7 @@ class Outputs:
         self.precision, self.mode, self.trusted = precision, mode if precision == "float32" else "never", trusted
         self.top, self.left = (t.cpu().numpy() for t in windows.corners())
         self.of_image: tuple[int, WindowLogits | None] = (-1, None)
+        self.network: Network | None = None  # traced once for all images
 
     def __call__(
         self, x: Tensor, keep: Tensor, image_of: list[int], window_of: list[int], draws: int
@@ -329,7 +266,8 @@ class Outputs:
         if self.of_image[0] != image:
             self.of_image = (-1, None)
             one, k = self.images[image : image + 1], self.windows.patch
-            logits = WindowLogits(self.model, one, (k, k), self.max_batch, self.mode)
+            logits = WindowLogits(self.model, one, (k, k), self.max_batch, self.mode, network=self.network)
+            self.network = logits.network
             if logits.why:
                 self.mode = "never"  # it is no other for the next image
             self.of_image = image, None if logits.why else logits

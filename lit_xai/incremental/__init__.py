@@ -23,11 +23,21 @@ from torch import Tensor
 from lit_xai.calls import in_format_of
 from lit_xai.errors import UsageError
 from lit_xai.incremental.costs import COSTS, Costs, measure
-from lit_xai.incremental.network import in_a_line, network_of, refusals, tensors_of, versions
+from lit_xai.incremental.network import Network, in_a_line, network_of
 from lit_xai.incremental.operations import NotIncremental
 from lit_xai.incremental.patches import Incremental, Ints
 
-__all__ = ["COSTS", "MODES", "Costs", "Incremental", "NotIncremental", "WindowLogits", "measure", "network_of"]
+__all__ = [
+    "COSTS",
+    "MODES",
+    "Costs",
+    "Incremental",
+    "Network",
+    "NotIncremental",
+    "WindowLogits",
+    "measure",
+    "network_of",
+]
 
 LOG = logging.getLogger(__name__)
 GAIN = 0.85  # of the naive cost, by prediction: above it the model itself is used
@@ -36,7 +46,7 @@ MODES = ("auto", "always", "never")
 
 
 class WindowLogits:
-    """Logits of one image with windows replaced, by the shortest exact way.
+    """Logits of one image with windows replaced, by the shortest exact way, while model and image are as they are.
 
     Args:
         model: images in [0, 1] to logits, in evaluation mode.
@@ -47,8 +57,10 @@ class WindowLogits:
             calls the model.
         costs: of the device; None takes `COSTS`.
         memory: most bytes of feature maps to keep.
+        network: the model as it was traced for another image; None traces it.
 
     Attributes:
+        network: the traced model; None where it is not.
         why: in one line, why the model itself is called; empty where patches are carried.
         kept: bytes of the image's feature maps.
         share: predicted time relative to the model's; 1 where it is called.
@@ -66,6 +78,7 @@ class WindowLogits:
         mode: str = "auto",
         costs: Costs | None = None,
         memory: int = MEMORY,
+        network: Network | None = None,
     ) -> None:
         if mode not in MODES:
             raise UsageError(f"incremental must be one of {', '.join(MODES)}, found {mode!r}")
@@ -77,32 +90,19 @@ class WindowLogits:
             raise UsageError(f"windows of {patch[0]} x {patch[1]} do not fit an image of shape {tuple(image.shape)}")
         self.model, self.image, self.patch, self.rows = model, image, patch, rows
         self.why, self.kept, self.share = "incremental=never", 0, 1.0
-        self.mode, self.costs, self.memory = mode, costs, memory
+        self.network, self.memory = network, memory
         self.incremental: Incremental | None = None
-        if mode != "never":
-            self.prepare()
-
-    def prepare(self) -> None:
-        """The image's own feature maps, if patches can be carried.
-
-        Raises:
-            UsageError: with `always`, they cannot.
-        """
-        self.incremental, self.kept, self.share = None, 0, 1.0
+        if mode == "never":
+            return
         try:
             with torch.no_grad():
-                self.incremental, self.why = self.carrying(self.mode, self.costs), ""
+                self.incremental, self.why = self.carrying(mode, costs), ""
             self.kept, self.share = self.incremental.kept, self.incremental.plan.share
-            self.state = self.seen()
         except NotIncremental as e:
-            if self.mode == "always":
+            if mode == "always":
                 raise UsageError(f"incremental=always is not possible: {e}") from None
             self.why = str(e)
             LOG.info("the model itself is called for every window: %s", e)
-
-    def seen(self) -> list[Any]:
-        """What the kept feature maps belong to."""
-        return versions([self.image, *tensors_of(self.model)])
 
     def carrying(self, mode: str, costs: Costs | None) -> Incremental:
         """The way by patches.
@@ -118,7 +118,7 @@ class WindowLogits:
         known = costs or COSTS.get(device.type)
         if known is None:
             raise NotIncremental(f"nothing is known of the speed of {device.type}")
-        network = network_of(self.model)
+        self.network = network = self.network or network_of(self.model)
         try:
             plan = network.plan(tuple(self.image.shape), self.patch, self.rows, known, device)
             if mode == "auto" and plan.share > GAIN:
@@ -143,8 +143,6 @@ class WindowLogits:
             )
         if len(ys) and (min(ys.min(), xs.min()) < 0 or ys.max() > height - h or xs.max() > width - w):
             raise UsageError(f"a window of {h} x {w} lies outside of the image of {height} x {width} pixels")
-        if self.incremental is not None:
-            self.check()
         return torch.cat(
             [
                 self.of_rows(pixels[i : i + self.rows], ys[i : i + self.rows], xs[i : i + self.rows])
@@ -152,25 +150,10 @@ class WindowLogits:
             ]
         )
 
-    def check(self) -> None:
-        """Prepare anew where the model or the image was changed since.
-
-        Raises:
-            UsageError: with `always`, it is not possible any more.
-        """
-        try:
-            refusals(self.model)
-            if torch.is_autocast_enabled(self.image.device.type):
-                raise NotIncremental("autocast is on")
-            changed = self.seen() != self.state
-        except NotIncremental:
-            changed = True
-        if changed:
-            self.prepare()
-
     def of_rows(self, pixels: Tensor, top: Ints, left: Ints) -> Tensor:
         """One call."""
-        if self.incremental is not None and len(pixels):
+        exact = not torch.is_autocast_enabled(self.image.device.type)
+        if self.incremental is not None and exact and len(pixels):
             with torch.no_grad():
                 return self.incremental(pixels.to(self.image), top, left)
         x = in_format_of(self.image.repeat(len(pixels), 1, 1, 1), self.image)

@@ -8,8 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, cast
-from weakref import WeakKeyDictionary, ref
+from typing import Any
 
 import torch
 import torch.fx as fx
@@ -152,7 +151,7 @@ class Network:
             graph = Tracer().trace(model)
         except Exception as e:
             raise NotIncremental(f"torch.fx cannot trace it ({in_a_line(e)})") from None
-        self.kept = ref(model)
+        self.model = model
         self.steps: list[Step] = []
         self.constants: dict[str, Any] = {}
         self.order = {node: i for i, node in enumerate(graph.nodes)}
@@ -177,11 +176,6 @@ class Network:
         used = {n: s.name for s in self.steps for n in s.inputs}
         for s in self.steps:
             s.last = [n for n, user in used.items() if user == s.name and n != self.output]
-
-    @property
-    def model(self) -> nn.Module:
-        """The model; it is not kept alive, since networks are kept for as long as their models live."""
-        return cast(nn.Module, self.kept())
 
     def step_of(self, node: fx.Node) -> Step:
         """What one node does."""
@@ -392,66 +386,20 @@ def in_a_line(e: Exception) -> str:
     return (str(e).splitlines() or [type(e).__name__])[0][:150]
 
 
-NETWORKS: WeakKeyDictionary[nn.Module, tuple[Any, Network | NotIncremental]] = WeakKeyDictionary()
 LOCK = threading.RLock()  # two tracings at once would leave nn.Module as one of them replaced it
-INTERNAL = set(vars(nn.Module()))
-
-
-def tensors_of(model: nn.Module) -> list[Tensor]:
-    """What a model computes with: parameters, buffers, and tensors that are mere attributes."""
-    others = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor)]
-    return [*model.parameters(), *model.buffers(), *others]
-
-
-def versions(tensors: list[Tensor]) -> list[Any]:
-    """Which tensors these are, and how often they were changed."""
-    return [(id(t), t.data_ptr(), t.dtype, None if t.is_inference() else t._version) for t in tensors]
-
-
-def layout(model: nn.Module) -> list[Any]:
-    """The modules of a model, and how they are set."""
-    plain = int | float | str | bool | tuple | list | None
-    return [
-        (
-            name,
-            id(m),
-            type(m),
-            [(k, repr(v) if isinstance(v, plain) else id(v)) for k, v in vars(m).items() if k not in INTERNAL],
-        )
-        for name, m in model.named_modules()
-    ]
-
-
-def sums(tensors: list[Tensor]) -> list[float]:
-    """Weighted sums: `.data` changes without a new version, and memory that was freed is taken again."""
-    found = []
-    for t in tensors:
-        by_row = t.detach().reshape(len(t) if t.ndim else 1, -1).sum(1)
-        ramp = torch.arange(2, len(by_row) + 2, device=t.device, dtype=torch.float64).sqrt()
-        found.append((by_row.double() * ramp).sum())
-    groups = {t.device: [f for f in found if f.device == t.device] for t in found}
-    return [value for group in groups.values() for value in torch.stack(group).tolist()]
 
 
 def network_of(model: Any) -> Network:
-    """The traced model; kept until the model changes.
+    """The model, traced; it answers for the weights and settings of now.
 
     Raises:
         NotIncremental: why it cannot be.
     """
     refusals(model)
-    with LOCK, torch.inference_mode(False), torch.no_grad():  # what is kept serves either
-        tensors = tensors_of(model)
-        state = layout(model), versions(tensors), sums(tensors)
-        known = NETWORKS.get(model)
-        if known is None or known[0] != state:
-            try:
-                known = state, Network(model)
-            except NotIncremental as e:
-                known = state, e
-            except Exception as e:
-                known = state, NotIncremental(f"its traced form cannot be read ({in_a_line(e)})")
-            NETWORKS[model] = known
-    if isinstance(known[1], NotIncremental):
-        raise known[1]
-    return known[1]
+    with LOCK, torch.inference_mode(False), torch.no_grad():  # what is traced serves in either mode
+        try:
+            return Network(model)
+        except NotIncremental:
+            raise
+        except Exception as e:
+            raise NotIncremental(f"its traced form cannot be read ({in_a_line(e)})") from None
