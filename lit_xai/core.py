@@ -6,7 +6,7 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -93,7 +93,13 @@ class Component(ABC):  # noqa: B024
     """A frozen dataclass of parameters, other components among them: explainers, scores, fillers, contrasts, segmenters.
 
     Every method has a default, and what a default says of a component it says of those inside it, too.
+
+    Attributes:
+        count: the parameter that says how many masks, steps or samples a result rests on; empty where there is none. The head of
+            a table gives it.
     """
+
+    count: ClassVar[str] = ""
 
     def components(self) -> dict[str, Component]:
         """The components among its own fields, by name."""

@@ -15,7 +15,7 @@ from lit_xai.fillers.constant import Blur, Colour
 from lit_xai.metrics.statistics import FEW, Estimate, resamples
 from lit_xai.quality import frechet_distance, inception, penultimate, plausibility_table, windows_refilled
 from lit_xai.quality.plausibility import Enlarged, differences, distances, window_corners
-from lit_xai.report.fillers import plausibility
+from lit_xai.report.tables import plausibility
 from lit_xai.rng import SampleRng
 from scipy.linalg import sqrtm
 from torch import Tensor, nn

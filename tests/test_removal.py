@@ -10,7 +10,7 @@ from lit_xai.fillers import UniformNoise
 from lit_xai.fillers.constant import Blur, Colour
 from lit_xai.metrics.statistics import FEW
 from lit_xai.quality.removal import BETAS, ms_ssim, removal, removal_table, scales_of
-from lit_xai.report import fillers
+from lit_xai.report import tables
 from lit_xai.rng import SampleRng
 from torch import Tensor, nn
 from torchmetrics.functional.image import (
@@ -227,7 +227,7 @@ def test_images_that_alexnet_cannot_read_have_no_lpips(side, channels, why):
 def test_a_file_has_every_number_and_why_one_is_missing():
     images, masks, labels = pictures(10, 64), squares(10, 64), torch.arange(10) % 2
     table = removal_table(reader(2, 1), images, masks, labels, {"black": Colour(0.0)})
-    columns, rows = fillers.removal(table).file()
+    columns, rows = tables.removal(table).file()
     real, black = (dict(zip(columns, row, strict=True)) for row in rows)
     assert [real["filler"], black["filler"]] == ["real", "black"]
     accuracy = table["black"]["accuracy"]
@@ -242,7 +242,7 @@ def test_a_file_has_every_number_and_why_one_is_missing():
 def test_a_file_holds_the_lpips_where_there_is_one():
     images, masks, labels = pictures(2, 32), squares(2, 32), torch.tensor([0, 1])
     table = removal_table(reader(2, 1), images, masks, labels, {"black": Colour(0.0)})
-    columns, rows = fillers.removal(table).file()
+    columns, rows = tables.removal(table).file()
     assert [row[columns.index("lpips")] for row in rows] == [row["lpips"].value for row in table.values()]
 
 

@@ -26,7 +26,7 @@ from lit_xai.quality import (
 from lit_xai.quality import sampler_quality as quality_module
 from lit_xai.quality.sampler import MEASURES
 from lit_xai.quality.sampler_quality import hidden_segments, hides_of, silhouettes
-from lit_xai.report.fillers import every_sampler_number
+from lit_xai.report.tables import every_sampler_number
 from lit_xai.rng import SampleRng
 from lit_xai.segments import Grid
 from scipy.spatial import distance as scipy_distance

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
-import io
 from collections import OrderedDict
 
 import numpy as np
@@ -15,14 +13,12 @@ from lit_xai.errors import UsageError
 from lit_xai.explainers import GradCAM, GradientInput, IntegratedGradients, Random, Saliency, SlidingPatch, SmoothGrad
 from lit_xai.explainers.sweep import KL, PMI
 from lit_xai.metrics.sanity import (
-    COLUMNS,
     MEASURES,
     compare,
     compare_models,
     curves,
     plan,
     ratio_of_means,
-    rows,
     sanity,
     sanity_table,
 )
@@ -535,7 +531,7 @@ def test_maps_of_two_trained_models_are_compared_in_the_same_way(network, rgb, t
     assert torch.equal(found.after, expected.after)
     assert result.similarity["grey"][0].spearman.tolist() == pytest.approx([1.0] * 5)
     assert result.how == "models"
-    assert [row[:5] for row in rows(sanity_table(result))] == [
+    assert [row[:5] for row in tables.sanity(sanity_table(result)).file()[1]] == [
         ["models", "saliency", 1, "", 0],
         ["models", "grey", 1, "", 0],
     ]
@@ -553,9 +549,8 @@ def test_a_model_compared_with_itself_is_itself(network, ten):
 def test_the_rows_are_the_columns_of_a_csv_file_and_hold_the_means_with_intervals(network, ten):
     result = sanity(network, *ten, {"logits": of_logits, "saliency": Saliency()})
     table = sanity_table(result)
-    text = io.StringIO()
-    csv.writer(text).writerows([COLUMNS, *rows(table)])
-    found = list(csv.DictReader(io.StringIO(text.getvalue())))
+    columns, rows = tables.sanity(table).file()
+    found = [{c: str(v) for c, v in zip(columns, row, strict=True)} for row in rows]
     assert [(r["explainer"], r["stage"], r["layer"], r["layers"]) for r in found] == [
         (name, str(n), layer, str(n))
         for name in ("logits", "saliency")

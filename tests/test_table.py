@@ -6,7 +6,9 @@ import io
 import math
 
 import pytest
+from lit_xai import explainers
 from lit_xai.metrics.statistics import Estimate
+from lit_xai.report.show import count_of
 from lit_xai.report.table import Column, Marked, Table, cell, interval
 from rich.console import Console
 
@@ -73,6 +75,18 @@ def test_a_file_has_a_field_for_every_part_and_nothing_where_nothing_is_known():
     columns, rows = TABLE.file()
     assert columns == ["name", "iou", "iou_low", "iou_high", "why", "why_reason"]
     assert rows == [["a_b", 0.5, 0.25, 0.75, "no pairs", ""], ["c<d", "", "", "", 0.5, ""]]
+
+
+@pytest.mark.parametrize(
+    ("described", "count"),
+    [
+        ({"name": "RISE", "masks": 20}, ("masks", 20)),
+        ({"name": "AveragedGradient", "points": 3}, None),
+        ({"name": "Mine", "masks": 20}, None),
+    ],
+)
+def test_the_count_at_a_tables_head_is_what_the_explainer_says_and_no_guess(described, count):
+    assert count_of(explainers, described) == count
 
 
 def test_a_column_of_files_alone_is_not_shown():

@@ -15,10 +15,9 @@ from lit_xai.data.folds import FoldData
 from lit_xai.engine import explained_classes
 from lit_xai.errors import UsageError
 from lit_xai.metrics.fidelity import Walk
-from lit_xai.metrics.sanity import COLUMNS, HOW, Sanity, compare_models, curves, sanity, sanity_table
-from lit_xai.metrics.sanity import rows as rows_of
+from lit_xai.metrics.sanity import HOW, Entry, Sanity, compare_models, curves, sanity, sanity_table
 from lit_xai.metrics.statistics import mean_estimate, too_few
-from lit_xai.report import draw
+from lit_xai.report import draw, tables
 from lit_xai.rng import SampleRng
 from lit_xai.store.files import write_csv
 from lit_xai.store.fold import FoldStore, MapReader
@@ -73,19 +72,20 @@ class SanityCheck(RankZeroReport):
 
     def make(self, on: Context) -> None:
         """Check."""
-        rows: list[list[Any]] = []
+        entries: list[Entry] = []
         for how in self.how:
             result = self.check(how, on.model, on.data, on.device)
             table = sanity_table(result, self.seed)
-            rows += rows_of(table)
+            entries += table
             on.dashboard.picture(f"sanity/{how}", self.picture(how, result, table, on.data))
             for entry in table:
                 if entry.number == len(result.stages):
                     last = {m: entry.estimates[m].value for m in ("spearman", "magnitude")}
                     on.dashboard.scalars({f"sanity/{how}/{m}/{entry.explainer}": v for m, v in last.items()})
         path = self.store.root / "sanity.csv"
-        write_csv(path, list(COLUMNS), rows)
-        on.dashboard.table("sanity", list(COLUMNS), rows)
+        file = tables.sanity(entries).file()
+        write_csv(path, *file)
+        on.dashboard.table("sanity", *file)
         print(f"sanity: {path} and {', '.join(f'sanity-{h}.png' for h in self.how)}", flush=True)
 
     def check(self, how: str, model: nn.Module, data: FoldData, device: torch.device) -> Sanity:

@@ -22,8 +22,7 @@ from lit_xai.fillers.fitted import Sampler, WindowSampler
 from lit_xai.metrics.statistics import Estimate, mean_estimate, too_few
 from lit_xai.quality.plausibility import inception, penultimate, plausibility_table, window_corners
 from lit_xai.quality.removal import removal_table
-from lit_xai.report import draw
-from lit_xai.report import fillers as tables
+from lit_xai.report import draw, tables
 from lit_xai.report.dashboard import Dashboard
 from lit_xai.report.table import Table
 from lit_xai.rng import SampleRng, stable_hash

@@ -21,8 +21,7 @@ from lit_xai.errors import UsageError
 from lit_xai.quality.plausibility import features_and_logits
 from lit_xai.quality.sampler import Mahalanobis
 from lit_xai.quality.sampler_quality import SamplerQuality, sampler_table
-from lit_xai.report import draw_samplers
-from lit_xai.report import fillers as tables
+from lit_xai.report import draw_samplers, tables
 from lit_xai.report.dashboard import Dashboard
 from lit_xai.rng import SampleRng
 from lit_xai.store.files import write_atomically, write_csv

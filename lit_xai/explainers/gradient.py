@@ -125,6 +125,7 @@ class IntegratedGradients(Explainer):
         max_batch: most images per model call.
     """
 
+    count = "steps"
     steps: int = 60
     baseline: float = 0.0
     output: str = "logit"
@@ -165,6 +166,7 @@ class SmoothGrad(Explainer):
         max_batch: most images per model call.
     """
 
+    count = "samples"
     samples: int = 60
     sigma: float = 0.2
     output: str = "logit"

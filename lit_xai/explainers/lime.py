@@ -211,6 +211,7 @@ class Lime(Explainer):
         max_batch: most images per model call.
     """
 
+    count = "samples"
     segments: Segmenter = field(default_factory=Quickshift)
     perturbation: Toggle = field(default_factory=Toggle)
     representation: OnOff | SegmentDistance = field(default_factory=OnOff)

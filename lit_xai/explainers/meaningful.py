@@ -45,6 +45,7 @@ class MeaningfulPerturbation(Explainer):
         max_batch: most images per model call.
     """
 
+    count = "steps"
     mask: int = 28
     steps: int = 300
     rate: float = 0.1

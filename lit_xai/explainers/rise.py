@@ -31,6 +31,7 @@ class RISE(Explainer):
         max_batch: most images per model call.
     """
 
+    count = "masks"
     masks: int = 1000
     grid: int = 7
     keep: float = 0.5

@@ -53,6 +53,7 @@ class MuFidelity(Score):
         max_batch: most images per model call.
     """
 
+    count = "subsets"
     subsets: int = 200
     definition: str = "default"
     share: float | None = None

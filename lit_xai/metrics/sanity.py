@@ -33,15 +33,6 @@ from lit_xai.rng import SampleRng
 HOW = ("cascading", "independent")
 MODELS = "models"  # the `how` of two models that were trained, not re-initialised
 MEASURES = ("spearman", "spearman_abs", "ssim", "magnitude", "probability")
-COLUMNS = (
-    "how",
-    "explainer",
-    "stage",
-    "layer",
-    "layers",
-    *(f"{measure}{bound}" for measure in MEASURES for bound in ("", "_low", "_high")),
-    "undefined",
-)
 
 
 def plan(layers: tuple[Layer, ...], how: str, stages: int | None = None) -> list[tuple[Layer, ...]]:
@@ -350,21 +341,6 @@ def sanity_table(result: Sanity, seed: int = 0) -> list[Entry]:
             }
             table.append(Entry(result.how, explainer, number, stage, estimates, s.undefined))
     return table
-
-
-def rows(table: Iterable[Entry]) -> list[list[Any]]:
-    """The table's rows for a CSV file, in the order of `COLUMNS`; `layers` is how many are re-initialised."""
-    return [
-        [
-            entry.how,
-            entry.explainer,
-            entry.number,
-            *entry.stage,
-            *(x for m in MEASURES for e in [entry.estimates[m]] for x in (e.value, e.low, e.high)),
-            entry.undefined,
-        ]
-        for entry in table
-    ]
 
 
 def curves(table: Iterable[Entry], measure: str) -> dict[str, Float[Tensor, "_ 3"]]:

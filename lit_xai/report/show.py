@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
 
 from rich.console import Console
 
+from lit_xai import explainers, metrics
 from lit_xai.cli.schema import NULL
+from lit_xai.core import Component
 from lit_xai.errors import UsageError
 from lit_xai.metrics.measures import MEASURES, VIEWS, view
 from lit_xai.metrics.statistics import excludes_zero
@@ -41,9 +45,16 @@ def shown(summary: Summary, definition: str) -> list[str]:
     return measures + [c for c in summary.columns if c not in MEASURES]
 
 
+def count_of(room: ModuleType, described: Mapping[str, Any]) -> tuple[str, Any] | None:
+    """The count that a class of ours says its results rest on (see `Component`), and its value; None where it says none."""
+    kind = vars(room).get(str(described.get("name")))
+    count = kind.count if isinstance(kind, type) and issubclass(kind, Component) else ""
+    return (count, described[count]) if count and described.get(count) else None
+
+
 def head_lines(summary: Summary) -> list[str]:
     """What the table rests on."""
-    h = summary.head
+    h, explained = summary.head, summary.definitions["explainers"]
     shares = h["held_out_accuracy"]
     accuracy = ", ".join(f"f{f} {percent(a['value'], a['low'], a['high'])}" for f, a in shares.items())
     lipschitz = ", ".join(f"f{f} {v:.2f}" for f, v in h["empirical_lipschitz"].items() if v is not None)
@@ -62,16 +73,11 @@ def head_lines(summary: Summary) -> list[str]:
             else []
         ),
     ]
-    settings = []
-    for name, e in summary.definitions["explainers"].items():
-        count = e.get("masks") or e.get("steps") or e.get("samples")
-        if count:
-            settings.append(f"{name} {count}")
-    for name, s in summary.definitions.items():
-        if isinstance(s, dict) and "subsets" in s.get("definition", {}):
-            settings.append(f"{name} {s['definition']['subsets']} subsets")
-    lines.append(f"counts: {', '.join(settings)}")
-    for name, e in summary.definitions["explainers"].items():
+    counts = [f"{name} {found[1]}" for name, e in explained.items() if (found := count_of(explainers, e))]
+    scores = {name: s["definition"] for name, s in summary.definitions.items() if "definition" in s}
+    counts += [f"{name} {found[1]} {found[0]}" for name, s in scores.items() if (found := count_of(metrics, s))]
+    lines.append(f"counts: {', '.join(counts)}")
+    for name, e in explained.items():
         if e.get("details"):
             texts = [f"{n} {v['mean']:.3g} ({v['min']:.3g}..{v['max']:.3g})" for n, v in e["details"].items()]
             lines.append(f"{name}: {', '.join(texts)}")

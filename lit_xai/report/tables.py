@@ -1,11 +1,12 @@
-"""The tables of fillers: how plausible images are after them, how well they remove objects, what they are worth as samplers."""
+"""The tables of further reports: fillers (plausible images, removed objects, samples) and sanity checks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from lit_xai.metrics import sanity as checks
 from lit_xai.metrics.statistics import Estimate, excludes_zero, too_few
 from lit_xai.quality.plausibility import REAL, differences
 from lit_xai.quality.sampler import MEASURES
@@ -48,6 +49,17 @@ def removal(table: Estimates, title: str = "") -> Table:
         lpips = row["lpips"].reason if math.isnan(row["lpips"].value) else row["lpips"].value
         rows.append([name, row["accuracy"], row["ms_ssim"], lpips, row["share"].value, note])
     return Table(columns, rows, title, zeros=True, missing=math.nan)
+
+
+def sanity(entries: Iterable[checks.Entry]) -> Table:
+    """Of `sanity_table`; `layers` is how many are re-initialised."""
+    columns = [Column(n) for n in ("how", "explainer", "stage", "layer", "layers")]
+    columns += [*map(interval, checks.MEASURES), Column("undefined")]
+    rows = [
+        [e.how, e.explainer, e.number, *e.stage, *(e.estimates[m] for m in checks.MEASURES), e.undefined]
+        for e in entries
+    ]
+    return Table(columns, rows, missing=math.nan)
 
 
 def samplers(quality: SamplerQuality, about: str = "") -> Table:
