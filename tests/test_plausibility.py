@@ -308,52 +308,31 @@ def changed(images: Tensor, refilled: Tensor) -> Tensor:
 def test_a_window_is_refilled_where_its_corner_says_and_nothing_else_changes():
     images, rng = pictures(6, 12, 3), SampleRng(3, (9, 4, 7, 1, 0, 2))
     refilled = windows_refilled(images, BLACK, 5, rng)
-    for row, (top, left) in enumerate(window_corners(images, 5, rng)[:, 0].tolist()):
+    for row, (top, left) in enumerate(window_corners(images, 5, rng).tolist()):
         expected = images[row].clone()
         expected[:, top : top + 5, left : left + 5] = 0
         assert torch.equal(refilled[row], expected)
 
 
-def test_all_windows_of_an_image_are_refilled():
-    images, rng = pictures(4, 20), SampleRng(3, (9, 4, 7, 1))
-    refilled = windows_refilled(images, BLACK, 4, rng, windows=3)
-    expected = images.clone()
-    for row, corners in enumerate(window_corners(images, 4, rng, 3).tolist()):
-        for top, left in corners:
-            expected[row, :, top : top + 4, left : left + 4] = 0
-    assert torch.equal(refilled, expected)
-
-
 def test_every_filler_gets_the_same_windows():
     images, rng = pictures(5), SampleRng(3, (9, 4, 7, 1, 0))
-    black, noise = (windows_refilled(images, f, 4, rng, windows=2) for f in (BLACK, UniformNoise()))
+    black, noise = (windows_refilled(images, f, 4, rng) for f in (BLACK, UniformNoise()))
     assert torch.equal(changed(images, black), changed(images, noise))
-
-
-def test_the_first_window_is_the_first_of_many():
-    images, rng = pictures(5), SampleRng(3, (9, 4, 7, 1, 0))
-    assert torch.equal(window_corners(images, 4, rng, 1)[:, 0], window_corners(images, 4, rng, 7)[:, 0])
-
-
-def test_windows_of_an_image_and_of_other_images_lie_elsewhere():
-    corners = window_corners(torch.zeros(3, 1, 99, 99), 2, SampleRng(0, (5, 6, 7)), 4)
-    assert len(corners.flatten(0, 1).unique(dim=0)) == 12
 
 
 def test_windows_reach_every_place_of_a_wide_image_equally_often():
     images = torch.zeros(1, 1, 4, 6).expand(3000, -1, -1, -1)
-    corners = window_corners(images, 3, SampleRng(0, (*range(3000),)))[:, 0]
+    corners = window_corners(images, 3, SampleRng(0, (*range(3000),)))
     places = torch.bincount(corners[:, 0] * 4 + corners[:, 1])
     assert len(places) == 8
     assert places.tolist() == pytest.approx([375] * 8, abs=4 * math.sqrt(375))
 
 
-@pytest.mark.parametrize("windows", [1, 3])
-def test_refilled_windows_do_not_depend_on_the_batch(windows):
+def test_refilled_windows_do_not_depend_on_the_batch():
     images, rng = pictures(5), SampleRng(3, (9, 4, 7, 1, 0))
-    whole = windows_refilled(images, UniformNoise(), 4, rng, windows)
-    parts = windows_refilled(images, UniformNoise(), 4, rng, windows, max_batch=2)
-    alone = [windows_refilled(images[[i]], UniformNoise(), 4, rng.take([i]), windows) for i in range(5)]
+    whole = windows_refilled(images, UniformNoise(), 4, rng)
+    parts = windows_refilled(images, UniformNoise(), 4, rng, max_batch=2)
+    alone = [windows_refilled(images[[i]], UniformNoise(), 4, rng.take([i])) for i in range(5)]
     assert torch.equal(whole, parts)
     assert torch.equal(whole, torch.cat(alone))
 
@@ -366,10 +345,10 @@ def test_a_filler_that_learned_leaves_no_gradient_behind():
     assert not windows_refilled(pictures(3), Learned(), 4).requires_grad
 
 
-@pytest.mark.parametrize(("patch", "windows"), [(0, 1), (13, 1), (3, 0)])
-def test_windows_that_do_not_fit_are_refused(patch, windows):
-    with pytest.raises(UsageError, match=r"windows must be at least 1 of 1\.\.12 pixels"):
-        windows_refilled(torch.rand(2, 1, 12, 14), BLACK, patch, windows=windows)
+@pytest.mark.parametrize("patch", [0, 13])
+def test_windows_that_do_not_fit_are_refused(patch):
+    with pytest.raises(UsageError, match=r"windows must be of 1\.\.12 pixels"):
+        windows_refilled(torch.rand(2, 1, 12, 14), BLACK, patch)
 
 
 # ------------------------------------------------------------------------------------------------- distances of pairs
@@ -483,13 +462,13 @@ RNG = SampleRng(3, tuple(range(100, 140)))
 @pytest.fixture(scope="module")
 def table():
     fillers = {"grey": GREY, "black": BLACK, "noise": UniformNoise(), "coded": Coded()}
-    return plausibility_table(pixels, pictures(40), fillers, 6, RNG, windows=2, max_batch=7, n_resamples=200)
+    return plausibility_table(pixels, pictures(40), fillers, 6, RNG, max_batch=7, n_resamples=200)
 
 
 def test_the_table_holds_the_distance_of_the_refilled_images(table):
     images = pictures(40)
     for name, filler in {"grey": GREY, "black": BLACK, "noise": UniformNoise()}.items():
-        filled = pixels(windows_refilled(images, filler, 6, RNG, windows=2)).double()
+        filled = pixels(windows_refilled(images, filler, 6, RNG)).double()
         expected = distances(pixels(images).double(), {name: filled}, 200)[name]
         found = table[name]["distance"]
         assert [found.value, found.low, found.high] == pytest.approx(
@@ -525,7 +504,7 @@ def test_the_table_does_not_depend_on_the_order_of_the_images():
 
 def test_bits_are_those_of_the_first_window(table):
     images = pictures(40)
-    top, left = window_corners(images, 6, RNG)[:, 0].T
+    top, left = window_corners(images, 6, RNG).T
     bits, expected = table["coded"]["bits"], images[torch.arange(40), 0, top, left]
     assert bits.value == pytest.approx(float(expected.mean()))
     assert bits.low < bits.value < bits.high

@@ -108,7 +108,7 @@ class SamplerReport(RankZeroReport):
             images = data.source.train.images(part.tolist()).to(device)
             rng = SampleRng(self.seed, tuple(part.tolist()))
             if isinstance(sampler, WindowSampler):
-                top, left = window_corners(images, sampler.patch, rng)[:, 0].to(device).unbind(1)
+                top, left = window_corners(images, sampler.patch, rng).to(device).unbind(1)
                 values = {"bits_per_dim": sampler.window_bits(images, top, left)}
             else:
                 values = sampler.quality(images)  # type: ignore[attr-defined]
@@ -122,7 +122,7 @@ class SamplerReport(RankZeroReport):
         side = min(images.shape[-2:])
         hole = sampler.patch if isinstance(sampler, WindowSampler) else side // 2 if sampler.paints else side
         keep = torch.ones(len(images), 1, *images.shape[-2:], dtype=torch.bool, device=device)
-        for row, (top, left) in enumerate(window_corners(images, hole, rng)[:, 0].tolist()):
+        for row, (top, left) in enumerate(window_corners(images, hole, rng).tolist()):
             keep[row, 0, top : top + hole, left : left + hole] = False
         began = time.perf_counter()
         drawn = sampler.fill(images, keep, rng, self.draws)[:, 0].cpu()

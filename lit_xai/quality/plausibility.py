@@ -198,53 +198,44 @@ def inception(weights_file: str | Path, device: str | torch.device = "cpu", max_
     return partial(penultimate, network.to(device), max_batch=max_batch)
 
 
-def window_corners(images: Images, patch: int, rng: SampleRng, windows: int = 1) -> Int[Tensor, "b n 2"]:
-    """Top and left pixel of random K x K windows of every image: functions of the sample, the same for every filler.
+def window_corners(images: Images, patch: int, rng: SampleRng) -> Int[Tensor, "b 2"]:
+    """Top and left pixel of a random K x K window of every image: a function of the sample, the same for every filler.
 
     Raises:
-        UsageError: windows that do not fit the images, or none.
+        UsageError: windows that do not fit the images.
     """
     height, width = images.shape[-2:]
-    if not 1 <= patch <= min(height, width) or windows < 1:
+    if not 1 <= patch <= min(height, width):
         raise UsageError(
-            f"windows must be at least 1 of 1..{min(height, width)} pixels a side on images of {height} x {width}, "
-            f"found {windows} of patch={patch}"
+            f"windows must be of 1..{min(height, width)} pixels a side on images of {height} x {width}, found patch={patch}"
         )
     places = torch.tensor([height - patch + 1, width - patch + 1])
-    corners = torch.empty(len(images), windows, 2, dtype=torch.long)
-    for row in range(len(images)):
-        for t in range(windows):
-            u = torch.rand(2, generator=rng.generator("windows", row, t), dtype=torch.float64)
-            corners[row, t] = (u * places).long()
-    return corners
+    uniform = [
+        torch.rand(2, generator=rng.generator("windows", row, 0), dtype=torch.float64) for row in range(len(images))
+    ]
+    return (torch.stack(uniform) * places).long()
 
 
 @torch.no_grad()
 def windows_refilled(
-    images: Images, filler: Filler, patch: int, rng: SampleRng | None = None, windows: int = 1, max_batch: int = 64
+    images: Images, filler: Filler, patch: int, rng: SampleRng | None = None, max_batch: int = 64
 ) -> Images:
-    """Every image with random K x K windows hidden, all at once, and refilled by one draw of the filler.
-
-    The windows are those of `window_corners`: they depend on the sample alone, and the first is the first of many.
+    """Every image with a random K x K window, see `window_corners`, refilled by one draw of the filler.
 
     Args:
         images: `[b, c, h, w]` in [0, 1].
         filler: what draws the windows' content.
         patch: side K of a window, pixels.
         rng: the samples' noise.
-        windows: windows an image; they may overlap.
         max_batch: most images per call of the filler.
 
     Raises:
-        UsageError: windows that do not fit the images, or none; a filler that returns another shape.
+        UsageError: windows that do not fit the images; a filler that returns another shape.
     """
     rng = SampleRng.default(len(images), rng)
-    corners = window_corners(images, patch, rng, windows).to(images.device)
-    inside = []
-    for axis, side in enumerate(images.shape[-2:]):
-        offset = torch.arange(side, device=images.device) - corners[:, :, axis, None]
-        inside.append((offset >= 0) & (offset < patch))
-    keep = ~(inside[0][:, :, :, None] & inside[1][:, :, None, :]).any(1)
+    keep = torch.ones(len(images), *images.shape[-2:], dtype=torch.bool, device=images.device)
+    for row, (top, left) in enumerate(window_corners(images, patch, rng).tolist()):
+        keep[row, top : top + patch, left : left + patch] = False
     out = torch.empty_like(images)
     for rows, _ in row_chunks(len(images), 1, max_batch):
         refill = Refill(filler, images[rows], rng.take(rows))
@@ -316,27 +307,21 @@ def plausibility_table(
     fillers: Mapping[str, Filler],
     patch: int,
     rng: SampleRng | None = None,
-    windows: int = 1,
     max_batch: int = 64,
     n_resamples: int = RESAMPLES,
 ) -> dict[str, dict[str, Estimate]]:
-    """`distance` and `bits` of every filler: the lower, the more plausible are images with refilled windows.
+    """`distance` and `bits` of every filler: the lower, the more plausible are images with a refilled window.
 
-    **distance**: the Fréchet distance of the features of the refilled images to those of the same images untouched. They
-    are pairs: what the images share cancels, an exact filler is at 0, and the distance is much less biased and noisy than
-    that to other images. What bias is left (upwards: a resample's is about twice as large) is taken away: the value is
-    2 D - mean D*, with D* the distances of `n_resamples` resamples of images, pairs together, and the interval is the
-    basic one, [2 D - q.975, 2 D - q.025], both cut off at 0. `frechet_distance` is the plain D. In simulations with normal
-    and exponential features the basic 95 % interval covered .91 to 1 from 3 images a feature on, that between percentiles
-    of D* 0 to .8. With fewer images the distance stays too large, which `reason` then says: read only the sign of differences
-    of fillers, whose intervals held 0 in .97 to 1 of the simulations in which two fillers were alike.
+    **distance**: the Fréchet distance of the features of the refilled images to those of the same images untouched, without
+    its bias: 2 D - mean D*, with D* the distances of `n_resamples` resamples of images, pairs together. The interval is the
+    basic one, [2 D - q.975, 2 D - q.025], both cut off at 0. With fewer than 3 images a feature it stays too large, which
+    `reason` then says. What the intervals cover stands in `docs/statistics.md`.
 
     **real**, the first row: the plain distance of one random half of the untouched images to the other, mean and central
-    95 % of 100 splits: how far sets of other real images are, for half as many images and no pairs. A yardstick, not a
-    bound: fillers may lie below.
+    95 % of 100 splits. A yardstick, not a bound: fillers may lie below.
 
-    **bits**: mean bits per pixel and channel of what the first window of every image holds, given its surroundings, with a
-    percentile interval, for fillers with a method `window_bits(images, top, left) -> [b]`. 8 is a uniform guess.
+    **bits**: mean bits per pixel and channel of what the window of every image holds, given its surroundings, with a
+    percentile interval, for fillers with a density (`window_bits`). 8 is a uniform guess.
 
     Args:
         features: images -> `[n, f]`: `functools.partial(penultimate, model)`, `inception(file)`, or your own.
@@ -344,7 +329,6 @@ def plausibility_table(
         fillers: by name.
         patch: side K of the windows, pixels; that of the fillers with `window_bits`.
         rng: the samples' noise: windows, fillings and halves.
-        windows: windows an image that are refilled together.
         max_batch: most images per call of `features` and of a filler.
         n_resamples: of the images; each costs min(n, f)^3 operations a filler.
 
@@ -357,14 +341,14 @@ def plausibility_table(
     if len(images) < 4:
         raise UsageError(f"plausibility compares halves of at least 4 images, found {len(images)}: give more")
     rng = SampleRng.default(len(images), rng)
-    corners = window_corners(images, patch, rng)[:, 0]
+    corners = window_corners(images, patch, rng)
 
     def seen(filler: Filler | None) -> Float[Tensor, "n f"]:
         parts = []
         for rows, _ in row_chunks(len(images), 1, max_batch):
             shown = images[rows]
             if filler is not None:
-                shown = windows_refilled(shown, filler, patch, rng.take(rows), windows, max_batch)
+                shown = windows_refilled(shown, filler, patch, rng.take(rows), max_batch)
             parts.append(checked(features(shown), len(rows)))
         return torch.cat(parts)
 

@@ -211,8 +211,7 @@ def silhouettes(
 ) -> dict[str, Estimate]:
     """The silhouette of every row against `real`, and of one random half of `real` against the other.
 
-    The plane stays as it is; images are resampled, with all their samples, the same for all rows (percentile intervals,
-    which covered .82 to 1 in simulations with a known plane).
+    The plane stays as it is; images are resampled, with all their samples, the same for all rows (percentile intervals).
     """
     real, noise = plane[REAL], plane[NOISE]
     first, second = halves[: len(real) // 2], halves[len(real) // 2 :]
@@ -275,8 +274,7 @@ def sampler_table(
 
     **real** (other held-out images) and **noise** (as many images of uniform noise) have a Mahalanobis score and a
     silhouette: of one random half of `real` to the other, and of noise to `real`. All rows lie in one UMAP plane, so that
-    a silhouette depends on which fillers are compared; its interval takes the plane as given. On the digits, the planes of
-    other seeds moved it with a standard deviation of up to .02.
+    a silhouette depends on which fillers are compared; its interval takes the plane as given (`docs/statistics.md`).
 
     Args:
         model: images -> logits `[b, k]`.
