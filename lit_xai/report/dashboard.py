@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
@@ -97,44 +98,31 @@ class Dashboard:
             logger.log_metrics(plain)
             logger.save()  # no trainer ends an evaluation's logger
 
+    def log(self, key: str, make: Callable[[Any], Any]) -> None:
+        """What `make(wandb)` gives, to every run of W&B; nothing is made where there is none."""
+        if self.runs:
+            import wandb
+
+            for run in self.runs:
+                run.log({key: make(wandb)})
+
     def histogram(self, key: str, values: Tensor) -> None:
         """The distribution of some numbers; an empty one if there are none yet."""
-        if not self.runs:
-            return
-        import numpy as np
-        import wandb
-
-        for run in self.runs:
-            counts, edges = np.histogram(values.numpy(), bins=64 if len(values) else 1)
-            run.log({key: wandb.Histogram(np_histogram=(counts, edges))})
+        counts = np.histogram(values.numpy(), bins=64 if len(values) else 1)
+        self.log(key, lambda wandb: wandb.Histogram(np_histogram=counts))
 
     def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table; an empty text stands for nothing, and a column may hold numbers and why there is none."""
-        if not self.runs:
-            return
-        import wandb
-
         data = [[None if value == "" else value for value in row] for row in rows]
-        for run in self.runs:
-            run.log({key: wandb.Table(columns=list(columns), data=data, allow_mixed_types=True)})
+        self.log(key, lambda wandb: wandb.Table(columns=list(columns), data=data, allow_mixed_types=True))
 
     def picture(self, key: str, path: Path) -> None:
         """An image file."""
-        if not self.runs:
-            return
-        import wandb
-
-        for run in self.runs:
-            run.log({key: wandb.Image(str(path))})
+        self.log(key, lambda wandb: wandb.Image(str(path)))
 
     def page(self, key: str, path: Path) -> None:
         """An HTML page."""
-        if not self.runs:
-            return
-        import wandb
-
-        for run in self.runs:
-            run.log({key: wandb.Html(path.read_text())})
+        self.log(key, lambda wandb: wandb.Html(path.read_text()))
 
     def note(self, **values: Any) -> None:
         """Facts for the run's summary, e.g. the checkpoint's path."""
