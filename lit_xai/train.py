@@ -146,9 +146,10 @@ def say_stability(reports: Any) -> None:
     """MeGe and ReCo over the folds that are there, in a line each."""
     from lit_xai.callbacks import Stability
     from lit_xai.cli.build import say
+    from lit_xai.metrics.measures import SHORT, view
 
     values = next((c.values for c in reports if isinstance(c, Stability)), {})
-    for measure in ("mege", "reco"):
+    for measure in view(SHORT):
         known = {k.partition("/")[2]: v for k, v in values.items() if k.startswith(f"{measure}/") and v == v}
         if known:
             text = ", ".join(f"{n} {v:.3f}" for n, v in known.items())
