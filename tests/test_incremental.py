@@ -760,7 +760,9 @@ def test_what_is_traced_in_inference_mode_serves_outside_of_it():
 
 def test_a_sweep_traces_its_model_once(monkeypatch):
     traced = []
-    monkeypatch.setattr("lit_xai.explainers.sweep.WindowLogits", lambda *a, **k: traced.append(k["network"]) or WindowLogits(*a, **k))
+    monkeypatch.setattr(
+        "lit_xai.explainers.sweep.WindowLogits", lambda *a, **k: traced.append(k["network"]) or WindowLogits(*a, **k)
+    )
     model = net()
     SlidingPatch(4, 2, scale=False, incremental="always")(model, BATCH, CHOSEN)
     assert traced[0] is None

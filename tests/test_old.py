@@ -1,0 +1,61 @@
+"""A folder that an earlier version left (tests/old.zip, made at commit bd678b3): its results are reused, none is refused."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from test_doors import run
+
+NAMED = ["name=digits-resnet18", "root=checkpoints", "progress=false"]
+# what the folder's own commands said of data and model
+SETTING = ["data.train_subset=80", "data.folds=2", "data.probes_per_fold=4", "data.size=8", "model.network.width=1"]
+SETTING += ["model.network.stem=small", "trainer.max_epochs=2"]
+
+
+@pytest.fixture
+def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    zipfile.ZipFile(Path(__file__).with_name("old.zip")).extractall(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "checkpoints" / "digits-resnet18"
+
+
+@pytest.mark.parametrize("probes", ["random", "disagreements"])
+def test_its_maps_are_reused(old: Path, probes: str) -> None:
+    before = {f: f.read_bytes() for f in old.rglob("*.safetensors")}
+    for fold in (0, 1):
+        done = run("explain", Path("checkpoints"), f"fold={fold}", f"probes={probes}", "logger=none", small=NAMED)
+        assert "is complete: nothing to do" in done.stdout
+    assert {f: f.read_bytes() for f in old.rglob("*.safetensors")} == before
+
+
+def test_its_predictors_are_not_trained_again(old: Path) -> None:
+    weights = (old / "fold=0" / "model.ckpt").read_bytes()
+    options = [*SETTING, "fold=0", "explain=false", "logger=none"]
+    run("train", Path("checkpoints"), *options, small=["progress=false"])
+    assert (old / "fold=0" / "model.ckpt").read_bytes() == weights
+
+
+def test_a_shard_that_is_missing_is_made_as_it_was(old: Path) -> None:
+    for name in ("lime", "pmi", "rise"):
+        (shard,) = (old / "fold=1" / "maps" / name).iterdir()
+        before = load_file(shard)
+        shard.unlink()
+        run("explain", Path("checkpoints"), "fold=1", "logger=none", small=NAMED)
+        after = load_file(shard)
+        assert set(after) == set(before)
+        assert all(torch.equal(after[k], before[k]) for k in before), name
+
+
+def test_it_is_evaluated_beside_maps_of_today(old: Path) -> None:
+    for fold in (0, 1):
+        run("explain", Path("checkpoints"), f"fold={fold}", "explainer=[gradcam]", "logger=none", small=NAMED)
+    run("evaluate", Path("checkpoints"), "logger=none", small=NAMED)
+    summary = json.loads((old / "summary.json").read_text())
+    assert set(summary["rows"]) == {"gradcam", "lime", "pmi", "rise", "saliency", "random"}
+    assert len(summary["head"]["versions"]) == 2
