@@ -168,9 +168,9 @@ def explain_folds(
 
     def plan(fold: int, kind: str, number: int) -> None:
         store = FoldStore(Path(root) / f"fold={fold}")
-        store.leave_plans("", {"train": plan_text(LIBRARY, (), folds=k, explains=1, sampler=0)})
+        store.write_plans("", {"train": plan_text(LIBRARY, (), folds=k, explains=1, sampler=0)})
         text = plan_text(LIBRARY, (), probes=number, shard_size=shard_size)
-        store.leave_plans(kind, dict.fromkeys(methods, text))
+        store.write_plans(kind, dict.fromkeys(methods, text))
 
     for fold in range(k):
         plan(fold, RANDOM, len(probes))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lit_xai.cli.command import door
+from lit_xai.cli.command import command
 
 ABOUT = """Train an ensemble for every level of damage (noise on weights, wrong training labels; Fel et al., 2022), explain with all of
 them, and print MeGe and ReCo per level and their rank correlation with the level. What is there already is not done again.
@@ -13,7 +13,7 @@ Writes checkpoints/<name>-degradation/degradation.csv, correlations.csv and degr
 levels.label_noise=[]. Keys of one run (fold, probes, part, image, sanity, curves) have no meaning here."""
 
 
-@door("degradation", ABOUT)
+@command("degradation", ABOUT)
 def main(cfg: Any) -> None:
     """Train, explain, measure, draw."""
     from pathlib import Path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lit_xai.cli.command import door
+from lit_xai.cli.command import command
 
 ABOUT = """MeGe, ReCo and every score of every explainer, with 95 % intervals, nulls and the paired difference to Random.
 Reads checkpoints/<name>/fold=*/ and nothing else; writes summary.json, .csv, .tex, histograms and report.html there.
@@ -34,7 +34,7 @@ def show_status(arguments: list[str]) -> None:
         fail(str(e))
 
 
-@door("evaluate", ABOUT, show_status, sweeps=False)
+@command("evaluate", ABOUT, show_status, sweeps=False)
 def main(cfg: Any) -> None:
     """Measure, print, write, log."""
     from pathlib import Path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lit_xai.cli.command import door
+from lit_xai.cli.command import command
 
 ABOUT = """Explain and score probes with a trained (or pretrained) predictor. No training; only what is missing is computed.
 probes=random (default) or probes=disagreements (once all folds are trained); part=0/8 does one eighth of the shards.
@@ -17,7 +17,7 @@ curves=true: the mean curve of deletion, insertion or negative evidence of every
 name=<folder> alone takes data and model from the folder's saved configuration."""
 
 
-@door("explain", ABOUT)
+@command("explain", ABOUT)
 def main(cfg: Any) -> None:
     """Explain what is missing, or one picture."""
     if cfg.image is not None:
@@ -56,7 +56,7 @@ def explain(run: Any) -> None:
     tasks = first.tasks(module.predictor(), run.data, run.device)
     if run.complete(first, tasks) and not run.fillers and not run.cfg.curves:
         if not run.cfg.dry_run:
-            first.leave_plans(len(tasks.job.samples))
+            first.write_plans(len(tasks.job.samples))
         say(f"{run.store.root} is complete: nothing to do")
         summarise(run)
         return

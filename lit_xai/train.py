@@ -6,7 +6,7 @@ import pickle
 from dataclasses import dataclass
 from typing import Any
 
-from lit_xai.cli.command import door
+from lit_xai.cli.command import command
 
 LONG = 30  # minutes above which somebody is told what takes them
 
@@ -16,7 +16,7 @@ model=inpainter, ddim, flow, patch_sampler or conditional_gaussian: train what d
 fillers, without the same fold."""
 
 
-@door("train", ABOUT)
+@command("train", ABOUT)
 def main(cfg: Any) -> None:
     """Train, predict, explain, score, measure."""
     from lit_xai.cli.run import Run

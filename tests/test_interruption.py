@@ -94,7 +94,7 @@ def test_where_an_epoch_begins_there_is_nothing_new_to_save(tmp_path: Path) -> N
 def test_explaining_ends_between_two_shards_and_goes_on(
     undisturbed: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    with signalled("heed", 2, number):
+    with signalled("pause", 2, number):
         done = run("train", tmp_path, *OPTIONS, check=False, small=SMALL)
     assert done.returncode == 128 + number
     assert "finished shards are kept" in done.stdout

@@ -56,7 +56,7 @@ class Context:
             trainer.world_size,
             trainer.loggers,
             trainer.strategy.barrier,
-            nothing if interruption is None else interruption.heed,
+            nothing if interruption is None else interruption.pause,
         )
 
     @property

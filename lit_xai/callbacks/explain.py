@@ -25,7 +25,7 @@ from lit_xai.store.files import write_csv
 from lit_xai.store.fold import FoldStore, MapReader, Predictions
 from lit_xai.store.names import DISAGREEMENTS, RANDOM
 from lit_xai.store.plans import plan_text
-from lit_xai.store.shards import Identity, identity_of
+from lit_xai.store.shards import Stamp, stamp_of
 
 SHOWN = 10_000  # rows of the table on the dashboard; the file has them all
 
@@ -101,7 +101,7 @@ class Explain(Report):
     ) -> Job:
         """The predictor and the probes of this pass; see `classes`."""
         target = self.target if data.source.labelled else "prediction"
-        samples, shared = data.probes, {**data.identity(), "target": target}
+        samples, shared = data.probes, {**data.shared(), "target": target}
         if self.kind == DISAGREEMENTS:
             samples, shared = self.disagreements(data), {**shared, "cap": self.cap}
         return Job(
@@ -160,11 +160,11 @@ class Explain(Report):
             return self.store.read_predictions()
         return None
 
-    def leave_plans(self, probes: int) -> None:
+    def write_plans(self, probes: int) -> None:
         """Say what there is to do."""
         counts: dict[str, Any] = {"probes": probes, "shard_size": self.shard_size, "scores": list(self.scores)}
         nodes = {name: {"node": self.nodes[name]} if name in self.nodes else {} for name in self.explainers}
-        self.store.leave_plans(self.kind, {n: plan_text(*self.command, **counts, **node) for n, node in nodes.items()})
+        self.store.write_plans(self.kind, {n: plan_text(*self.command, **counts, **node) for n, node in nodes.items()})
 
     def run(self, on: Context, tasks: Tasks | None = None) -> None:
         """Predict, explain, score; `tasks` are what `self.tasks` found for this trained model, if anybody has asked."""
@@ -176,7 +176,7 @@ class Explain(Report):
         if tasks is None or not torch.equal(classes, job.targets):
             tasks = Tasks.of(dataclasses.replace(job, targets=classes), self.explainers, self.scores, self.part)
         if on.rank == 0:
-            self.leave_plans(len(tasks.job.samples))
+            self.write_plans(len(tasks.job.samples))
             alive(self.store.root, remove=True)
         index, of = self.part
         shown = f"{index}/{of}" if of > 1 else ""
@@ -208,9 +208,9 @@ class Explain(Report):
                 dashboard.table("scores", columns, rows[:SHOWN])
                 return
 
-    def shards(self) -> list[Identity | None]:
+    def shards(self) -> list[Stamp | None]:
         """All files that a table rests on, as they are now."""
-        return [identity_of(path) for name in self.explainers for path in self.store.shards(self.kind, name)]
+        return [stamp_of(path) for name in self.explainers for path in self.store.shards(self.kind, name)]
 
 
 def score_table(

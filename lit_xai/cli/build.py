@@ -114,7 +114,7 @@ def build_logger(cfg: Mapping[str, Any], folder: Path, run: str, job_type: str) 
     return make(folder=folder, name=folder.name, run=run, job_type=job_type, record=cfg, **options)
 
 
-def identity(cfg: Mapping[str, Any]) -> dict[str, Any]:
+def training_of(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """What makes two trainings the same: everything that decides the weights, and nothing else."""
     trainer = {k: v for k, v in cfg.get("trainer", {}).items() if k not in HOW}
     return {

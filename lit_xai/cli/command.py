@@ -1,4 +1,4 @@
-"""What the three doors share: `--help`, a check of the command line before anything heavy loads, one-line errors.
+"""What the three commands share: `--help`, a check of the command line before anything heavy loads, one-line errors.
 
 Only hydra is imported here; torch loads when the configuration is composed and found right.
 """
@@ -30,7 +30,7 @@ def fail(message: str) -> None:
     raise SystemExit(1)
 
 
-def door(
+def command(
     name: str, about: str, status: Callable[[list[str]], None] | None = None, sweeps: bool = True
 ) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
     """Make a function of the composed configuration into a command; `status` answers `--status`, `sweeps` allows `-m`."""
@@ -38,12 +38,12 @@ def door(
     def decorate(task: Callable[[Any], None]) -> Callable[[], None]:
         def main() -> None:
             try:
-                command(sys.argv[1:])
+                obey(sys.argv[1:])
             except KeyboardInterrupt:
                 print("interrupted by SIGINT: finished work is kept; run the same command to go on", flush=True)
                 raise SystemExit(128 + signal.SIGINT) from None
 
-        def command(arguments: list[str]) -> None:
+        def obey(arguments: list[str]) -> None:
             if any(a in ("-h", "--help") for a in arguments):
                 print(help_text(name, about))
                 return

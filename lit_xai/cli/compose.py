@@ -15,8 +15,8 @@ class CommandError(Exception):
     """A command line that cannot be composed; the message is one line."""
 
 
-def compose(door: str, overrides: list[str], hydra_config: bool = False) -> Any:
-    """The door's configuration; sweeps are represented by their first value.
+def compose(command: str, overrides: list[str], hydra_config: bool = False) -> Any:
+    """The command's configuration; sweeps are represented by their first value.
 
     Raises:
         CommandError: an unknown key or choice, a value that cannot be read.
@@ -38,21 +38,21 @@ def compose(door: str, overrides: list[str], hydra_config: bool = False) -> Any:
             else:
                 flat.append(o.input_line or "")
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            cfg = hydra_compose(door, overrides=flat, return_hydra_config=hydra_config)
+            cfg = hydra_compose(command, overrides=flat, return_hydra_config=hydra_config)
     except (HydraException, OmegaConfBaseException) as e:
-        raise CommandError(one_line(e, overrides, door)) from None
+        raise CommandError(one_line(e, overrides, command)) from None
     check_added(cfg, parsed)
-    known = set(GROUPS) | {key for file in lineage(door) for key in keys_of(file)} | {"hydra"}
+    known = set(GROUPS) | {key for file in lineage(command) for key in keys_of(file)} | {"hydra"}
     for key in map(str, cfg):
         if key not in known:
-            raise CommandError(f"unknown key {key} (in an experiment's file?){did_you_mean(key, door, [])}")
+            raise CommandError(f"unknown key {key} (in an experiment's file?){did_you_mean(key, command, [])}")
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise CommandError(f"{missing[0]} is needed: give {missing[0]}=...")
     return cfg
 
 
-def one_line(error: Exception, overrides: list[str], door: str) -> str:
+def one_line(error: Exception, overrides: list[str], command: str) -> str:
     """Hydra's message as one line that names the mend."""
     text = str(error)
     key = re.search(r"Key '([^']+)' is not in struct|Could not override '([^']+)'", text)
@@ -64,20 +64,20 @@ def one_line(error: Exception, overrides: list[str], door: str) -> str:
     if key:
         full = re.search(r"Could not override '([^']+)'", text)
         wrong = full.group(1) if full else key.group(1)
-        return f"unknown key {wrong}{did_you_mean(wrong, door, overrides)}"
+        return f"unknown key {wrong}{did_you_mean(wrong, command, overrides)}"
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
-    return f"{first} (see python -m lit_xai.{door} --help)"
+    return f"{first} (see python -m lit_xai.{command} --help)"
 
 
-def did_you_mean(wrong: str, door: str, overrides: list[str]) -> str:
+def did_you_mean(wrong: str, command: str, overrides: list[str]) -> str:
     """The nearest keys of the configuration that the command line chooses."""
     from omegaconf import OmegaConf
 
     choices = [o for o in overrides if o.split("=", 1)[0] in GROUPS]
     try:
-        cfg = compose(door, choices)
+        cfg = compose(command, choices)
     except CommandError:
-        return f": see python -m lit_xai.{door} --help"
+        return f": see python -m lit_xai.{command} --help"
     known: list[str] = []
 
     def walk(node: Any, prefix: str) -> None:
@@ -87,7 +87,7 @@ def did_you_mean(wrong: str, door: str, overrides: list[str]) -> str:
 
     walk(OmegaConf.to_container(cfg, resolve=False), "")
     near = difflib.get_close_matches(wrong, known, n=3, cutoff=0.6)
-    hint = f"did you mean {', '.join(near)}?" if near else f"see python -m lit_xai.{door} --help"
+    hint = f"did you mean {', '.join(near)}?" if near else f"see python -m lit_xai.{command} --help"
     return f": {hint}"
 
 

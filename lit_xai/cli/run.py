@@ -37,10 +37,10 @@ from lit_xai.cli.build import (
     build_module,
     check_targets,
     finish,
-    identity,
     plain,
     read_config,
     shape_of,
+    training_of,
 )
 from lit_xai.cli.schema import LISTS, experiment_name, left_open, options
 from lit_xai.cluster.interruption import Interrupted, Interruption, environment, requeue
@@ -149,7 +149,7 @@ class Run:
             if any((file.parent / f).exists() for f in ("model.ckpt", "last.ckpt", "predictions.safetensors")):
                 yield file.parent, read_config(file)  # any other run came to nothing
 
-    def settle(self) -> None:
+    def fill_in(self) -> None:
         """Put into the configuration what it leaves to the data: the stem, and how many epochs.
 
         The folds of an ensemble are alike: what is left open is taken from those that are there.
@@ -169,11 +169,11 @@ class Run:
             trainer.max_epochs = epochs_for(batches, trainer.get("accumulate_grad_batches") or 1)
 
     def check_folder(self) -> None:
-        """Settle what the configuration leaves open; refuse a folder that holds results of another one."""
-        self.settle()
+        """Fill in what the configuration leaves open; refuse a folder that holds results of another one."""
+        self.fill_in()
         mine = plain(self.cfg)
         for folder, theirs in self.trained_folds():
-            there, here = identity(theirs), identity(mine)
+            there, here = training_of(theirs), training_of(mine)
             if self.job_type != "train":  # how long it was trained is the checkpoint's affair
                 there.pop("trainer"), here.pop("trainer")
             difference = differences(there, here)
@@ -307,7 +307,7 @@ class Run:
         module = module.to(fabric.device)
         places = fabric.device, fabric.global_rank, fabric.world_size
         with torch.no_grad():
-            yield Context(module, self.data, *places, loggers, fabric.barrier, self.interruption.heed)
+            yield Context(module, self.data, *places, loggers, fabric.barrier, self.interruption.pause)
         if fabric.is_global_zero:
             finish(logger)
 

@@ -46,9 +46,9 @@ def top_level(group: str) -> list[str]:
     return [name for name in options(group) if "/" not in name]
 
 
-def help_text(door: str, about: str) -> str:
-    """`--help`: usage, every choice of every group, every key of the door's own file."""
-    lines = [about.strip(), "", f"usage: python -m lit_xai.{door} [key=value ...] [-m for a multirun]", ""]
+def help_text(command: str, about: str) -> str:
+    """`--help`: usage, every choice of every group, every key of the command's own file."""
+    lines = [about.strip(), "", f"usage: python -m lit_xai.{command} [key=value ...] [-m for a multirun]", ""]
     for group, title in GROUPS.items():
         lines.append(f"{title}: {group}=")
         found = options(group)
@@ -56,7 +56,7 @@ def help_text(door: str, about: str) -> str:
         lines += [f"  {n:<{width}}  {text}" for n, text in found.items()]
         lines.append("")
     lines.append("keys and defaults:")
-    for file in lineage(door):
+    for file in lineage(command):
         for line in (config_dir() / f"{file}.yaml").read_text().splitlines():
             if re.match(r"^[a-z_]+:", line) and not line.startswith(("defaults:", "hydra:")):
                 lines.append(f"  {line}")
@@ -113,16 +113,16 @@ def with_lists(overrides: list[str], places: Sequence[str] = ()) -> list[str]:
     return [*(every(g) for g in LISTS if g not in given), *overrides]
 
 
-def lineage(door: str) -> list[str]:
-    """The door's own file and those it builds on, the lowest first."""
-    text = (config_dir() / f"{door}.yaml").read_text()
+def lineage(command: str) -> list[str]:
+    """The command's own file and those it builds on, the lowest first."""
+    text = (config_dir() / f"{command}.yaml").read_text()
     below = re.findall(r"^  - ([a-z]+)$", text, re.M)
-    return [*(file for name in below for file in lineage(name)), door]
+    return [*(file for name in below for file in lineage(name)), command]
 
 
-def keys_of(door: str) -> list[str]:
-    """The top-level keys of a door's own file."""
-    lines = (config_dir() / f"{door}.yaml").read_text().splitlines()
+def keys_of(command: str) -> list[str]:
+    """The top-level keys of a command's own file."""
+    lines = (config_dir() / f"{command}.yaml").read_text().splitlines()
     return [line.split(":")[0] for line in lines if re.match(r"^[a-z_]+:", line)]
 
 

@@ -150,7 +150,7 @@ class Interruption(pl.Callback):
         """What is being done takes too long: leave it."""
         raise Interrupted(self.received, "finished work is kept")
 
-    def heed(self, *_: Any) -> None:
+    def pause(self, *_: Any) -> None:
         """Between two shards.
 
         Raises:

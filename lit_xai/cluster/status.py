@@ -250,16 +250,16 @@ def commands(found: Status) -> list[str]:
     commanded = any((folder / f"fold={f}" / "config.yaml").exists() for f in found.folds)  # every command leaves one
     place = [f"root={folder.parent}", f"name={folder.name}"]
 
-    def line(plan: dict[str, Any], door: str, fold: int, *more: str) -> str:
+    def line(plan: dict[str, Any], command: str, fold: int, *more: str) -> str:
         if "withheld" in plan:
             key, where = plan["withheld"], folder / f"fold={fold}" / PLANS
-            return f"# a plan in {where} holds {key}=, which a file may not decide: type that lit_xai.{door} command yourself"
+            return f"# a plan in {where} holds {key}=, which a file may not decide: type that lit_xai.{command} command yourself"
         if plan.get("door") == LIBRARY or not commanded:
             return called_again(folder)
         own = [
             o for o in plan.get("overrides", []) if o.lstrip("+~").split("=")[0] not in {m.split("=")[0] for m in more}
         ]
-        return shlex.join(["python", "-m", f"lit_xai.{plan.get('door', door)}", *own, *place, *more, f"fold={fold}"])
+        return shlex.join(["python", "-m", f"lit_xai.{plan.get('door', command)}", *own, *place, *more, f"fold={fold}"])
 
     def plan_of(fold: int, *name: str) -> dict[str, Any]:
         """This fold's, else any fold's."""

@@ -376,7 +376,7 @@ class FoldData(pl.LightningDataModule):
         number = len(self.split.training(self.fold) if self.k > 1 else self.split.samples)
         return TrainedOn(self.colour[0], self.fold, number, self.about, self.source.shape)
 
-    def identity(self) -> dict[str, Any]:
+    def shared(self) -> dict[str, Any]:
         """What two stores must share to be compared: the content, the split, the probes."""
         return {
             "data": self.source.name,

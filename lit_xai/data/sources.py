@@ -280,5 +280,5 @@ def truth_beside(
 
 
 def listing_digest(files: Sequence[Path], base: Path, size: int, resize: int) -> str:
-    """Identity of a set of files: names and sizes (reading every picture would take too long)."""
+    """Stamp of a set of files: names and sizes (reading every picture would take too long)."""
     return digest("\n".join(f"{f.relative_to(base)} {os.path.getsize(f)}" for f in files), f"{size} {resize}")

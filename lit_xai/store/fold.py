@@ -189,7 +189,7 @@ class FoldStore:
         """The explainers of which anything is there."""
         return explainers_in(self.root / kind)
 
-    def leave_plans(self, kind: str, texts: Mapping[str, str]) -> None:
+    def write_plans(self, kind: str, texts: Mapping[str, str]) -> None:
         """Say what there is to do, by explainer, so that others can see how much of it is done (see `status.plan_text`)."""
         for name, text in texts.items():
             file = plan_file(self.root, kind, name)

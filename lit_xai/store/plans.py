@@ -13,8 +13,8 @@ from lit_xai.cli.schema import config_dir, options
 from lit_xai.errors import DamagedFile
 from lit_xai.store.names import DISAGREEMENTS, NAME
 
-LIBRARY = "explain_folds"  # the door in plans that no command but a call of this function left
-PLANS, DOORS = "plans", ("train", "explain", LIBRARY)  # where plans are, and the commands that they may name
+LIBRARY = "explain_folds"  # the command in plans that no command but a call of this function left
+PLANS, COMMANDS = "plans", ("train", "explain", LIBRARY)  # where plans are, and the commands that they may name
 
 
 def called_again(root: Path) -> str:
@@ -50,7 +50,7 @@ def read_plan(file: Path) -> dict[str, Any]:
     types = {"door": str, "overrides": list, "scores": list, "node": dict}
     if not isinstance(plan, dict) or not all(isinstance(v, types.get(k, int)) for k, v in plan.items()):
         return {}
-    if plan.setdefault("door", "explain") not in DOORS:
+    if plan.setdefault("door", "explain") not in COMMANDS:
         return {}
     withheld = [o for o in plan.setdefault("overrides", []) if not repeatable(o)]
     target = plan.get("node", {}).get("_target_", "lit_xai.")
@@ -108,7 +108,7 @@ def plan_file(fold: Path, kind: str, explainer: str) -> Path:
     return fold / PLANS / kind / f"{explainer}.json"
 
 
-def plan_text(door: str, overrides: Sequence[str], **more: Any) -> str:
+def plan_text(command: str, overrides: Sequence[str], **more: Any) -> str:
     """A plan: the same for every part and rank of the same command."""
     kept = [o for o in overrides if o.lstrip("+~").split("=")[0] not in OWN]
-    return json.dumps({"door": door, "overrides": kept, **more}, sort_keys=True)
+    return json.dumps({"door": command, "overrides": kept, **more}, sort_keys=True)

@@ -128,7 +128,7 @@ def checksum_of(tensors: Mapping[str, Any]) -> int:
     return crc
 
 
-class Identity(NamedTuple):
+class Stamp(NamedTuple):
     """What tells a file from its successor of the same name; times in ns."""
 
     path: str
@@ -137,13 +137,13 @@ class Identity(NamedTuple):
     changed: int
 
 
-def identity_of(path: Path) -> Identity | None:
+def stamp_of(path: Path) -> Stamp | None:
     """A file's identity; None if it is not there."""
     try:
         stat = os.stat(path)
     except OSError:
         return None
-    return Identity(str(path), stat.st_size, stat.st_ino, stat.st_mtime_ns)
+    return Stamp(str(path), stat.st_size, stat.st_ino, stat.st_mtime_ns)
 
 
 def verify(path: Path) -> Head:
