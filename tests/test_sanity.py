@@ -26,7 +26,7 @@ from lit_xai.metrics.statistics import FEW, difference, mean_estimate
 from lit_xai.models.pretrained import Normalise
 from lit_xai.models.randomise import Layer, find_layers, randomised
 from lit_xai.models.resnet import resnet18
-from lit_xai.report import draw
+from lit_xai.report import draw, tables
 from scipy.stats import spearmanr
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
