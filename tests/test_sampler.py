@@ -397,7 +397,7 @@ def test_reference_rows_have_alignment_alone_and_a_reason(setting):
 
 @pytest.mark.usefixtures("flat_umap")
 def test_differences_are_paired_by_image(setting):
-    found = tabled(setting, {"black": Colour(0.0), "grey": Colour(0.5), "again": Colour(0.0)}, reference="grey")
+    found = tabled(setting, {"grey": Colour(0.5), "black": Colour(0.0), "again": Colour(0.0)})
     d = found.to_reference("black", "l2")
     black, grey = (found.estimates[n]["l2"] for n in ("black", "grey"))
     assert d.value == pytest.approx(black.value - grey.value)
@@ -461,21 +461,6 @@ def test_resamples_draw_images_with_all_their_samples():
 
 
 @pytest.mark.usefixtures("flat_umap")
-def test_features_of_ones_own_take_the_place_of_the_penultimate_ones(setting):
-    _, images, targets, _, real = setting
-
-    def features(x):
-        return x.mean((2, 3))
-
-    score = Mahalanobis.fit(features(real), torch.arange(20) % 2)
-    weight = torch.randn(3, 4, generator=seeded(2))
-    own = ((lambda x: features(x) @ weight), images, targets, score, real)
-    found = tabled(own, {"black": Colour(0.0)}, features=features)
-    expected = score(features(samples_of(images, Colour(0.0)).flatten(0, 1))).mean()
-    assert found.estimates["black"]["mahalanobis"].value == pytest.approx(float(expected), rel=1e-5)
-
-
-@pytest.mark.usefixtures("flat_umap")
 def test_samples_of_the_plane_are_the_first_of_every_image(setting):
     few, all_ = (tabled(setting, {"black": Colour(0.0)}, plotted=n) for n in (23, 500))
     assert few.plane["black"].shape == (20, 2)
@@ -489,9 +474,8 @@ def test_samples_of_the_plane_are_the_first_of_every_image(setting):
         ({"real": Colour(0.0)}, {}, "named 'real'"),
         ({"noise": Colour(0.0)}, {}, "named 'noise'"),
         ({"black": Colour(0.0)}, {"draws": 0}, "draws must be at least 1"),
-        ({"black": Colour(0.0)}, {"reference": "grey"}, "choose the reference from black"),
     ],
-    ids=["none", "real", "noise", "draws", "reference"],
+    ids=["none", "real", "noise", "draws"],
 )
 def test_requests_without_sense_are_refused(setting, fillers, options, message):
     with pytest.raises(UsageError, match=message):

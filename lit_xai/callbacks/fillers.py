@@ -196,7 +196,7 @@ class FillerReport(RankZeroReport):
             f"one window of {patch} x {patch} refilled in {len(samples)} held-out images, Fréchet distance in {where}"
             f"{too_few(len(samples))}"
         )
-        return tables.plausibility(table, title=title)
+        return tables.plausibility(table, title)
 
     def removed(
         self, model: torch.nn.Module, fillers: Mapping[str, Filler], data: FoldData, device: torch.device

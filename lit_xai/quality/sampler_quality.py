@@ -17,13 +17,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lit_xai.calls import check_batch, check_classes, evaluating, row_chunks
+from lit_xai.calls import check_batch, check_classes, row_chunks
 from lit_xai.core import Filler, Images, Model, Segments, Targets
 from lit_xai.errors import UsageError
 from lit_xai.fillers.generative import forget
 from lit_xai.fillers.refill import Refill
 from lit_xai.metrics.statistics import RESAMPLES, Estimate, difference, finish, mean_estimate, resamples
-from lit_xai.quality.plausibility import Features, checked, features_and_logits
+from lit_xai.quality.plausibility import checked, features_and_logits
 from lit_xai.quality.sampler import (
     MEASURES,
     Mahalanobis,
@@ -102,18 +102,13 @@ class SamplerWalk:
     segments: Segments
     draws: int
     plotted: int
-    features: Features | None
     max_batch: int
 
     def observe(self, images: Images) -> tuple[Float[Tensor, "m f"], Float[Tensor, "m k"]]:
         """Features and probabilities of all classes."""
         found, probabilities = [], []
         for rows, _ in row_chunks(len(images), 1, self.max_batch):
-            if self.features is None:
-                features, logits = features_and_logits(self.model, images[rows], self.max_batch)
-            else:
-                with torch.inference_mode(), evaluating(self.model):
-                    features, logits = self.features(images[rows]), self.model(images[rows])
+            features, logits = features_and_logits(self.model, images[rows], self.max_batch)
             found.append(checked(features, len(rows)))
             probabilities.append(logits.float().softmax(1))
         return torch.cat(found), torch.cat(probabilities)
@@ -181,7 +176,7 @@ class SamplerQuality:
             row has no such number.
         plane: `{row: [p, 2]}` places in the one UMAP plane of all.
         hides: the turn-off rate of every filler.
-        reference: the filler that the others are compared with.
+        reference: the filler that the others are compared with: the first.
         draws: samples an image.
         measured_on: the device of the seconds.
     """
@@ -260,9 +255,7 @@ def sampler_table(
     real: Float[Tensor, "r c h w"],
     draws: int = 100,
     rng: SampleRng | None = None,
-    reference: str | None = None,
     segmenter: Segmenter = POMELO_SEGMENTS,
-    features: Features | None = None,
     plotted: int = 500,
     max_batch: int = 64,
     n_resamples: int = RESAMPLES,
@@ -285,23 +278,21 @@ def sampler_table(
         real: other images that the model was not trained on.
         draws: samples an image.
         rng: the images' noise: masks, samples, halves.
-        reference: the filler that the others are compared with; None = the first.
         segmenter: the superpixels.
-        features: images -> `[n, f]` in the place of `penultimate`, for models that have none.
         plotted: about how many samples of a filler, and most images of `real`, lie in the plane.
         max_batch: most samples at once, and most images per call of the model.
         n_resamples: of the images.
         progress: show a bar.
 
     Raises:
-        UsageError: fewer than four images or four real ones, no fillers, a name that is taken, draws < 1, an unknown
-            reference, a model without penultimate features; what fillers and superpixels refuse.
+        UsageError: fewer than four images or four real ones, no fillers, a name that is taken, draws < 1, a model
+            without penultimate features; what fillers and superpixels refuse.
     """
     check_batch(images, targets)
-    reference = check_request(images, real, fillers, draws, reference)
+    check_request(images, real, fillers, draws)
     rng = SampleRng.default(len(images), rng)
     each = min(draws, max(1, plotted // len(images)))
-    options = (segmenter(images), draws, each, features, max_batch)
+    options = (segmenter(images), draws, each, max_batch)
     walk = SamplerWalk(model, images, targets, score, rng, *options)
     others = SampleRng(rng.seed, tuple(range(len(real))))
     noise = torch.stack([others.uniform("sampler noise", row, real.shape[1:]) for row in range(len(real))]).to(real)
@@ -327,13 +318,11 @@ def sampler_table(
     for name, e in silhouettes(plane, len(images), halves, n_resamples).items():
         estimates[name]["silhouette"] = e
     hides = {name: hides_of(f) for name, f in fillers.items()}
-    return SamplerQuality(estimates, plane, hides, reference, draws, device_of(images))
+    return SamplerQuality(estimates, plane, hides, next(iter(fillers)), draws, device_of(images))
 
 
-def check_request(
-    images: Images, real: Float[Tensor, "r c h w"], fillers: Mapping[str, Filler], draws: int, reference: str | None
-) -> str:
-    """The reference filler, once the request is found to make sense."""
+def check_request(images: Images, real: Float[Tensor, "r c h w"], fillers: Mapping[str, Filler], draws: int) -> None:
+    """Refuse what `sampler_table` cannot compare."""
     if not fillers:
         raise UsageError("no sampler is chosen: name fillers")
     for name, filler in fillers.items():
@@ -345,6 +334,3 @@ def check_request(
             raise UsageError(f"samplers are compared on at least {LEAST} {what}, found {len(given)}: give more")
     if draws < 1:
         raise UsageError(f"draws must be at least 1, found {draws}")
-    if reference is not None and reference not in fillers:
-        raise UsageError(f"no filler is named {reference!r}: choose the reference from {', '.join(fillers)}")
-    return next(iter(fillers)) if reference is None else reference

@@ -21,20 +21,19 @@ def notes(row: Mapping[str, Estimate]) -> str:
     return "; ".join(f"{name}: {e.reason}" for name, e in row.items() if e.reason and not math.isnan(e.value))
 
 
-def plausibility(table: Estimates, reference: str | None = None, title: str = "") -> Table:
-    """Of `plausibility_table`; with the paired difference to the distance of the filler `reference`, by default the first."""
+def plausibility(table: Estimates, title: str = "") -> Table:
+    """Of `plausibility_table`; with the paired difference to the distance of the first filler."""
     columns = [Column("filler"), interval("distance", head="distance [95 %]"), Column("reference", shown=False)]
     columns += [interval("difference", head="difference [95 %]", undefined="")]
     columns += [
         interval("bits", head="bits [95 %]", undefined="{reason}"),
         *(Column(n, shown=False) for n in ("images", "note")),
     ]
-    first = next((name for name in table if name != REAL), None)
-    reference = first if reference is None else reference
-    against = {} if reference is None else differences(table, reference)
+    first = next((name for name in table if name != REAL), "")
+    against = differences(table, first) if first else {}
     rows: list[list[Any]] = []
     for name, row in table.items():
-        compared = (reference if name in against else "", against.get(name))
+        compared = (first if name in against else "", against.get(name))
         rows.append([name, row["distance"], *compared, row["bits"], row["distance"].samples, notes(row)])
     return Table(columns, rows, title, zeros=True, missing=math.nan)
 
