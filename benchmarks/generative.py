@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 
 import torch
 from lit_xai import segments
-from lit_xai.core import Filler, Images, Keep, Segments
+from lit_xai.core import Images
 from lit_xai.explainers import Lime
 from lit_xai.explainers.lime import PixelCosineKernel, SegmentDistance, Toggle
-from lit_xai.fillers.diffusion import DDIMModule, Diffusion
-from lit_xai.fillers.flow import FlowModule, GlowSampler
-from lit_xai.fillers.generative import ImageSampler, Prepared, normal
+from lit_xai.fillers.diffusion import DDIMModule, Denoising
+from lit_xai.fillers.flow import Flow, FlowModule
+from lit_xai.fillers.generative import GenerativeFiller, normal
 from lit_xai.models import resnet18
 from lit_xai.rng import SampleRng
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.harness import Cell, Report, Target, alternate, ratio, seconds, spread
 from benchmarks.setting import bare_forward
@@ -39,31 +39,16 @@ Work = Callable[[], object]
 # ------------------------------------------------------------------------------------------------------------- samplers
 
 
-def diffusion(steps: int) -> Diffusion:
+def diffusion(steps: int) -> Denoising:
     """A small DDIM with seeded, untrained weights."""
     torch.manual_seed(0)
     return replace(DDIMModule(channels=1, side=SIDE, width=[16, 32, 32]).sampler(), steps=steps, max_batch=CHUNK)
 
 
-def flow() -> GlowSampler:
+def flow() -> Flow:
     """A Glow of the default size with seeded, untrained weights."""
     torch.manual_seed(0)
     return replace(FlowModule(channels=1, side=SIDE).eval().requires_grad_(False).sampler(), max_batch=CHUNK)
-
-
-class Filling(Filler):
-    """A sampler as a filler that keeps no draws."""
-
-    def __init__(self, sampler: ImageSampler) -> None:
-        self.sampler = sampler
-
-    def prepared(self, images: Images) -> Prepared:
-        return self.sampler.prepared(images)
-
-    def __call__(
-        self, images: Images, keep: Keep, rng: SampleRng, draws: int = 1, segments: Segments | None = None
-    ) -> Tensor:
-        return self.sampler.fill(images, keep, rng, draws, segments)
 
 
 def smooth(number: int, channels: int, side: int) -> Images:
@@ -116,21 +101,21 @@ def all_of(works: list[Work]) -> Work:
     return run
 
 
-def diffusion_floor(sampler: Diffusion, images: Images, draws: int) -> Floor:
+def diffusion_floor(sampler: Denoising, images: Images, draws: int) -> Floor:
     """(1 + refine) n passes of all images together, and n passes of every chunk of draws."""
 
     def passes(rows: int, number: int) -> Work:
         x, t = torch.randn(rows, *images.shape[1:]), torch.full((rows,), 500)
-        return repeated(lambda: sampler.network(x, t), number)
+        return repeated(lambda: sampler.module.network(x, t), number)
 
     each = (1 + sampler.refine) * sampler.steps, sampler.steps
     decode = [passes(rows, each[1]) for rows in chunks(len(images) * draws)]
     return Floor(passes(len(images), each[0]), all_of(decode), each)
 
 
-def flow_floor(sampler: GlowSampler, images: Images, draws: int) -> Floor:
+def flow_floor(sampler: Flow, images: Images, draws: int) -> Floor:
     """One pass forth of all images together, and one pass back of every chunk of draws, by the library's own calls."""
-    network, y = sampler.network.flow, images - 0.5
+    network, y = sampler.module.network.flow, images - 0.5
 
     def decode(rows: int) -> Work:
         parts = [torch.randn(rows, *q.shape) for q in network.q0]
@@ -175,7 +160,7 @@ def sampling(report: Report, rounds: int, steps: int) -> None:
 def pomelo(report: Report, rounds: int, kind: str) -> None:
     """POMELO from superpixels to surrogate, over the bare passes of sampler and classifier."""
     samples, images = POMELO_SAMPLES[kind], smooth(IMAGES, 1, SIDE)
-    sampler: ImageSampler
+    sampler: GenerativeFiller
     if kind == "DDIM":
         sampler = denoiser = diffusion(POMELO_STEPS)
         floor = diffusion_floor(denoiser, images, samples)
@@ -187,7 +172,7 @@ def pomelo(report: Report, rounds: int, kind: str) -> None:
     classify = [bare_forward(model, torch.rand(rows, 1, SIDE, SIDE), 1) for rows in chunks(IMAGES * samples)]
     lime = Lime(
         segments=segments.Slic(35, compactness=10.0, sigma=0.0),
-        perturbation=Toggle(Filling(sampler), keep=0.0, whole_first=False),
+        perturbation=Toggle(sampler, keep=0.0, whole_first=False),
         representation=SegmentDistance(),
         kernel=PixelCosineKernel(),
         samples=samples,
@@ -217,7 +202,7 @@ def pomelo(report: Report, rounds: int, kind: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------- GPU
 
 
-def large_samplers() -> Iterator[tuple[str, str, ImageSampler]]:
+def large_samplers() -> Iterator[tuple[str, str, GenerativeFiller]]:
     """Kind, precision and sampler of RGB images of 64 px; a flow computes in float32 whatever is asked for."""
     torch.manual_seed(0)
     glow = FlowModule(channels=3, side=GPU_SIDE, **FLOW_64).eval().requires_grad_(False)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from lit_xai.rng import SampleRng
 from torch import Tensor, nn
 
 from benchmarks.harness import Report, Target, alternate, ratio, spread
-from benchmarks.information import Filling, sampler_of
+from benchmarks.information import sampler_of
 
 SIDE, BATCH, WINDOWS, ROUNDS = 224, 16, (8, 29), 3
 LIMITS = {"vgg19": 0.25, "squeezenet1_1": 0.55, "resnet18": 0.60, "resnet50": 0.70}  # at K = 8
@@ -128,7 +128,7 @@ def maps(rounds: int) -> list[str]:
     def run(mode: str) -> None:
         rng = SampleRng(0, (0,))
         made[mode] = information_maps(
-            model, image, target, Filling(sampler), 8, 56, 8, rng=rng, max_batch=BATCH, incremental=mode
+            model, image, target, sampler, 8, 56, 8, rng=rng, max_batch=BATCH, incremental=mode
         ).ig
 
     def fill() -> None:
@@ -154,12 +154,12 @@ class Timed:
         from lit_xai.explainers.sweep import SlidingPatch
         from lit_xai.fillers.refill import Refill
 
-        windows = SlidingPatch(8, 56, Filling(self.sampler), 8, projection="mean", scale=False).windows(SIDE, SIDE)
+        windows = SlidingPatch(8, 56, self.sampler, 8, projection="mean", scale=False).windows(SIDE, SIDE)
         top, left = windows.corners()
         keep = torch.ones(len(windows), SIDE, SIDE, dtype=torch.bool)
         for row, (t, s) in enumerate(zip(top.tolist(), left.tolist(), strict=True)):
             keep[row, t : t + 8, s : s + 8] = False
-        refill = Refill(Filling(self.sampler), image, SampleRng(0, (0,)))
+        refill = Refill(self.sampler, image, SampleRng(0, (0,)))
         with torch.inference_mode():
             for row in range(0, len(windows), 8):
                 some = keep[row : row + 8]

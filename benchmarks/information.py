@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 from lit_xai.calls import per_call
-from lit_xai.core import Filler
 from lit_xai.explainers.information import information_maps
-from lit_xai.fillers.patch import Patches, PatchModule
+from lit_xai.fillers.patch import PatchModule, PatchSampler
 from lit_xai.models import resnet18
 from torch import Tensor, nn
 
@@ -25,29 +23,15 @@ PAPER = 256  # width of the paper's PatchSampler
 MINUTES, ALIKE = 3.0, 0.999  # VGG19 at 224 px on a GPU
 
 
-def sampler_of(channels: int, side: int, width: int, precision: str = "float32") -> Patches:
+def sampler_of(channels: int, side: int, width: int, precision: str = "float32") -> PatchSampler:
     """A PatchSampler with seeded, untrained weights."""
     torch.manual_seed(0)
-    module = PatchModule(channels=channels, side=side, patch=PATCH, width=width)
-    return Patches(
-        module.network.eval(), torch.full((channels,), 0.5), torch.full((channels,), 0.25), PATCH, "", precision
-    )
+    colour = ([0.5] * channels, [0.25] * channels)
+    module = PatchModule(channels=channels, side=side, colour=colour, patch=PATCH, width=width).eval()
+    return PatchSampler(given=module.requires_grad_(False), precision=precision)
 
 
-class Filling(Filler):
-    """A sampler as a filler."""
-
-    def __init__(self, patches: Patches) -> None:
-        self.patches = patches
-
-    def window_side(self) -> int:
-        return self.patches.patch
-
-    def __call__(self, *args: Any, **options: Any) -> Tensor:
-        return self.patches.fill(*args, **options)
-
-
-def bare(model: nn.Module, sampler: Patches, images: Tensor, windows: int) -> Callable[[], None]:
+def bare(model: nn.Module, sampler: PatchSampler, images: Tensor, windows: int) -> Callable[[], None]:
     """The classifier's and the sampler's passes of `windows` windows an image, and nothing else."""
     chunk = per_call(images, CHUNK)
     rows = images[:1].expand(chunk, -1, -1, -1).contiguous(memory_format=torch.channels_last)
@@ -59,7 +43,7 @@ def bare(model: nn.Module, sampler: Patches, images: Tensor, windows: int) -> Ca
         classify()
         with torch.inference_mode():
             for start in range(0, total, chunk):
-                sampler.network(seen[: total - start])
+                sampler.module.network(seen[: total - start])
 
     return run
 
@@ -85,13 +69,13 @@ def information(rounds: int = ROUNDS) -> Report:
         images = torch.rand(number, 1, SIDE, SIDE).contiguous(memory_format=torch.channels_last)
 
         def ours(images: Tensor = images, stride: int = stride) -> object:
-            return information_maps(model, images, "all", Filling(sampler), PATCH, stride, DRAWS, max_batch=CHUNK)
+            return information_maps(model, images, "all", sampler, PATCH, stride, DRAWS, max_batch=CHUNK)
 
         windows = ((SIDE - PATCH) // stride + 1) ** 2
         times = alternate({"bare": bare(model, sampler, images, windows), "ours": ours}, rounds)
         over = ratio(times, "ours", "bare")
         seconds = [statistics.median(times[n]) / number for n in ("bare", "ours")]
-        passes = [rows_through(m, ours) / number for m in (model, sampler.network)]
+        passes = [rows_through(m, ours) / number for m in (model, sampler.module.network)]
         report.rows.append([stride, *passes, *seconds, over, spread(times, "ours", "bare")])
         report.targets.append(Target(f"PMI + IG at stride {stride} over bare passes", over, OVERHEAD))
     report.notes = ["One walk gives the PMI of every class and the IG. The sampler's draws of a window share one pass."]
@@ -111,7 +95,7 @@ def vgg(report: Report) -> None:
     torch.manual_seed(0)
     model = vgg19().eval().cuda().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     image = nn.functional.interpolate(torch.rand(1, 3, 14, 14), size=224, mode="bilinear").cuda()
-    fillers = {p: Filling(sampler_of(3, 224, PAPER, p)) for p in ("float32", "bf16")}
+    fillers = {p: sampler_of(3, 224, PAPER, p) for p in ("float32", "bf16")}
 
     def maps(precision: str, stride: int) -> Tensor:
         found = information_maps(

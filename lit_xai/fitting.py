@@ -12,7 +12,8 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from lit_xai.core import PlainExplainer, PlainFiller
 from lit_xai.core import TrainedOn as TrainedOn
@@ -33,7 +34,7 @@ def describe(thing: Any) -> dict[str, Any]:
         return describe_code(thing)
     out: dict[str, Any] = {"name": type(thing).__name__}
     for f in fields(thing):
-        if f.name in UNDESCRIBED:
+        if f.name in UNDESCRIBED or not f.metadata.get("described", True):
             continue
         value = getattr(thing, f.name)
         if is_dataclass(value) or callable(value):
@@ -84,6 +85,15 @@ def code_digest(things: Iterable[Any]) -> str:
             codes = [inspect.unwrap(m).__code__ for m in members if inspect.isfunction(m)]
             text = repr([(c.co_names, c.co_code, [k for k in c.co_consts if not inspect.iscode(k)]) for c in codes])
         h.update(f"{getattr(thing, '__qualname__', '')}\0{text}\0".encode())
+    return h.hexdigest()
+
+
+def model_hash(model: nn.Module) -> str:
+    """A digest of a model's parameters and buffers."""
+    h = hashlib.blake2b(digest_size=8)
+    for name, value in sorted(model.state_dict().items()):
+        h.update(name.encode())
+        h.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return h.hexdigest()
 
 

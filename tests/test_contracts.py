@@ -15,19 +15,14 @@ from hydra.utils import instantiate
 from lit_xai.cli.schema import config_dir
 from lit_xai.core import TrainedOn
 from lit_xai.errors import UsageError
-from lit_xai.fillers import gaussian
-from lit_xai.fillers.diffusion import DDIMModule
-from lit_xai.fillers.flow import FlowModule
-from lit_xai.fillers.inpaint import InpaintModule
-from lit_xai.fillers.patch import PatchModule
 from lit_xai.fitting import describe
 from lit_xai.models import resnet18
 from lit_xai.rng import SampleRng
-from lit_xai.store.files import save_weights
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from conftest import seeded
+from generators import GENERATORS, made, save
 
 CONFIGS = config_dir()
 COUNTS = {"masks": 12, "steps": 6, "samples": 60, "subsets": 14, "n_samples": 4, "draws": 2}  # of yamls with such a key
@@ -36,67 +31,15 @@ FOLDER = tempfile.TemporaryDirectory()  # of fitted fillers; removed at the end
 
 
 @functools.cache
-def fitted_gaussian() -> str:
-    """The file of a conditional Gaussian of random images."""
-    path = Path(FOLDER.name) / "gaussian.safetensors"
-    gaussian.fit(torch.rand(40, 1, 16, 16, generator=seeded(4)), patch=3, positions=2000).save(path)
-    return str(path)
+def checkpoint(name: str) -> str:
+    """That of a tiny generator."""
+    g = GENERATORS[name]
+    node = {**g.node, "patch": 3} if "patch" in g.node else g.node
+    module = made(g.module, 1, 16, **{**node, "positions": 1000} if "positions" in node else node)
+    return save(module, Path(FOLDER.name) / f"{name}.ckpt", node)
 
 
-@functools.cache
-def trained_patches() -> str:
-    """The checkpoint of a PatchSampler that a little training has seen."""
-    path = Path(FOLDER.name) / "patches.ckpt"
-    node = {"patch": 3, "width": 4, "depth": 1, "linear": True}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        module = PatchModule(channels=1, side=16, **node)
-        for p in module.parameters():
-            torch.nn.init.normal_(p, std=0.1)
-    config = {"model": {"_target_": "lit_xai.fillers.patch.PatchModule", **node}, "shape": {"channels": 1}}
-    save_weights(module, path, config)
-    return str(path)
-
-
-def saved_module(name: str, kind: type, **node: Any) -> str:
-    """The checkpoint of a tiny untrained generator whose weights are all alive."""
-    path = Path(FOLDER.name) / f"{name}.ckpt"
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        module = kind(channels=1, side=16, **node)
-        for p in module.parameters():
-            p.data += 0.1 * torch.randn(p.shape)
-    config = {"model": {"_target_": f"{kind.__module__}.{kind.__name__}", **node}, "shape": {"channels": 1, "side": 16}}
-    save_weights(module, path, config)
-    return str(path)
-
-
-@functools.cache
-def trained_ddim() -> str:
-    """The checkpoint of a diffusion model."""
-    return saved_module("ddim", DDIMModule, width=[8], layers=1, attention=0)
-
-
-@functools.cache
-def trained_inpainter() -> str:
-    """The checkpoint of an in-painter."""
-    return saved_module("inpainter", InpaintModule, width=4)
-
-
-@functools.cache
-def trained_flow() -> str:
-    """The checkpoint of a flow."""
-    return saved_module("flow", FlowModule, levels=2, steps=2, width=4)
-
-
-FITTED = {  # fillers that read a checkpoint
-    "lit_xai.fillers.DDIM": trained_ddim,
-    "lit_xai.fillers.DDIMInpainting": trained_ddim,
-    "lit_xai.fillers.Inpainter": trained_inpainter,
-    "lit_xai.fillers.ConditionalGaussian": fitted_gaussian,
-    "lit_xai.fillers.Flow": trained_flow,
-    "lit_xai.fillers.PatchSampler": trained_patches,
-}
+FITTED = {f"lit_xai.fillers.{g.filler.__name__}": name for name, g in GENERATORS.items()}  # fillers that read one
 
 
 def shrunk(node: Any) -> Any:
@@ -105,7 +48,7 @@ def shrunk(node: Any) -> Any:
         return node
     if node.get("_target_") in FITTED:
         few = {"steps": 2} if "steps" in node else {}
-        return {**node, **few, "checkpoint": FITTED[node["_target_"]]()}
+        return {**node, **few, "checkpoint": checkpoint(FITTED[node["_target_"]])}
     return {k: min(v, COUNTS[k]) if k in COUNTS and isinstance(v, int) else shrunk(v) for k, v in node.items()}
 
 

@@ -13,20 +13,13 @@ import torch
 from lit_xai.errors import UsageError
 from lit_xai.fillers import DDIM, DDIMInpainting
 from lit_xai.fillers import generative as shared
+from lit_xai.fillers.denoiser import Denoiser, Steps, UNet, signal, step_back, step_forth
 from lit_xai.fillers.diffusion import (
     DDIMModule,
-    Diffusion,
-    Painting,
-    Steps,
-    UNet,
     moving,
-    signal,
     softened,
-    step_back,
-    step_forth,
 )
 from lit_xai.fillers.refill import Refill
-from lit_xai.fitting import TrainedOn
 from lit_xai.rng import SampleRng
 from lit_xai.store.files import save_weights
 from torch import Tensor, nn
@@ -72,9 +65,10 @@ class Says(nn.Module):
         return clean if self.predicts == "sample" else a.sqrt() * e - (1 - a).sqrt() * clean
 
 
-def gaussian(kind: type[Diffusion] = Diffusion, side: int = 6, noise: str = "cosine", **options) -> Diffusion:
+def gaussian(kind: type = DDIM, side: int = 6, noise: str = "cosine", **options):
+    """A filler of the exact network."""
     schedule = signal(noise)
-    return kind(1, side, "", 64, Score(schedule), schedule, **options)
+    return kind(given=Denoiser(Score(schedule), 1, side, schedule), **options)
 
 
 def pictures(number: int, side: int = 6) -> Tensor:
@@ -203,7 +197,7 @@ def test_the_code_is_the_images_place_in_its_distribution():
 def test_eta_zero_gives_the_image_back(noise):
     sampler = gaussian(noise=noise, steps=50, eta=0.0, refine=12)
     x = pictures(3)
-    drawn = sampler.fill(x, torch.zeros(3, 1, 6, 6, dtype=torch.bool), RNG)[:, 0, 0]
+    drawn = sampler(x, torch.zeros(3, 1, 6, 6, dtype=torch.bool), RNG)[:, 0, 0]
     assert torch.allclose(drawn, x, atol=1e-4)
 
 
@@ -220,7 +214,7 @@ def test_more_noise_on_the_way_back_goes_further_from_the_image():
     x = pictures(3)
     nothing = torch.zeros(3, 1, 6, 6, dtype=torch.bool)
     distance = [
-        float((gaussian(steps=20, eta=e).fill(x, nothing, RNG, 20) - x[:, None, None]).norm()) for e in (0.1, 0.4, 1)
+        float((gaussian(steps=20, eta=e)(x, nothing, RNG, 20) - x[:, None, None]).norm()) for e in (0.1, 0.4, 1)
     ]
     assert distance[0] < distance[1] < distance[2]
 
@@ -229,7 +223,7 @@ def test_starting_nearer_stays_nearer():
     x = pictures(3)
     nothing = torch.zeros(3, 1, 6, 6, dtype=torch.bool)
     distance = [
-        float((gaussian(steps=20, eta=0.8, start=s).fill(x, nothing, RNG, 20) - x[:, None, None]).norm())
+        float((gaussian(steps=20, eta=0.8, start=s)(x, nothing, RNG, 20) - x[:, None, None]).norm())
         for s in (0, 10, 17)
     ]
     assert distance[0] > distance[1] > distance[2] > 0
@@ -238,7 +232,8 @@ def test_starting_nearer_stays_nearer():
 @pytest.mark.parametrize("predicts", ["v_prediction", "sample"])
 def test_networks_that_predict_something_else_draw_the_same(predicts):
     mine = gaussian(steps=10)
-    other = replace(mine, network=Says(mine.network, predicts), predicts=predicts)
+    exact = mine.module
+    other = replace(mine, given=Denoiser(Says(exact.network, predicts), 1, 6, exact.signal, predicts))
     x = pictures(2)
     assert torch.allclose(mine.encode(x), other.encode(x), atol=1e-5)
 
@@ -254,14 +249,14 @@ def half(side: int = 12) -> Tensor:
 
 def test_painting_keeps_what_is_visible():
     x, keep = pictures(3, 12), half()
-    drawn = gaussian(Painting, 12, steps=10, eta=0.8).fill(x, keep, RNG, 2)
+    drawn = gaussian(DDIMInpainting, 12, steps=10, eta=0.8)(x, keep, RNG, 2)
     visible = keep[:, :, None, None].expand_as(drawn)
     assert torch.equal(drawn[visible], x[:, None, None].expand_as(drawn)[visible])
 
 
 def test_before_they_are_put_back_visible_pixels_are_untouched_outside_the_seam():
     x, keep = pictures(3, 12), half()
-    sampler = gaussian(Painting, 12, steps=10, blur=1.0)
+    sampler = gaussian(DDIMInpainting, 12, steps=10, blur=1.0)
     raw = sampler.draw(x, sampler.encode(x), [0, 1, 2], keep[:, 0], [seeded(i) for i in range(3)])
     assert torch.allclose(raw[..., :3], x[..., :3], atol=1e-6)
     assert float((raw[..., 5] - x[..., 5]).abs().max()) > 1e-3
@@ -269,7 +264,7 @@ def test_before_they_are_put_back_visible_pixels_are_untouched_outside_the_seam(
 
 def test_hidden_pixels_are_drawn_anew_from_the_known_distribution():
     x, keep = pictures(3, 12), half()
-    drawn = gaussian(Painting, 12, steps=100, eta=0.8, blur=0.0).fill(x, keep, RNG, 200)[:, 0]
+    drawn = gaussian(DDIMInpainting, 12, steps=100, eta=0.8, blur=0.0)(x, keep, RNG, 200)[:, 0]
     hidden = (2 * drawn - 1)[..., 6:]
     assert abs(float(hidden.mean()) - MEAN) < 0.02
     assert abs(float(hidden.std()) / SIGMA - 1) < 0.06
@@ -321,6 +316,7 @@ def test_samples_are_reused_by_whoever_asks_for_them_again(trained):
     assert torch.equal(mixed[:, :, 4:], rows[:, :, 4:])
     other = Refill(replace(first, eta=0.9), x, rng)(keep, [0, 1, 2], [7, 7, 7], 2)
     assert not torch.equal(other, rows)
+    count.asked = 0
     Refill(again, x, rng.repeated(1))(keep, [0, 1, 2], [7, 7, 7], 2)
     assert count.asked == 18  # 3 steps of 3 images x 2 draws: other noise; the code is the same
     Refill(again, x.flip(0), rng)(keep, [0, 1, 2], [7, 7, 7], 2)
@@ -336,23 +332,20 @@ def test_kept_samples_are_not_shared_memory(trained):
     assert torch.equal(filler(x, nothing, rng), first)
 
 
-class Counting(nn.Module):
-    """A network that counts the images it is asked about."""
+class Counting:
+    """How many images a network was asked about."""
 
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network, self.asked = network, 0
+    def __init__(self) -> None:
+        self.asked = 0
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        self.asked += len(x)
-        return self.network(x, t)
+    def __call__(self, network: nn.Module, arguments: tuple[Tensor, Tensor]) -> None:
+        self.asked += len(arguments[0])
 
 
 def counted(filler: DDIM) -> Counting:
-    """Put a counter into a filler's sampler."""
-    sampler = filler.sampler
-    counter = Counting(sampler.network)
-    object.__setattr__(sampler, "network", counter)
+    """Count the images that a filler's network is asked about."""
+    counter = Counting()
+    filler.module.network.register_forward_pre_hook(counter)
     return counter
 
 
@@ -372,14 +365,6 @@ def trained(module, tmp_path_factory):
     node = {"_target_": "lit_xai.fillers.diffusion.DDIMModule", **TINY}
     save_weights(module, path, {"model": node, "shape": {"channels": 1, "side": 8}, "about": "these"})
     return path
-
-
-def test_a_checkpoint_draws_as_the_averaged_network_did(module, trained):
-    x = torch.rand(2, 1, 8, 8, generator=seeded(0))
-    keep = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
-    rng = SampleRng(0, (0, 1))
-    expected = replace(module.sampler(), steps=5).fill(x, keep, rng)
-    assert torch.equal(DDIM(str(trained), steps=5)(x, keep, rng), expected)
 
 
 def test_the_average_follows_the_network():
@@ -435,7 +420,7 @@ def test_a_diffusers_folder_draws_as_diffusers_does(pipeline):
     theirs = DDIMPipeline.from_pretrained(pipeline, local_files_only=True)
     theirs.set_progress_bar_config(disable=True)
     expected = theirs(batch_size=2, generator=seeded(4), num_inference_steps=10, output_type="np").images
-    sampler = DDIM(str(pipeline), steps=10).sampler
+    sampler = DDIM(str(pipeline), steps=10)
     code = torch.randn(2, 1, 8, 8, generator=seeded(4))
     with torch.no_grad():
         mine = sampler.decode(code).clamp(0, 1)
@@ -446,7 +431,7 @@ def test_a_network_without_a_schedule_is_refused(pipeline, tmp_path):
     folder = tmp_path / "network"
     shutil.copytree(pipeline / "unet", folder)
     with pytest.raises(UsageError, match=r"scheduler_config.json is missing"):
-        _ = DDIM(str(folder)).sampler
+        _ = DDIM(str(folder)).module
 
 
 def test_pickled_weights_are_not_read(pipeline, module, tmp_path):
@@ -455,7 +440,7 @@ def test_pickled_weights_are_not_read(pipeline, module, tmp_path):
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     torch.save(module.network.unet.state_dict(), folder / "unet" / "diffusion_pytorch_model.bin")
     with pytest.raises(UsageError, match="safe_serialization"):
-        _ = DDIM(str(folder)).sampler
+        _ = DDIM(str(folder)).module
 
 
 # ------------------------------------------------------------------------------------------------------------ bad input
@@ -474,7 +459,7 @@ def test_pickled_weights_are_not_read(pipeline, module, tmp_path):
 )
 def test_numbers_out_of_range_are_refused(trained, options, message):
     with pytest.raises(UsageError, match=message):
-        _ = DDIM(str(trained), **options).sampler
+        _ = DDIM(str(trained), **options).module
 
 
 @pytest.mark.parametrize(
@@ -490,16 +475,6 @@ def test_images_unlike_the_training_images_are_refused(trained, kind, images, me
     keep = torch.zeros(1, 1, *images.shape[-2:], dtype=torch.bool)
     with pytest.raises(UsageError, match=message):
         kind(str(trained), steps=2)(images, keep, SampleRng(0, (0,)))
-
-
-def test_an_untrained_sampler_is_refused_with_the_command():
-    with pytest.raises(UsageError, match=r"lit_xai.train model=ddim fold=0"):
-        _ = DDIM().sampler
-
-
-def test_a_sampler_of_other_data_is_refused(trained):
-    with pytest.raises(UsageError, match="was fitted to these"):
-        _ = DDIM(str(trained)).fitted(TrainedOn((0.5,), about="those")).sampler
 
 
 @pytest.mark.parametrize(
@@ -549,7 +524,7 @@ def altered(pipeline, folder, network=None, schedule=None, kind=None) -> str:
 )
 def test_folders_that_cannot_draw_images_here_are_refused(pipeline, tmp_path, changes, message):
     with pytest.raises(UsageError, match=message):
-        _ = DDIM(altered(pipeline, tmp_path / "folder", **changes)).sampler
+        _ = DDIM(altered(pipeline, tmp_path / "folder", **changes)).module
 
 
 def test_a_ddpm_pipeline_with_its_own_betas_is_read(pipeline, tmp_path):
@@ -557,7 +532,7 @@ def test_a_ddpm_pipeline_with_its_own_betas_is_read(pipeline, tmp_path):
 
     changes = {"_class_name": "DDPMScheduler", "beta_schedule": "sigmoid", "variance_type": "fixed_large"}
     folder = altered(pipeline, tmp_path / "folder", schedule=changes, network={"sample_size": [8, 8]})
-    sampler = DDIM(folder).sampler
+    sampler = DDIM(folder).module
     assert sampler.side == 8
     assert torch.equal(sampler.signal, DDPMScheduler(beta_schedule="sigmoid").alphas_cumprod.double())
 
@@ -577,7 +552,7 @@ def test_of_a_network_with_variances_the_means_are_used(tmp_path):
     )
     DDIMPipeline(unet, DDIMScheduler()).save_pretrained(tmp_path)
     x, t = torch.randn(2, 1, 8, 8, generator=seeded(0)), torch.tensor([5, 5])
-    network = DDIM(str(tmp_path)).sampler.network
+    network = DDIM(str(tmp_path)).module.network
     assert torch.allclose(network(x, t), unet.eval()(x, t).sample[:, :1], atol=1e-6)
 
 
@@ -598,7 +573,7 @@ def test_another_schedule_is_another_sampler(pipeline, tmp_path):
     path = folder / "scheduler" / "scheduler_config.json"
     path.write_text(path.read_text().replace('"sample"', '"epsilon"'))
     again = DDIM(str(folder), steps=3)
-    assert again.sampler.predicts == "epsilon"
+    assert again.module.predicts == "epsilon"
     assert torch.equal(again(x, nothing, rng), first(x, nothing, rng))
 
 
@@ -622,12 +597,7 @@ def test_a_smaller_max_batch_is_kept_to(trained):
     )
     DDIM(str(trained), steps=2, max_batch=64)(x, nothing, rng)
     small = DDIM(str(trained), steps=2, max_batch=4)
-    assert small.prepared(x).sampler.max_batch == 4
-
-
-def test_a_sampler_of_other_images_is_refused_as_soon_as_the_data_are_known(trained):
-    with pytest.raises(UsageError, match="trained on images of 1 x 8 x 8"):
-        DDIM(str(trained)).fitted(TrainedOn((0.5,), shape=(3, 8, 8))).content()
+    assert small.prepared(x).filler.max_batch == 4
 
 
 def test_a_short_schedule_has_no_more_steps_than_it_has():

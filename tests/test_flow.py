@@ -13,8 +13,7 @@ from lit_xai.data import FoldData, Source
 from lit_xai.data.images import InMemory
 from lit_xai.errors import UsageError
 from lit_xai.fillers import Flow
-from lit_xai.fillers.flow import BOUND, Coupling, FlowModule, Glow, GlowSampler, rounded, to_bins
-from lit_xai.fitting import TrainedOn
+from lit_xai.fillers.flow import BOUND, Coupling, FlowModule, Glow, rounded, to_bins
 from lit_xai.rng import SampleRng
 from lit_xai.store.files import save_weights
 from torch import Tensor
@@ -38,7 +37,7 @@ def module(channels: int = 1, side: int = 8, shake: float = 0.0, **options) -> F
     return m
 
 
-def sampler(channels: int = 1, side: int = 8, shake: float = 0.2, mu: float = 0.5, sigma: float = 0.3) -> GlowSampler:
+def sampler(channels: int = 1, side: int = 8, shake: float = 0.2, mu: float = 0.5, sigma: float = 0.3) -> Flow:
     return replace(module(channels, side, shake).eval().sampler(), mu=mu, sigma=sigma)
 
 
@@ -190,9 +189,9 @@ def test_bits_are_a_mean_over_the_points_of_the_bins():
 
 def test_without_mixing_the_image_returns():
     images = toy(3)
-    out = sampler(mu=0, sigma=0).fill(images, hidden(images, 2), RNG, 2)
+    out = sampler(mu=0, sigma=0)(images, hidden(images, 2), RNG, 2)
     assert torch.allclose(out, images[:, None, None].expand_as(out), rtol=0, atol=1e-4)
-    moved = sampler().fill(images, hidden(images, 2), RNG, 2)
+    moved = sampler()(images, hidden(images, 2), RNG, 2)
     assert float((moved - images[:, None, None]).abs().mean()) > 0.05
     assert len(moved.flatten(0, 2).flatten(1).unique(dim=0)) == 12
 
@@ -200,7 +199,7 @@ def test_without_mixing_the_image_returns():
 def test_draws_mix_the_latents_one_by_one():
     s, images = sampler(mu=0.4, sigma=0.2), toy(3)
     out = s.draw(images, s.encode(images), [0, 1, 2], hidden(images)[:, 0], [seeded(i) for i in range(3)])
-    mean, scale = s.network.prior()
+    mean, scale = s.module.network.prior()
     for i in range(3):
         g, z = seeded(i), s.encode(images[[i]])[0]
         star, share = mean + scale * torch.randn(64, generator=g), 0.4 + 0.2 * torch.randn(64, generator=g)
@@ -212,7 +211,7 @@ def test_wholly_mixed_draws_have_the_priors_moments_and_forget_the_image():
     s, images = sampler(mu=1, sigma=0), toy(2)
     noise, keep = [seeded(100 + i) for i in range(3000)], torch.zeros(3000, 8, 8, dtype=torch.bool)
     drawn = s.draw(images[:1].expand(3000, -1, -1, -1), s.encode(images), [0] * 3000, keep, noise)
-    z, (mean, scale) = s.encode(drawn), s.network.prior()
+    z, (mean, scale) = s.encode(drawn), s.module.network.prior()
     assert float(((z.mean(0) - mean) / scale).abs().max()) < 4.5 / math.sqrt(3000)
     assert float((z.std(0) / scale - 1).abs().max()) < 4.5 / math.sqrt(6000)
     assert len(scale.unique()) == 2 + 8  # a channel of a level has one: 2 leave after the first, 8 after the second
@@ -233,19 +232,19 @@ def test_the_prior_is_the_librarys():
 def test_draws_belong_to_their_noise_alone():
     images, keep = toy(3).double(), torch.rand(3, 2, 8, 8, generator=seeded(3)) < 0.5
     s, state = sampler(), torch.random.get_rng_state()
-    whole = s.fill(images, keep, RNG, 3)
-    alone = torch.cat([s.fill(images[[i]], keep[[i]], RNG.take([i]), 3) for i in range(3)])
+    whole = s(images, keep, RNG, 3)
+    alone = torch.cat([s(images[[i]], keep[[i]], RNG.take([i]), 3) for i in range(3)])
     assert torch.allclose(whole, alone, rtol=0, atol=1e-9)
-    assert torch.allclose(replace(s, max_batch=4).fill(images, keep, RNG, 3), whole, rtol=0, atol=1e-9)
-    assert torch.allclose(s.fill(images.float(), keep, RNG, 3).double(), whole, rtol=0, atol=1e-4)
-    assert not torch.allclose(s.fill(images, keep, SampleRng(6, (3, 8, 1)), 3), whole, rtol=0, atol=1e-3)
+    assert torch.allclose(replace(s, max_batch=4)(images, keep, RNG, 3), whole, rtol=0, atol=1e-9)
+    assert torch.allclose(s(images.float(), keep, RNG, 3).double(), whole, rtol=0, atol=1e-4)
+    assert not torch.allclose(s(images, keep, SampleRng(6, (3, 8, 1)), 3), whole, rtol=0, atol=1e-3)
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_couplings_scale_within_bounds():
     s = sampler(shake=3.0)  # weights as no training leaves them
     seen = []
-    for m in s.network.modules():
+    for m in s.module.network.modules():
         if isinstance(m, Coupling):
             m.register_forward_hook(lambda module, args, out: seen.append(out[:, 1::2]))
     images = toy(2)
@@ -406,7 +405,7 @@ def test_two_processes_train_a_flow(tmp_path):
     small = ["data.train_subset=120", "data.folds=2", "data.size=16", "progress=false", "trainer.max_epochs=1"]
     small += ["model=flow", "model.steps=1", "model.width=4", "model.levels=2", "logger=none"]
     run_ranks("train", tmp_path, "fold=0", small=small)
-    sampler = Flow(str(tmp_path / "digits-flow" / "fold=0")).sampler
+    sampler = Flow(str(tmp_path / "digits-flow" / "fold=0")).module
     assert all(bool(torch.isfinite(v).all()) for v in sampler.network.state_dict().values())
     assert "fold 0 of 2 held out" in sampler.about
 
@@ -428,50 +427,6 @@ def test_flows_that_cannot_be_are_refused(options, message):
     assert "\n" not in str(error.value)
 
 
-# ---------------------------------------------------------------------------------------------------------------- file
-
-
-def saved(path: Path, **change) -> FlowModule:
-    """A checkpoint as `lit_xai.train` leaves it."""
-    m = module(shake=0.2)
-    node = {"_target_": TARGET, **SMALL, **change}
-    save_weights(m, path, {"model": node, "shape": {"channels": 1, "side": 8}, "about": "toy"})
-    return m
-
-
-def test_a_trained_flow_is_read_back_as_it_was(tmp_path):
-    m, images = saved(tmp_path / "model.ckpt").eval(), toy(3)
-    state = torch.random.get_rng_state()
-    filler = Flow(str(tmp_path), TrainedOn((0.5,), 1, 60, "toy"), mu=0.6, sigma=0.1, max_batch=2)
-    ours = replace(m.sampler(), mu=0.6, sigma=0.1, max_batch=2)
-    assert torch.equal(filler(images, hidden(images), RNG, 2), ours.fill(images, hidden(images), RNG, 2))
-    assert torch.equal(torch.random.get_rng_state(), state)
-    found = filler.sampler
-    assert (found.about, found.mu, found.sigma, found.max_batch, found.side) == ("toy", 0.6, 0.1, 2, 8)
-    assert not any(p.requires_grad for p in found.network.parameters())
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            {"_target_": "lit_xai.models.Classifier"},
-            "holds no flow .lit_xai.models.Classifier.: train one by .* model=flow",
-        ),
-        ({"width": 7}, "holds no whole flow .RuntimeError.: train it again by python -m lit_xai.train model=flow"),
-        ({"steps": 3}, "holds no whole flow .RuntimeError."),
-        ({"levels": "many"}, "holds no whole flow .Type.*Error."),
-    ],
-    ids=str,
-)
-def test_a_wrong_file_is_refused_in_one_line_that_names_the_mend(tmp_path, change, message):
-    saved(tmp_path / "model.ckpt", **change)
-    images = toy(3)
-    with pytest.raises(UsageError, match=message) as error:
-        Flow(str(tmp_path))(images, hidden(images), RNG)
-    assert "\n" not in str(error.value)
-
-
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("options", "message"),
@@ -484,10 +439,9 @@ def test_a_wrong_file_is_refused_in_one_line_that_names_the_mend(tmp_path, chang
     ],
     ids=str,
 )
-def test_draws_that_mean_nothing_are_refused(tmp_path, options, message):
-    saved(tmp_path / "model.ckpt")
+def test_draws_that_mean_nothing_are_refused(options, message):
     with pytest.raises(UsageError, match=message):
-        _ = Flow(str(tmp_path), **options).sampler
+        Flow(**options)
 
 
 @pytest.mark.parametrize(
@@ -501,4 +455,4 @@ def test_draws_that_mean_nothing_are_refused(tmp_path, options, message):
 )
 def test_images_of_another_kind_are_refused(images, message):
     with pytest.raises(UsageError, match=message):
-        sampler().fill(images, hidden(images), RNG)
+        sampler()(images, hidden(images), RNG)

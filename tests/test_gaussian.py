@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 
 import numpy as np
 import pytest
 import torch
-from lit_xai.core import as_filler
 from lit_xai.data import FoldData, Source
 from lit_xai.data.images import InMemory
 from lit_xai.errors import UsageError
 from lit_xai.explainers import SlidingPatch
 from lit_xai.explainers.sweep import PMI
-from lit_xai.fillers import ConditionalGaussian, gaussian
-from lit_xai.fillers.gaussian import ROUNDING, GaussianPatches, fit, fit_fold
+from lit_xai.fillers import ConditionalGaussian
+from lit_xai.fillers.gaussian import ROUNDING, GaussianModule, moments
 from lit_xai.fillers.refill import Refill
 from lit_xai.fillers.tiles import plan, windows
 from lit_xai.rng import SampleRng
-from safetensors.torch import save_file
 from scipy.stats import norm
 from torch import Tensor, nn
 
@@ -43,12 +40,25 @@ def field(number: int, height: int, width: int, seed: int = 1) -> Tensor:
     return CENTRE + (z @ torch.linalg.cholesky(field_covariance(height, width)).T).view(number, 2, height, width)
 
 
-def known_field(patch: int, margin: int) -> GaussianPatches:
-    """The Gaussian of that field, not fitted."""
+def of_moments(mean: Tensor, covariance: Tensor, patch: int, margin: int) -> ConditionalGaussian:
+    """A Gaussian that was not fitted."""
+    module = GaussianModule(len(mean), mean.shape[-1], patch=patch, margin=margin)
+    module.mean.copy_(mean)
+    module.covariance.copy_(covariance)
+    return module.sampler()
+
+
+def known_field(patch: int, margin: int) -> ConditionalGaussian:
+    """The Gaussian of that field."""
     side = patch + 2 * margin
-    return GaussianPatches(
-        torch.full((2, side, side), CENTRE).double(), field_covariance(side, side), patch, margin, "field"
-    )
+    return of_moments(torch.full((2, side, side), CENTRE).double(), field_covariance(side, side), patch, margin)
+
+
+def fit(images: Tensor, **options) -> ConditionalGaussian:
+    """The Gaussian of some images."""
+    module = GaussianModule(images.shape[1], min(images.shape[-2:]), **options)
+    module.fit(images)
+    return module.sampler()
 
 
 def conditional(covariance: Tensor, deviation: Tensor, known: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,12 +139,12 @@ def test_windows_are_a_function_of_the_seed():
 
 
 @pytest.fixture(scope="module")
-def fitted() -> GaussianPatches:
+def fitted() -> ConditionalGaussian:
     return fit(field(12_000, 6, 6), patch=2, positions=12_000)
 
 
 def test_the_default_margin_is_the_patch_or_what_the_images_allow(fitted):
-    assert (fitted.patch, fitted.margin, fitted.channels, fitted.side) == (2, 2, 2, 6)
+    assert (fitted.patch, fitted.margin, fitted.module.channels) == (2, 2, 2)
     assert fit(torch.rand(50, 1, 7, 9, generator=seeded(1)), patch=4, positions=100).margin == 1
 
 
@@ -142,21 +152,21 @@ def test_fitted_mean_and_covariance_are_those_of_the_samples():
     images = torch.rand(60, 2, 4, 4, generator=seeded(2))
     g = fit(images, patch=2, margin=1, positions=60)  # every image once
     flat = images.double().flatten(1)
-    assert torch.allclose(g.mean.flatten(), flat.mean(0), rtol=0, atol=1e-12)
+    assert torch.allclose(g.module.mean.flatten(), flat.mean(0), rtol=0, atol=1e-12)
     expected = torch.cov(flat.T) + ROUNDING * torch.eye(32).double()
-    assert torch.allclose(g.covariance, expected, rtol=0, atol=1e-12)
+    assert torch.allclose(g.module.covariance, expected, rtol=0, atol=1e-12)
     shrunk = fit(images, patch=2, margin=1, positions=60, shrinkage=0.25)
     away = expected - torch.diag(expected.diagonal())
-    assert torch.allclose(shrunk.covariance, expected - 0.25 * away, rtol=0, atol=1e-12)
+    assert torch.allclose(shrunk.module.covariance, expected - 0.25 * away, rtol=0, atol=1e-12)
 
 
 def test_fitted_moments_are_those_of_the_field(fitted):
     truth, n = field_covariance(6, 6), 12_000
     variance = truth.diagonal()
-    z = (fitted.mean.flatten() - CENTRE) / (variance / n).sqrt()
+    z = (fitted.module.mean.flatten() - CENTRE) / (variance / n).sqrt()
     assert float(z.abs().max()) < 4
     error = ((variance[:, None] * variance + truth**2) / n).sqrt()
-    z = (fitted.covariance - ROUNDING * torch.eye(72).double() - truth) / error
+    z = (fitted.module.covariance - ROUNDING * torch.eye(72).double() - truth) / error
     assert float(z.abs().max()) < 5  # of 2,628 numbers
     assert 0.8 < float(z.square().mean()) < 1.2
 
@@ -169,7 +179,7 @@ def test_draws_of_a_fitted_gaussian_have_the_fields_conditional_moments(fitted):
     mean, covariance = conditional(field_covariance(6, 6), deviation, ~hidden, hidden)
     known = field_covariance(6, 6)[~hidden][:, ~hidden]
     distance = deviation[~hidden] @ torch.linalg.solve(known, deviation[~hidden])
-    values, variance = drawn(fitted.fill, image, keep), covariance.diagonal()
+    values, variance = drawn(fitted, image, keep), covariance.diagonal()
     # of a regression on k numbers from n samples, and of the draws
     error = (variance * ((1 + distance) / n + 1 / DRAWS)).sqrt()
     assert bool(((values.mean(0) - CENTRE - mean).abs() < 4 * error).all())
@@ -180,7 +190,7 @@ def test_draws_of_a_fitted_gaussian_have_the_fields_conditional_moments(fitted):
 
 def test_constant_pixels_do_no_harm():
     g = fit(torch.full((5, 3, 8, 8), 0.25), patch=2, positions=200)
-    out = drawn(g.fill, torch.full((1, 3, 8, 8), 0.25), square(8, 8, 3, 3, 2), 500)
+    out = drawn(g, torch.full((1, 3, 8, 8), 0.25), square(8, 8, 3, 3, 2), 500)
     assert float((out - 0.25).abs().max()) < 5 * math.sqrt(ROUNDING)
 
 
@@ -195,10 +205,8 @@ def test_a_folds_gaussian_never_sees_the_held_out_samples():
 
     source = Source("toy", Recorder(pixels), torch.arange(90) % 3, ("a", "b", "c"), "abc")
     data = FoldData(lambda: source, fold=1, folds=3)
-    g = fit_fold(data, patch=2, positions=300)
+    GaussianModule(1, 6, patch=2, positions=300).prepare(data)
     assert set(asked) == set(data.split.training(1).tolist())
-    assert g.about == data.about == "toy (abc), 90 samples, seed 0, fold 1 of 3 held out"
-    assert g.margin == 2
 
 
 @pytest.mark.parametrize(
@@ -217,13 +225,13 @@ def test_a_folds_gaussian_never_sees_the_held_out_samples():
 def test_fits_that_mean_nothing_are_refused(options, message):
     images = torch.rand(50, 1, 6, 8, generator=seeded(1))
     with pytest.raises(UsageError, match=message) as error:
-        fit(images, **{"patch": 2, "positions": 40, **options})
+        moments(images, **{"patch": 2, "positions": 40, **options})
     assert "\n" not in str(error.value)
 
 
 def test_fewer_positions_than_values_will_do_with_shrinkage():
     g = fit(torch.rand(9, 1, 6, 6, generator=seeded(1)), patch=2, positions=20, shrinkage=0.1)
-    assert float(torch.linalg.eigvalsh(g.covariance).min()) > 0
+    assert float(torch.linalg.eigvalsh(g.module.covariance).min()) > 0
 
 
 # ------------------------------------------------------------------------------------------------------------- filling
@@ -239,7 +247,7 @@ def test_a_square_is_drawn_given_the_part_of_its_window_inside_the_image(place):
     inside[max(0, top - 2) : top + 4, max(0, left - 2) : left + 4] = True
     known, hidden = ((m).flatten().repeat(2) for m in (inside & keep[0, 0], ~keep[0, 0]))
     mean, covariance = conditional(field_covariance(9, 9), image.flatten() - CENTRE, known, hidden)
-    check_moments(drawn(known_field(2, 2).fill, image, keep), CENTRE + mean, covariance)
+    check_moments(drawn(known_field(2, 2), image, keep), CENTRE + mean, covariance)
 
 
 def test_any_hole_is_drawn_jointly_where_windows_see_the_whole_image():
@@ -249,18 +257,18 @@ def test_any_hole_is_drawn_jointly_where_windows_see_the_whole_image():
     assert len(plan(keep[0, 0].numpy(), 2, 4)) > 4
     hidden = (~keep[0, 0]).flatten().repeat(2)
     mean, covariance = conditional(field_covariance(5, 5), image.flatten() - CENTRE, ~hidden, hidden)
-    check_moments(drawn(known_field(2, 4).fill, image, keep), CENTRE + mean, covariance)
+    check_moments(drawn(known_field(2, 4), image, keep), CENTRE + mean, covariance)
 
 
 def test_an_image_of_which_nothing_is_visible_is_a_draw_of_the_field():
-    values = drawn(known_field(2, 3).fill, torch.zeros(1, 2, 4, 4).double(), torch.zeros(1, 1, 4, 4, dtype=torch.bool))
+    values = drawn(known_field(2, 3), torch.zeros(1, 2, 4, 4).double(), torch.zeros(1, 1, 4, 4, dtype=torch.bool))
     check_moments(values, torch.full((32,), CENTRE).double(), field_covariance(4, 4))
 
 
 def test_values_are_clipped_to_the_unit_interval():
     g = known_field(2, 1)
-    wide = GaussianPatches(g.mean, 100 * g.covariance, 2, 1)
-    values = drawn(wide.fill, field(1, 6, 6), square(6, 6, 2, 2, 2))
+    wide = of_moments(g.module.mean, 100 * g.module.covariance, 2, 1)
+    values = drawn(wide, field(1, 6, 6), square(6, 6, 2, 2, 2))
     assert float(values.min()) == 0
     assert float(values.max()) == 1
 
@@ -309,7 +317,7 @@ def test_every_hidden_pixel_of_any_mask_is_filled_once_and_known_pixels_are_know
 
 def test_nothing_hidden_changes_nothing():
     image, keep = field(2, 6, 6), torch.ones(2, 1, 6, 6, dtype=torch.bool)
-    out = known_field(2, 1).fill(image, keep, SampleRng.default(2), 2)
+    out = known_field(2, 1)(image, keep, SampleRng.default(2), 2)
     assert torch.equal(out[:, 0, 1], image)
 
 
@@ -323,19 +331,9 @@ def masks() -> Tensor:
     return torch.cat([keep, torch.rand(2, 1, 8, 8, generator=seeded(2)) < 0.6], 1)
 
 
-def test_kept_pixels_are_identical_and_hidden_ones_are_not(masks):
-    images = field(2, 8, 8).float()
-    out = known_field(2, 2).fill(images, masks, SampleRng.default(2), 3)
-    assert out.shape == (2, 3, 3, 2, 8, 8)
-    assert out.dtype == torch.float32
-    kept, original = masks[:, :, None, None].expand_as(out), images[:, None, None].expand_as(out)
-    assert torch.equal(out[kept], original[kept])
-    assert bool((out[~kept] != original[~kept]).all())
-
-
 def test_draws_masks_images_and_seeds_have_noise_of_their_own(masks):
     images, hidden = field(1, 8, 8).repeat(2, 1, 1, 1), masks[:, :1].repeat(1, 2, 1, 1)
-    fill = known_field(2, 2).fill
+    fill = known_field(2, 2)
     out = fill(images, hidden, SampleRng(1, (4, 9)), 2)[..., ~hidden[0, 0]].flatten(0, 2)
     assert len(out[:, 0, 0].unique()) == 8
     again, other = (fill(images, hidden, SampleRng(s, (4, 9)), 2)[..., ~hidden[0, 0]].flatten(0, 2) for s in (1, 2))
@@ -345,13 +343,13 @@ def test_draws_masks_images_and_seeds_have_noise_of_their_own(masks):
 
 def test_a_filling_depends_neither_on_the_batch_nor_on_the_chunk(masks):
     images, rng, g = field(2, 8, 8), SampleRng(1, (4, 9)), known_field(2, 2)
-    whole = g.fill(images, masks, rng, 2)
-    alone = [known_field(2, 2).fill(images[[i]], masks[[i]], rng.take([i]), 2) for i in (0, 1)]
+    whole = g(images, masks, rng, 2)
+    alone = [known_field(2, 2)(images[[i]], masks[[i]], rng.take([i]), 2) for i in (0, 1)]
     assert torch.allclose(torch.cat(alone), whole, rtol=0, atol=1e-12)
     rows = [(i, v) for i in (0, 1) for v in (0, 1, 2)]
     refilled = []
     for chunk in (6, 4, 1):
-        refill, parts = Refill(as_filler(g.fill), images, rng), []
+        refill, parts = Refill(g, images, rng), []
         for start in range(0, 6, chunk):
             image_of, variant_of = (list(t) for t in zip(*rows[start : start + chunk], strict=True))
             parts.append(refill(masks[image_of, variant_of], image_of, variant_of, 2))
@@ -361,30 +359,28 @@ def test_a_filling_depends_neither_on_the_batch_nor_on_the_chunk(masks):
 
 
 def test_a_pattern_of_known_pixels_is_solved_once(monkeypatch):
-    solved, patterns = GaussianPatches.solved, []
-    monkeypatch.setattr(GaussianPatches, "solved", lambda *a: patterns.append(1) or solved(*a))
+    solved, patterns = ConditionalGaussian.solved, []
+    monkeypatch.setattr(ConditionalGaussian, "solved", lambda *a: patterns.append(1) or solved(*a))
     model = nn.Sequential(nn.Flatten(), nn.Linear(2 * 81, 2)).double()
-    patch = SlidingPatch(
-        2, 1, as_filler(known_field(2, 2).fill), draws=2, contrast=PMI(), projection="mean", scale=False
-    )
+    patch = SlidingPatch(2, 1, known_field(2, 2), draws=2, contrast=PMI(), projection="mean", scale=False)
     patch(model, field(3, 9, 9), torch.zeros(3, dtype=torch.long))
     assert len(patterns) == 25  # 0, 1, 2, .. or 2, 1, 0 pixels to the edge, along both sides
 
 
-def test_conditionals_that_are_kept_are_bounded(monkeypatch, masks):
+def test_conditionals_that_are_kept_are_bounded(masks, monkeypatch):
     g = known_field(2, 2)
-    expected = g.fill(field(2, 8, 8), masks, SampleRng.default(2))
-    assert len(g.recent.kept) > 1
-    assert g.recent.bytes == sum(c.size for c in g.recent.kept.values())
-    monkeypatch.setattr(gaussian, "CACHE", 1)
-    g = known_field(2, 2)
-    assert torch.equal(g.fill(field(2, 8, 8), masks, SampleRng.default(2)), expected)
-    assert len(g.recent.kept) == 1
+    expected = g(field(2, 8, 8), masks, SampleRng.default(2))
+    kept = g.opened.kept
+    assert len(kept.known) > 1
+    monkeypatch.setattr(kept, "limit", kept.size // 2)
+    assert bool(g(field(2, 8, 8), ~masks & masks.flip(1), SampleRng.default(2)).isfinite().all())
+    assert kept.size <= kept.limit
+    assert torch.equal(g(field(2, 8, 8), masks, SampleRng.default(2)), expected)
 
 
 def test_gradients_reach_the_kept_pixels_alone(masks):
     images = field(2, 8, 8).requires_grad_()
-    known_field(2, 2).fill(images, masks, SampleRng.default(2)).sum().backward()
+    known_field(2, 2)(images, masks, SampleRng.default(2)).sum().backward()
     assert torch.equal(images.grad, masks.sum(1)[:, None].expand(-1, 2, -1, -1).double())
 
 
@@ -399,7 +395,7 @@ def test_gradients_reach_the_kept_pixels_alone(masks):
 )
 def test_images_that_do_not_fit_are_refused(shape, draws, message):
     with pytest.raises(UsageError, match=message):
-        known_field(2, 2).fill(
+        known_field(2, 2)(
             torch.rand(shape), torch.ones(1, 1, *shape[2:], dtype=torch.bool), SampleRng.default(1), draws
         )
 
@@ -409,7 +405,7 @@ def test_images_that_do_not_fit_are_refused(shape, draws, message):
 
 def test_bits_of_independent_pixels_are_their_entropy():
     mean, sd, n = 0.5, 0.02, 2000
-    g = GaussianPatches(torch.full((1, 4, 4), mean).double(), sd**2 * torch.eye(16).double(), 2, 1)
+    g = of_moments(torch.full((1, 4, 4), mean).double(), sd**2 * torch.eye(16).double(), 2, 1)
     edges = (np.arange(257) - 0.5) / 255
     mass = np.diff(norm.cdf((edges - mean) / sd))
     mass = mass[mass > 1e-12]
@@ -445,72 +441,7 @@ def test_surroundings_save_bits():
 
 @pytest.mark.parametrize("mean", [0.0, 0.3, 1.0, 1.2])
 def test_the_256_levels_have_mass_1_and_far_ones_finite_bits(mean):
-    g = GaussianPatches(torch.full((1, 1, 1), mean).double(), torch.full((1, 1), 0.01**2).double(), 1, 0)
+    g = of_moments(torch.full((1, 1, 1), mean).double(), torch.full((1, 1), 0.01**2).double(), 1, 0)
     bits = g.bits_per_dimension((torch.arange(256) / 255).view(256, 1, 1, 1))
     assert bool(bits.isfinite().all())
     assert float((2**-bits).sum()) == pytest.approx(1, abs=1e-9)
-
-
-# ------------------------------------------------------------------------------------------------------------------ file
-
-
-def test_a_saved_gaussian_is_read_back_as_it_was(tmp_path, fitted, masks):
-    path = tmp_path / "deep" / "gaussian.safetensors"
-    known_field(2, 2).save(path)
-    g = GaussianPatches.load(path)
-    assert torch.equal(g.mean, known_field(2, 2).mean)
-    assert torch.equal(g.covariance, known_field(2, 2).covariance)
-    assert (g.patch, g.margin, g.channels, g.about) == (2, 2, 2, "field")
-    assert [f.name for f in path.parent.iterdir()] == ["gaussian.safetensors"]  # nothing temporary
-    filler, args = ConditionalGaussian(str(path)), (field(2, 8, 8), masks, SampleRng.default(2), 2)
-    assert torch.equal(filler(*args), known_field(2, 2).fill(*args))
-    assert filler.resolve(lambda x: x, args[0]) == {
-        "patch": 2,
-        "digest": hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest(),
-        "fitted_on": "field",
-    }
-    fitted.save(path)  # over it
-    assert torch.equal(GaussianPatches.load(path).covariance, fitted.covariance)
-
-
-def test_a_file_says_the_same_whenever_it_is_written(tmp_path):
-    for name in ("a", "b"):
-        known_field(2, 1).save(tmp_path / name)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-
-
-@pytest.mark.parametrize("damage", ["cut", "empty", "altered", "other patch", "other tensors", "text"])
-def test_a_damaged_file_is_refused(tmp_path, damage):
-    path = tmp_path / "gaussian.safetensors"
-    known_field(2, 1).save(path)
-    data = path.read_bytes()
-    if damage == "other tensors":
-        save_file({"weight": torch.zeros(3)}, path)
-    else:
-        broken = {
-            "cut": data[:-100],
-            "empty": b"",
-            "altered": data[:-9] + bytes([data[-9] ^ 1]) + data[-8:],
-            "other patch": data.replace(b'\\"patch\\": 2', b'\\"patch\\": 4'),
-            "text": b"not a file of tensors",
-        }
-        assert broken[damage] != data
-        path.write_bytes(broken[damage])
-    with pytest.raises(UsageError, match="no whole file of a Gaussian") as error:
-        ConditionalGaussian(str(path))(torch.rand(1, 2, 4, 4), square(4, 4, 1, 1, 2), SampleRng.default(1))
-    assert "\n" not in str(error.value)
-
-
-def test_a_file_that_is_not_there_and_one_that_cannot_be_written_are_clear(tmp_path):
-    with pytest.raises(UsageError, match=r"none\.safetensors is missing: fit it"):
-        GaussianPatches.load(tmp_path / "none.safetensors")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="could not be written"):
-        known_field(2, 1).save(tmp_path / "file" / "gaussian.safetensors")
-
-
-def test_an_unfitted_filler_says_how_to_fit_it():
-    with pytest.raises(
-        UsageError, match=r"train it by python -m lit_xai.train model=conditional_gaussian .* checkpoint="
-    ):
-        ConditionalGaussian()(torch.rand(1, 2, 4, 4), square(4, 4, 1, 1, 2), SampleRng.default(1))

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from lit_xai.core import Filler, Passes, as_filler
+from lit_xai.core import Filler, Passes
 from lit_xai.errors import UsageError
 from lit_xai.explainers import Information, SlidingPatch, information_maps
 from lit_xai.explainers.sweep import EPSILON, KL, PMI
 from lit_xai.fillers import UniformNoise
 from lit_xai.fillers.constant import Colour
-from lit_xai.fillers.patch import Patches as Sampler
-from lit_xai.fillers.patch import PatchNetwork
+from lit_xai.fillers.patch import PatchModule, PatchNetwork, PatchSampler
 from lit_xai.fillers.simple import Independent
 from lit_xai.rng import SampleRng
 from scipy.special import gammaln
@@ -185,11 +184,18 @@ def parity(x: Tensor) -> Tensor:
     return 1e4 * torch.stack([sign, -sign], 1)
 
 
+def known_sampler() -> PatchSampler:
+    """A PatchSampler of that network."""
+    module = PatchModule(1, 3, colour=([0.0], [1.0]), patch=2, width=1, depth=1, linear=False)
+    module.network = Known(1, 2, 1, 1, False)
+    return PatchSampler(given=module.eval())
+
+
 FILLERS = {
     "few patterns": (OneOf(FEW, CHANCES), FEW, CHANCES),
     "independent pixels": (OneOf(SQUARES, PIXELS), SQUARES, PIXELS),
     "PatchSampler": (
-        as_filler(Sampler(Known(1, 2, 1, 1, False), torch.zeros(1), torch.ones(1), 2).fill),
+        known_sampler(),
         SQUARES,
         PIXELS,
     ),

@@ -10,7 +10,7 @@ from lit_xai.errors import UsageError
 from lit_xai.explainers import MeaningfulPerturbation
 from lit_xai.fillers import Inpainter
 from lit_xai.fillers.constant import Blur
-from lit_xai.fillers.inpaint import InpaintModule, Painter, free_form, smooth
+from lit_xai.fillers.inpaint import InpaintModule, free_form, smooth
 from lit_xai.rng import SampleRng
 from lit_xai.store.files import save_weights
 from torch import Tensor, nn
@@ -53,7 +53,7 @@ def trained(fresh) -> InpaintModule:
 @pytest.fixture(scope="module")
 def checkpoint(trained, tmp_path_factory):
     path = tmp_path_factory.mktemp("inpainter") / "model.ckpt"
-    node = {"_target_": "lit_xai.fillers.inpaint.InpaintModule", **TINY}
+    node = {"_target_": "lit_xai.fillers.inpaint.InpaintModule", **TINY, "adversarial": 0.0}
     save_weights(trained, path, {"model": node, "shape": {"channels": 1, "side": 16}})
     return str(path)
 
@@ -144,7 +144,7 @@ def test_quality_is_the_error_in_the_hole(trained):
     x = stripes(3)
     keep = free_form(3, 16, 16, seeded(0))
     sampler = trained.sampler()
-    painted = sampler.draw(x, None, [0, 1, 2], keep, [])
+    painted = sampler.painted(x, keep[:, None].to(x))
     blurred = Blur(kernel=61, sigma=10.0).background(x)
     for row in range(3):
         hole = ~keep[row]
@@ -236,19 +236,7 @@ def test_numbers_out_of_range_are_refused(options, message):
         InpaintModule(channels=1, side=16, **{**TINY, **options})
 
 
-def test_an_untrained_in_painter_is_refused_with_the_command():
-    with pytest.raises(UsageError, match=r"lit_xai.train model=inpainter fold=0"):
-        _ = Inpainter().sampler
-
-
-def test_images_unlike_the_training_images_are_refused(checkpoint):
-    keep = torch.ones(1, 1, 12, 12, dtype=torch.bool)
-    with pytest.raises(UsageError, match="trained on images of 1 x 16 x 16"):
-        Inpainter(checkpoint)(torch.rand(1, 1, 12, 12), keep, SampleRng(0, (0,)))
-
-
 def test_sides_that_do_not_halve_twice_are_painted_too():
     module = InpaintModule(channels=3, side=18, **TINY)
-    assert isinstance(module.sampler(), Painter)
     x, keep = torch.rand(2, 3, 18, 18), torch.zeros(2, 1, 18, 18)
     assert module.network(x, keep).shape == x.shape

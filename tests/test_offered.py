@@ -478,10 +478,10 @@ def test_a_diffusers_folder_runs_no_code(tmp_path: Path, file: str, key: str, va
     blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (8,)}
     UNet2DModel(sample_size=8, in_channels=1, out_channels=1, norm_num_groups=4, **blocks).save_pretrained(tmp_path)
     DDIMScheduler().save_pretrained(tmp_path)
-    _ = DDIM(str(tmp_path)).sampler  # as it is, it is read
+    _ = DDIM(str(tmp_path)).module  # as it is, it is read
     edited(tmp_path / file, key, value=value)
     with pytest.raises(UsageError, match=re.escape(str(tmp_path))):
-        _ = DDIM(str(tmp_path)).sampler
+        _ = DDIM(str(tmp_path)).module
 
 
 # ---------------------------------------------------------------------------------------- ways round, each tried in earnest

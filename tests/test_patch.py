@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from lit_xai.core import TrainedOn
 from lit_xai.data import FoldData, Source
 from lit_xai.data.images import InMemory
 from lit_xai.errors import UsageError
 from lit_xai.explainers import SlidingPatch, information_maps
-from lit_xai.explainers.sweep import PMI
 from lit_xai.fillers import PatchSampler, UniformNoise
-from lit_xai.fillers.patch import FREEDOM, NOISE, RIDGES, Patches, PatchModule, PatchNetwork, Smooth, drawn
+from lit_xai.fillers.patch import NOISE, PatchModule, drawn
+from lit_xai.fillers.patch_network import FREEDOM, RIDGES, PatchNetwork, Smooth
 from lit_xai.fillers.tiles import plan
-from lit_xai.fitting import describe
 from lit_xai.rng import SampleRng
-from lit_xai.store.files import save_weights
 from scipy import stats
 from torch import Tensor
 
@@ -45,10 +39,16 @@ def shaken(module: torch.nn.Module, seed: int = 0, std: float = 0.2) -> torch.nn
     return module.eval()
 
 
-def sampler(patch: int = 2, channels: int = 2, linear: bool = True, **options) -> Patches:
+def given(network: PatchNetwork, mean: Tensor, std: Tensor, **options) -> PatchSampler:
+    """The filler of a network."""
+    module = PatchModule(len(mean), 8, colour=(mean.tolist(), std.tolist()), patch=network.patch, width=1, depth=1)
+    module.network = network.requires_grad_(False)
+    return PatchSampler(given=module.eval(), **options)
+
+
+def sampler(patch: int = 2, channels: int = 2, linear: bool = True, **options) -> PatchSampler:
     """A sampler with an opinion on everything."""
-    network = shaken(PatchNetwork(channels, patch, 3, 1, linear)).requires_grad_(False)
-    return Patches(network, MEAN[:channels], STD[:channels], patch, **options)
+    return given(shaken(PatchNetwork(channels, patch, 3, 1, linear)), MEAN[:channels], STD[:channels], **options)
 
 
 class ByRule(PatchNetwork):
@@ -62,17 +62,17 @@ class ByRule(PatchNetwork):
         return self.rule(window)
 
 
-def by_rule(patch: int, rule: Callable[[Tensor], Tensor]) -> Patches:
+def by_rule(patch: int, rule: Callable[[Tensor], Tensor]) -> PatchSampler:
     """A sampler of grey images with such a network; windows are not normalised."""
-    return Patches(ByRule(patch, rule), torch.zeros(1), torch.ones(1), patch)
+    return given(ByRule(patch, rule), torch.zeros(1), torch.ones(1))
 
 
 def window_by_hand(
-    s: Patches, image: Tensor, known: np.ndarray, top: int, left: int, drawn: np.ndarray | None = None
+    s: PatchSampler, image: Tensor, known: np.ndarray, top: int, left: int, drawn: np.ndarray | None = None
 ) -> Tensor:
     """The network's input [1, c + 1, 3k, 3k], pixel by pixel."""
     k, (c, height, width) = s.patch, image.shape
-    mean, std = s.mean.to(image), s.std.to(image)
+    mean, std = s.module.mean.to(image), s.module.std.to(image)
     out = torch.zeros(c + 1, 3 * k, 3 * k, dtype=image.dtype)
     seen = []
     for i in range(3 * k):
@@ -100,10 +100,10 @@ def square(height: int, width: int, top: int, left: int, side: int) -> Tensor:
     return keep
 
 
-def inputs_of(s: Patches) -> list[Tensor]:
+def inputs_of(s: PatchSampler) -> list[Tensor]:
     """A list that fills with the network's inputs."""
     seen = []
-    s.network.register_forward_hook(lambda module, args, out: seen.append(args[0].clone()))
+    s.module.network.register_forward_hook(lambda module, args, out: seen.append(args[0].clone()))
     return seen
 
 
@@ -261,10 +261,10 @@ PLACES = {"inside": (3, 4), "corner": (0, 0), "edge": (4, 7), "last corner": (6,
 @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
 def test_the_network_sees_the_window_padded_with_black_without_the_patch_and_what_is_known(images, place, patch):
     s = sampler(patch)
-    s = Patches(s.network.double(), s.mean, s.std, patch)
+    s = given(s.module.network.double(), s.module.mean, s.module.std)
     top, left = min(place[0], 8 - patch), min(place[1], 9 - patch)
     keep, seen = square(8, 9, top, left, patch), inputs_of(s)
-    s.fill(images[:1], keep, SampleRng(5, (3,)))
+    s(images[:1], keep, SampleRng(5, (3,)))
     assert len(seen) == 1
     assert torch.allclose(seen[0], window_by_hand(s, images[0], keep[0, 0].numpy(), top, left), rtol=0, atol=1e-12)
 
@@ -272,8 +272,8 @@ def test_the_network_sees_the_window_padded_with_black_without_the_patch_and_wha
 @pytest.mark.parametrize("place", [(3, 4), (6, 7)], ids=str)
 def test_draws_of_a_square_have_the_networks_distribution(images, place):
     s, keep = sampler(), square(8, 9, *place, side=2)
-    p = s.network.double()(window_by_hand(s, images[0], keep[0, 0].numpy(), *place))[0].softmax(1)
-    out = s.fill(images[:1], keep, SampleRng(5, (3,)), 8000)[0, 0]
+    p = s.module.network.double()(window_by_hand(s, images[0], keep[0, 0].numpy(), *place))[0].softmax(1)
+    out = s(images[:1], keep, SampleRng(5, (3,)), 8000)[0, 0]
     levels = (out[..., place[0] : place[0] + 2, place[1] : place[1] + 2] * 255).round().long()
     assert torch.allclose(levels / 255, out[..., place[0] : place[0] + 2, place[1] : place[1] + 2].float(), atol=1e-6)
     for c, i, j in np.ndindex(2, 2, 2):
@@ -284,7 +284,7 @@ def test_draws_of_a_square_have_the_networks_distribution(images, place):
 
 def test_pixels_of_a_patch_are_drawn_independently(images):
     keep = square(8, 9, 3, 4, 2)
-    out = sampler().fill(images[:1], keep, SampleRng(5, (3,)), 4000)[0, 0]
+    out = sampler()(images[:1], keep, SampleRng(5, (3,)), 4000)[0, 0]
     correlation = torch.corrcoef(out[..., 3:5, 4:6].flatten(1).T)
     assert float((correlation - torch.eye(8)).abs().max()) < 4.5 / math.sqrt(4000)  # of 28 numbers
 
@@ -293,13 +293,13 @@ def test_pixels_of_a_patch_are_drawn_independently(images):
 def test_a_hidden_square_costs_one_row_of_the_network_whatever_the_number_of_draws(images, masks, draws):
     s = sampler()
     seen = inputs_of(s)
-    s.fill(images.float(), masks[:, :2], RNG, draws)
+    s(images.float(), masks[:, :2], RNG, draws)
     assert [len(x) for x in seen] == [4]  # two images, two squares
 
 
 def test_kept_pixels_are_identical_and_hidden_ones_are_levels(images, masks):
     images = images.float()
-    out = sampler().fill(images, masks, RNG, 3)
+    out = sampler()(images, masks, RNG, 3)
     assert out.shape == (2, 4, 3, 2, 8, 9)
     assert out.dtype == torch.float32
     kept, original = masks[:, :, None, None].expand_as(out), images[:, None, None].expand_as(out)
@@ -311,14 +311,14 @@ def test_kept_pixels_are_identical_and_hidden_ones_are_levels(images, masks):
 
 def test_what_is_hidden_does_not_leak(images, masks):
     other = torch.where(masks[:, 3][:, None], images, 1 - images)
-    a, b = (sampler().fill(x, masks[:, 3:], RNG, 2) for x in (images, other))
+    a, b = (sampler()(x, masks[:, 3:], RNG, 2) for x in (images, other))
     assert torch.equal(a, b)
 
 
 def test_draws_masks_images_and_seeds_have_noise_of_their_own(images, masks):
     same, hidden = images[:1].repeat(2, 1, 1, 1), masks[:, :1].repeat(1, 2, 1, 1)
     out, again, other = (
-        sampler().fill(same, hidden, SampleRng(s, (4, 9)), 2)[..., 0:2, 3:5].flatten(0, 2) for s in (1, 1, 2)
+        sampler()(same, hidden, SampleRng(s, (4, 9)), 2)[..., 0:2, 3:5].flatten(0, 2) for s in (1, 1, 2)
     )
     assert len(out.flatten(1).unique(dim=0)) == 8
     assert torch.equal(again, out)
@@ -326,25 +326,25 @@ def test_draws_masks_images_and_seeds_have_noise_of_their_own(images, masks):
 
 
 def test_a_draw_depends_neither_on_the_others_nor_on_the_batch_nor_on_the_chunk(images, masks):
-    whole = sampler().fill(images, masks, RNG, 5)
-    assert torch.equal(sampler().fill(images, masks, RNG, 2), whole[:, :, :2])
-    assert torch.equal(sampler().fill(images, masks[:, :3], RNG, 5), whole[:, :3])
-    assert torch.equal(sampler().fill(images[1:], masks[1:], RNG.take([1]), 5), whole[1:])
+    whole = sampler()(images, masks, RNG, 5)
+    assert torch.equal(sampler()(images, masks, RNG, 2), whole[:, :, :2])
+    assert torch.equal(sampler()(images, masks[:, :3], RNG, 5), whole[:, :3])
+    assert torch.equal(sampler()(images[1:], masks[1:], RNG.take([1]), 5), whole[1:])
     for chunk in (1, 3):
-        assert torch.equal(sampler(max_batch=chunk).fill(images, masks, RNG, 5), whole)
+        assert torch.equal(sampler(max_batch=chunk)(images, masks, RNG, 5), whole)
 
 
 def test_nothing_hidden_changes_nothing_and_costs_nothing(images):
     s = sampler()
     seen = inputs_of(s)
-    out = s.fill(images, torch.ones(2, 1, 8, 9, dtype=torch.bool), RNG, 2)
+    out = s(images, torch.ones(2, 1, 8, 9, dtype=torch.bool), RNG, 2)
     assert torch.equal(out[:, 0, 1], images)
     assert seen == []
 
 
 def test_bf16_is_close(images):
     keep = square(8, 9, 3, 4, 2).expand(2, -1, -1, -1)
-    mean = [sampler(precision=p).fill(images.float(), keep, RNG, 500).mean(2) for p in ("float32", "bf16")]
+    mean = [sampler(precision=p)(images.float(), keep, RNG, 500).mean(2) for p in ("float32", "bf16")]
     assert torch.allclose(*mean, atol=0.02)
     assert not torch.equal(*mean)
 
@@ -360,7 +360,7 @@ def test_every_hidden_pixel_of_any_hole_is_filled(masks):
 
     grey = torch.rand(2, 1, 8, 9, generator=seeded(3))
     keep = torch.cat([masks, torch.zeros(2, 1, 8, 9, dtype=torch.bool)], 1)
-    out = by_rule(2, rule).fill(grey, keep, RNG, 2)
+    out = by_rule(2, rule)(grey, keep, RNG, 2)
     expected = torch.where(keep[:, :, None, None], grey[:, None, None], torch.tensor(77) / 255)
     assert torch.equal(out, expected.expand_as(out))
 
@@ -368,7 +368,7 @@ def test_every_hidden_pixel_of_any_hole_is_filled(masks):
 def test_tiles_are_filled_in_the_plans_order(images, masks):
     s, keep = sampler(), masks[:1, 3:]
     seen = inputs_of(s)
-    s.fill(images[:1].float(), keep, SampleRng(5, (3,)))
+    s(images[:1].float(), keep, SampleRng(5, (3,)))
     steps = plan(keep[0, 0].numpy(), 2, 2)
     assert len(steps) > 5
     for window, step in zip(seen, steps, strict=True):
@@ -383,13 +383,13 @@ def test_filling_is_a_loop_over_tiles(images, masks):
             return F.one_hot(super().forward(window).argmax(2), 256).movedim(-1, 2) * SURE
 
     network = Likeliest(2, 2, 3, 1).double()
-    network.load_state_dict(s.network.state_dict())
-    out = Patches(network, s.mean, s.std, 2).fill(images, masks, RNG, 2)
+    network.load_state_dict(s.module.network.state_dict())
+    out = given(network, s.module.mean, s.module.std)(images, masks, RNG, 2)
     for b, n in np.ndindex(2, 4):
         image, known = images[b].clone(), masks[b, n].numpy().copy()
         for step in plan(known, 2, 2):
             before = known & ~masks[b, n].numpy()
-            logits = s.network.double()(window_by_hand(s, image, known, step.top, step.left, before))[0]
+            logits = s.module.network.double()(window_by_hand(s, image, known, step.top, step.left, before))[0]
             for i, j in np.ndindex(2, 2):
                 y, x = step.top + i, step.left + j
                 if not known[y, x]:
@@ -414,7 +414,7 @@ def test_later_tiles_see_the_drawn_ones_of_their_own_draw(patch):
     grey = torch.full((rows, 1, 3 * patch, 7 * patch), 0.5)
     keep = torch.ones(rows, 1, 3 * patch, 7 * patch, dtype=torch.bool)
     keep[..., patch : 2 * patch, patch : 6 * patch] = False  # five tiles in a row, filled from the left
-    out = by_rule(patch, relay).fill(grey, keep, SampleRng(1, (0, 1, 2)), draws)[:, 0, :, 0, patch : 2 * patch]
+    out = by_rule(patch, relay)(grey, keep, SampleRng(1, (0, 1, 2)), draws)[:, 0, :, 0, patch : 2 * patch]
     first, rest = out[..., patch : 2 * patch], out[..., 2 * patch : 6 * patch]
     assert set(first.unique().tolist()) == {0.0, 1.0}
     assert torch.equal(rest, first.amax((2, 3), keepdim=True).expand_as(rest))
@@ -605,7 +605,7 @@ def test_bits_are_those_of_the_probabilities(images):
     bits = s.window_bits(images[:1].expand(5, -1, -1, -1), top, left)
     for (t, w), found in zip(corners, bits, strict=True):
         known = square(8, 9, t, w, 2)[0, 0].numpy()
-        p = s.network.double()(window_by_hand(s, images[0], known, t, w))[0].softmax(1)
+        p = s.module.network.double()(window_by_hand(s, images[0], known, t, w))[0].softmax(1)
         total = sum(
             -math.log2(p[c, round(float(images[0, c, t + i, w + j]) * 255), i, j]) for c, i, j in np.ndindex(2, 2, 2)
         )
@@ -637,191 +637,13 @@ def test_held_out_bits_are_of_the_same_windows_every_time(images):
     assert not torch.equal(m.held_out(square_images, 1), a)
 
 
-# ---------------------------------------------------------------------------------------------------------------- file
-
-NODE = {"_target_": "lit_xai.fillers.patch.PatchModule", "patch": 2, "width": 3, "depth": 1, "linear": True}
-KEEP = square(8, 9, 3, 4, 2)
-
-
-def save(path: Path, seed: int = 0, about: str = "", **node) -> PatchModule:
-    """A checkpoint as `lit_xai.train` leaves it."""
-    m = module(channels=1, **{k: node.get(k, NODE[k]) for k in ("patch", "width", "depth", "linear")})
-    shaken(m.network, seed)
-    save_weights(m, path, {"model": {**NODE, **node}, "shape": {"channels": 1, "side": 8}, "about": about})
-    return m
-
-
-def trained_on(fold: int, about: str = "") -> TrainedOn:
-    return TrainedOn((0.5,), fold, 60, about)
-
-
-def test_a_trained_sampler_is_read_back_as_it_was(tmp_path, images):
-    grey = images[:1, :1].float()
-    m = save(tmp_path / "model.ckpt", about="toy")
-    filler, rng = PatchSampler(str(tmp_path / "model.ckpt"), max_batch=3), SampleRng(5, (3,))
-    assert torch.equal(filler(grey, KEEP, rng, 4), m.sampler().fill(grey, KEEP, rng, 4))
-    corner = torch.tensor([3]), torch.tensor([4])
-    assert torch.equal(filler.window_bits(grey, *corner), m.sampler().window_bits(grey, *corner))
-    assert (filler.patch, filler.sampler.about, filler.sampler.max_batch) == (2, "toy", 3)
-    assert not any(p.requires_grad for p in filler.sampler.network.parameters())
-
-
-def test_every_predictor_finds_the_sampler_of_its_own_fold(tmp_path):
-    for fold in (0, 1, 2):
-        save(tmp_path / f"fold={fold}" / "model.ckpt", seed=fold, about=f"toy, fold {fold}")
-    explainer = SlidingPatch(None, None, PatchSampler(str(tmp_path)), contrast=PMI())
-    for fold in (2, 0, 1):
-        filler = explainer.fitted(trained_on(fold, f"toy, fold {fold}")).filler
-        assert filler.file == tmp_path / f"fold={fold}" / "model.ckpt"
-        assert filler.sampler.about == f"toy, fold {fold}"
-
-
-def test_the_folder_of_one_fold_will_do(tmp_path):
-    save(tmp_path / "model.ckpt")
-    assert PatchSampler(str(tmp_path)).file == tmp_path / "model.ckpt"
-    assert PatchSampler(str(tmp_path)).fitted(trained_on(4)).file == tmp_path / "model.ckpt"
-
-
-class Touch:
-    """A pickled object that leaves a trace when it is loaded."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-def wrong(kind: str, folder: Path) -> PatchSampler:
-    """A filler whose file is wrong in one way."""
-    file = folder / "model.ckpt"
-    if kind == "no checkpoint":
-        return PatchSampler()
-    if kind == "missing file":
-        return PatchSampler(str(folder / "none.ckpt"))
-    if kind in ("folder without fold", "fold that is not there"):
-        save(folder / "fold=0" / "model.ckpt")
-        return PatchSampler(str(folder), trained_on(2) if kind == "fold that is not there" else None)
-    if kind == "another model":
-        save(file, _target_="lit_xai.models.Classifier")
-    elif kind == "other weights":
-        save(file)
-        content = torch.load(file, weights_only=True)
-        content["config"]["model"]["width"] = 4
-        torch.save(content, file)
-    elif kind == "a part of the weights":
-        save(file)
-        content = torch.load(file, weights_only=True)
-        del content["state_dict"]["mean"]
-        torch.save(content, file)
-    elif kind == "no configuration":
-        torch.save({"state_dict": {"weight": torch.zeros(1)}}, file)
-    elif kind == "no state_dict":
-        torch.save({"weight": torch.zeros(1)}, file)
-    elif kind == "code":
-        torch.save({"state_dict": {}, "config": Touch(folder / "trace")}, file)
-    elif kind == "other data":
-        save(file, about="toy (abc), fold 1 of 3 held out")
-        return PatchSampler(str(file), trained_on=trained_on(1, "toy (xyz), fold 1 of 3 held out"))
-    else:
-        save(file)
-        data = file.read_bytes()
-        file.write_bytes({"cut": data[:-100], "empty": b"", "text": b"not a checkpoint"}[kind])
-    return PatchSampler(str(file))
-
-
-TRAIN = "python -m lit_xai.train"
-WRONG = {
-    "no checkpoint": f"PatchSampler needs a fitted sampler: train it by {TRAIN} model=patch_sampler fold=0 .* checkpoint=",
-    "missing file": f"none.ckpt is missing: train it by {TRAIN} model=patch_sampler fold=0 with the same data=",
-    "folder without fold": "is a folder and the fold is not known: name the file of one fold",
-    "fold that is not there": f"fold=2/model.ckpt is missing: train it by {TRAIN} model=patch_sampler fold=2",
-    "another model": rf"holds no patch_sampler \(lit_xai.models.Classifier\): train one by {TRAIN} model=patch_sampler",
-    "other weights": rf"holds no whole patch_sampler \(RuntimeError\): train it again by {TRAIN}",
-    "a part of the weights": rf"holds no whole patch_sampler \(KeyError\): train it again by {TRAIN}",
-    "no configuration": rf"holds no patch_sampler \(unknown\): train one by {TRAIN} model=patch_sampler",
-    "no state_dict": "holds no state_dict: name a model.ckpt of lit_xai.train",
-    "code": r"is damaged or no checkpoint \(UnpicklingError\): name another, or train again",
-    "other data": rf"was fitted to toy \(abc\), .* and this predictor to toy \(xyz\), .* {TRAIN} model=patch_sampler",
-    "cut": "is damaged or no checkpoint .*: name another, or train again",
-    "empty": "is damaged or no checkpoint .*: name another, or train again",
-    "text": "is damaged or no checkpoint .*: name another, or train again",
-}
-
-
-@pytest.mark.parametrize("kind", WRONG)
-def test_a_wrong_file_is_refused_in_one_line_that_names_the_mend(tmp_path, kind):
-    filler = wrong(kind, tmp_path)
-    with pytest.raises(UsageError, match=WRONG[kind]) as error:
-        filler(torch.rand(1, 1, 8, 9), KEEP, SampleRng.default(1))
-    assert "\n" not in str(error.value)
-    assert not (tmp_path / "trace").exists()  # no code ran
-
-
-@pytest.mark.parametrize(
-    ("shape", "draws", "message"),
-    [
-        ((1, 3, 8, 9), 1, "fitted on images of 1 channels, found 3: fit another"),
-        ((1, 1, 8, 1), 1, "patch=2 .* does not fit images of 8 x 1 pixels: fit one with patch <= 1"),
-        ((1, 1, 8, 9), 0, "draws must be at least 1, found 0"),
-    ],
-    ids=str,
-)
-def test_images_that_do_not_fit_are_refused(tmp_path, shape, draws, message):
-    save(tmp_path / "model.ckpt")
-    filler, keep = PatchSampler(str(tmp_path)), torch.ones(1, 1, *shape[2:], dtype=torch.bool)
-    with pytest.raises(UsageError, match=message) as error:
-        filler(torch.rand(shape), keep, SampleRng.default(1), draws)
-    assert "\n" not in str(error.value)
-    if draws:
-        with pytest.raises(UsageError, match=message):
-            filler.window_bits(torch.rand(shape), torch.tensor([0]), torch.tensor([0]))
-
-
-def test_a_rewritten_file_is_read_anew(tmp_path):
-    file = tmp_path / "model.ckpt"
-    save(file, seed=0)
-    a, before = PatchSampler(str(file)), file.stat()
-    digest, weight = a.content()["digest"], a.sampler.network.head.weight
-    save(file, seed=5)
-    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
-    b = PatchSampler(str(file))
-    assert b.content()["digest"] == hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest() != digest
-    assert not torch.equal(b.sampler.network.head.weight, weight)
-
-
-def test_a_file_is_read_once_for_all_its_fillers(tmp_path, monkeypatch):
-    save(tmp_path / "model.ckpt")
-    explainer = SlidingPatch(None, None, PatchSampler(str(tmp_path)))
-    networks = {id(explainer.fitted(trained_on(1)).filler.sampler.network) for _ in range(3)}
-    assert len(networks) == 1
-
-
-def test_a_description_says_what_the_file_holds_and_not_where_it_lies(tmp_path):
-    save(tmp_path / "here" / "model.ckpt", about="toy")
-    data = (tmp_path / "here" / "model.ckpt").read_bytes()
-    (tmp_path / "there").mkdir()
-    (tmp_path / "there" / "model.ckpt").write_bytes(data)
-    here, there = (
-        SlidingPatch(None, None, PatchSampler(str(tmp_path / d), trained_on(f, "toy"), max_batch=b))
-        for d, f, b in (("here", 1, 5), ("there", 2, 6))
-    )
-    assert describe(here) == describe(there)
-    assert str(tmp_path) not in str(describe(here))
-    assert describe(here)["filler"] == {"name": "PatchSampler", "precision": "float32"}
-    expected = {"patch": 2, "digest": hashlib.blake2b(data, digest_size=8).hexdigest()}
-    assert here.contents() == there.contents() == {"filler": expected}
-    assert here.filler.resolve(lambda x: x, torch.rand(1, 1, 8, 9)) == {**expected, "fitted_on": "toy"}
-
-
 # ------------------------------------------------------------------------------------------------------- who uses K
 
 
 @pytest.fixture
-def filler(tmp_path) -> PatchSampler:
+def filler() -> PatchSampler:
     """A sampler of K = 2."""
-    save(tmp_path / "model.ckpt")
-    return PatchSampler(str(tmp_path / "model.ckpt"))
+    return sampler(channels=1)
 
 
 def brightness(x: Tensor) -> Tensor:

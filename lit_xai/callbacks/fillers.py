@@ -18,7 +18,9 @@ from lit_xai.callbacks.checks import held_out_probes
 from lit_xai.core import Filler
 from lit_xai.data.folds import FoldData
 from lit_xai.errors import UsageError
-from lit_xai.fillers.fitted import Sampler, WindowSampler
+from lit_xai.fillers.fitted import FittedFiller
+from lit_xai.fillers.generative import GenerativeFiller
+from lit_xai.fillers.tiles import WindowFiller
 from lit_xai.metrics.statistics import Estimate, mean_estimate, too_few
 from lit_xai.quality.plausibility import inception, penultimate, plausibility_table, window_corners
 from lit_xai.quality.removal import removal_table
@@ -77,11 +79,11 @@ class SamplerReport(RankZeroReport):
 
     def make(self, on: Context) -> None:
         """Measure and draw."""
-        sampler: Sampler = on.module.to(on.device).sampler()  # type: ignore[operator]
+        sampler: GenerativeFiller | WindowFiller = on.module.to(on.device).sampler()  # type: ignore[operator]
         table, picture = self.files
         quality = self.measure(sampler, on.data, on.device)
         seconds = self.draw(sampler, on.data, on.device, picture)
-        if not isinstance(sampler, WindowSampler):
+        if isinstance(sampler, GenerativeFiller):
             quality["seconds_per_1000_draws"] = Estimate(1000 * seconds)
         number = max(e.samples for e in quality.values())
         row: dict[str, Any] = {"images": number}
@@ -99,33 +101,35 @@ class SamplerReport(RankZeroReport):
         samples = held_out_order(data, self.seed)[:number].tolist()
         return data.source.train.images(samples).to(device), SampleRng(self.seed, tuple(samples))
 
-    def measure(self, sampler: Sampler, data: FoldData, device: torch.device) -> dict[str, Estimate]:
+    def measure(
+        self, sampler: GenerativeFiller | WindowFiller, data: FoldData, device: torch.device
+    ) -> dict[str, Estimate]:
         """Each measure's mean over held-out images."""
         found: dict[str, list[Tensor]] = {}
-        number = min(self.number if isinstance(sampler, WindowSampler) else self.whole, len(data.held_out))
+        number = min(self.whole if isinstance(sampler, GenerativeFiller) else self.number, len(data.held_out))
         samples = held_out_order(data, self.seed)[:number]
         for part in samples.split(100):
             images = data.source.train.images(part.tolist()).to(device)
             rng = SampleRng(self.seed, tuple(part.tolist()))
-            if isinstance(sampler, WindowSampler):
+            if isinstance(sampler, GenerativeFiller):
+                values = sampler.quality(images)
+            else:
                 top, left = window_corners(images, sampler.patch, rng).to(device).unbind(1)
                 values = {"bits_per_dim": sampler.window_bits(images, top, left)}
-            else:
-                values = sampler.quality(images)  # type: ignore[attr-defined]
             for name, value in values.items():
                 found.setdefault(name, []).append(value.double().cpu())
         return {name: mean_estimate(torch.cat(parts)) for name, parts in found.items()}
 
-    def draw(self, sampler: Sampler, data: FoldData, device: torch.device, path: Path) -> float:
+    def draw(self, sampler: FittedFiller, data: FoldData, device: torch.device, path: Path) -> float:
         """Context, truth and draws of a few holes, or of whole images; returns the seconds a draw took."""
         images, rng = self.images(data, self.shown, device)
         side = min(images.shape[-2:])
-        hole = sampler.patch if isinstance(sampler, WindowSampler) else side // 2 if sampler.paints else side
+        hole = sampler.window_side() or (side // 2 if sampler.paints else side)
         keep = torch.ones(len(images), 1, *images.shape[-2:], dtype=torch.bool, device=device)
         for row, (top, left) in enumerate(window_corners(images, hole, rng).tolist()):
             keep[row, 0, top : top + hole, left : left + hole] = False
         began = time.perf_counter()
-        drawn = sampler.fill(images, keep, rng, self.draws)[:, 0].cpu()
+        drawn = sampler(images, keep, rng, self.draws)[:, 0].cpu()
         made = len(images) * (1 if sampler.deterministic else self.draws)
         seconds = (time.perf_counter() - began) / made
         title = f"{self.store.root.parent.name}, fold {data.fold} held out: context, truth, draws"

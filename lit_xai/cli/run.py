@@ -49,7 +49,7 @@ from lit_xai.data.folds import FoldData
 from lit_xai.engine import Tasks
 from lit_xai.errors import UsageError
 from lit_xai.models.resnet import stem_for
-from lit_xai.models.trainable import STEPS, TrainedModule, epochs_for
+from lit_xai.models.trainable import STEPS, SamplerModule, TrainedModule, epochs_for
 from lit_xai.store.files import load_weights, write_atomically
 from lit_xai.store.fold import FoldStore, differences
 from lit_xai.store.plans import PLANS, plan_text
@@ -348,7 +348,7 @@ class Run:
     @property
     def is_sampler(self) -> bool:
         """Whether this model draws images or parts of them (and explains nothing)."""
-        return self.trainable and get_object(self.cfg.model._target_).is_sampler
+        return issubclass(get_object(self.cfg.model._target_), SamplerModule)
 
 
 def without_unchosen(cfg: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,19 +14,10 @@ from lit_xai.core import Component, Explainer, TrainedOn
 from lit_xai.data.images import ImageSet, digest
 from lit_xai.data.truth import Truth
 from lit_xai.errors import UsageError
-from lit_xai.fitting import describe
+from lit_xai.fitting import describe, model_hash
 from lit_xai.rng import SampleRng
 from lit_xai.store.fold import FoldStore
 from lit_xai.store.names import RANDOM
-
-
-def model_hash(model: nn.Module) -> str:
-    """A digest of a model's parameters and buffers."""
-    h = hashlib.blake2b(digest_size=8)
-    for name, value in sorted(model.state_dict().items()):
-        h.update(name.encode())
-        h.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return h.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -5,32 +5,16 @@ from __future__ import annotations
 import inspect
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor
 
 from lit_xai.errors import UsageError
+from lit_xai.fillers.denoiser import Denoiser, MeanOnly, UNet
 
 SAFELY = "name a folder saved by diffusers with safe_serialization=True"
 WEIGHTS, NETWORK, SCHEDULE = "diffusion_pytorch_model.safetensors", "config.json", "scheduler_config.json"
-
-
-class Denoiser(NamedTuple):
-    """What a folder holds.
-
-    Attributes:
-        network: diffusers' UNet2DModel in evaluation mode; of twice as many channels out as in, the second half are variances.
-        channels, side: of its images.
-        signal: the signal's share of variance after every step.
-        predicts: what the network does, in diffusers' words.
-    """
-
-    network: Any
-    channels: int
-    side: int
-    signal: Tensor
-    predicts: str
 
 
 def files_of(path: Path) -> list[Path] | None:
@@ -80,7 +64,9 @@ def read(weights: Path) -> Denoiser:
         first = (str(e).splitlines() or [""])[0][:120]
         raise UsageError(f"{folder} does not load ({type(e).__name__}: {first}): {SAFELY}") from None
     signal, predicts = checked_schedule(scheduler, schedule)
-    return Denoiser(network.eval().requires_grad_(False), network.config.in_channels, side, signal, predicts)
+    channels = network.config.in_channels
+    wrap = UNet if network.config.out_channels == channels else MeanOnly
+    return Denoiser(wrap(network).eval().requires_grad_(False), channels, side, signal, predicts)
 
 
 def read_json(file: Path) -> dict[str, Any]:

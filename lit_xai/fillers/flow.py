@@ -16,19 +16,16 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from lit_xai.calls import per_call
 from lit_xai.core import Images
 from lit_xai.errors import UsageError
-from lit_xai.fillers.fitted import Placed, Sampler, Saved, below, rebuilt
-from lit_xai.fillers.generative import GenerativeFiller, ImageSampler, normal
+from lit_xai.fillers.generative import GenerativeFiller, normal
 from lit_xai.models.trainable import TrainableSampler
 from lit_xai.rng import stable_hash
 
@@ -47,9 +44,6 @@ def to_bins(images: Images, u: Float[Tensor, "..."] | float = MIDDLE) -> Float[T
 def from_bins(y: Float[Tensor, "m c h w"]) -> Float[Tensor, "m c h w"]:
     """The image whose bins' middles these are."""
     return ((y + 0.5) * LEVELS - MIDDLE) / (LEVELS - 1)
-
-
-# ------------------------------------------------------------------------------------------------------------- network
 
 
 @contextmanager
@@ -167,83 +161,6 @@ def glow_step(channels: int, width: int) -> list[nn.Module]:
     return [coupling, convolution, AffineConstFlow((channels, 1, 1))]
 
 
-# ------------------------------------------------------------------------------------------------------------- sampler
-
-
-@dataclass(frozen=True)
-class GlowSampler(ImageSampler):
-    """A trained flow and how to draw from it: z' = (1 - l) z + l z*, z* from the prior, every l normal.
-
-    Attributes:
-        network: the flow.
-        mu, sigma: mean and standard deviation of l. 0 and 0 give the image back, 1 and 0 samples of the flow itself.
-    """
-
-    network: Glow
-    mu: float = 0.5
-    sigma: float = 0.3
-    placed: Placed = field(default_factory=Placed, repr=False)
-
-    def __post_init__(self) -> None:
-        numbers = all(isinstance(v, int | float) and math.isfinite(v) for v in (self.mu, self.sigma))
-        if not numbers or self.sigma < 0:
-            raise UsageError(
-                f"mu must be a number (0 = the image, 1 = a draw from the prior) and sigma at least 0, found "
-                f"mu={self.mu}, sigma={self.sigma}"
-            )
-        if self.max_batch < 1:
-            raise UsageError(f"max_batch must be at least 1, found {self.max_batch}")
-
-    def encode(self, images: Images) -> Float[Tensor, "b d"]:
-        """The latents of the images themselves, without noise."""
-        network: Any = self.placed.like(self.network, images)
-        parts = to_bins(images).split(per_call(images, self.max_batch))
-        with torch.no_grad():
-            return torch.cat([network.encode(part) for part in parts])
-
-    def decode(self, code: Float[Tensor, "m d"]) -> Float[Tensor, "m c h w"]:
-        """The images of latents, to values in [0, 1] (not cut off there)."""
-        network: Any = self.placed.like(self.network, code)
-        with torch.no_grad():
-            return torch.cat([from_bins(network.decode(part)) for part in code.split(self.max_batch)])
-
-    def draw(
-        self,
-        images: Float[Tensor, "m c h w"],
-        code: Any,
-        rows: list[int],
-        keep: Bool[Tensor, "m h w"],
-        noise: list[torch.Generator],
-    ) -> Float[Tensor, "m c h w"]:
-        """A whole new image a row; what is visible does not matter to it."""
-        z, network = code[rows], self.placed.like(self.network, images)
-        assert isinstance(network, Glow)
-        mean, scale = network.prior()
-        drawn = mean + scale * normal(noise, z)
-        share = self.mu + self.sigma * normal(noise, z)
-        return self.decode((1 - share) * z + share * drawn)
-
-    def log_prob(self, images: Images, u: Float[Tensor, "..."] | float = MIDDLE) -> Float[Tensor, "b"]:
-        """Nats: log p(y) of every image at the point u of its bins."""
-        network: Any = self.placed.like(self.network, images)
-        parts = to_bins(images, u).split(per_call(images, self.max_batch))
-        with torch.no_grad():
-            return torch.cat([network.log_prob(part) for part in parts])
-
-    def quality(self, images: Images) -> dict[str, Float[Tensor, "b"]]:
-        """Bits per dimension, and the largest absolute error of a pixel that is encoded and decoded.
-
-        The point of the bins is drawn once and is the same for every image and call.
-        """
-        g = torch.Generator().manual_seed(stable_hash("flow", "bins"))
-        u = torch.rand(images.shape[1:], generator=g).to(images)
-        back = self.decode(self.encode(images))
-        return {
-            "bits_per_dim": bits(self.log_prob(rounded(images), u), images),
-            "reconstruction_error": (back - images).abs().amax((1, 2, 3)),
-        }
-
-
 def rounded(images: Images) -> Images:
     """At the nearest of the 256 levels."""
     return (images * (LEVELS - 1)).round() / (LEVELS - 1)
@@ -252,9 +169,6 @@ def rounded(images: Images) -> Images:
 def bits(log_prob: Float[Tensor, "b"], images: Images) -> Float[Tensor, "b"]:
     """Bits per pixel and channel of the 8-bit image, from log p(y)."""
     return math.log2(LEVELS) - log_prob / (math.log(2) * images[0].numel())
-
-
-# ------------------------------------------------------------------------------------------------------------ training
 
 
 class FlowModule(TrainableSampler):
@@ -298,9 +212,9 @@ class FlowModule(TrainableSampler):
         self.channels, self.side = channels, side
         self.network = Glow(channels, side, levels, steps, width)
 
-    def sampler(self, about: str = "") -> GlowSampler:
-        """The flow as a sampler."""
-        return GlowSampler(self.channels, self.side, about, 64, self.network)
+    def sampler(self) -> Flow:
+        """What draws with the flow."""
+        return Flow(given=self)
 
     def prepare(self, data: Any) -> None:
         """Start activation normalisation from images of the training folds of a `FoldData`; once, before the training.
@@ -332,38 +246,74 @@ class FlowModule(TrainableSampler):
         return self.loss(images, g)
 
 
-# --------------------------------------------------------------------------------------------------------------- filler
-
-
 @dataclass(frozen=True)
 class Flow(GenerativeFiller):
-    """Whole new images near the given one, drawn by a normalising flow (see `GlowSampler`).
+    """Whole new images near the given one, by a trained flow: z' = (1 - l) z + l z*, z* from the prior, every l normal.
 
     Args:
-        checkpoint, trained_on: see `FittedFiller`.
-        mu, sigma: see `GlowSampler`.
-        max_batch: most images per network call.
+        checkpoint, trained_on, given, max_batch: see `GenerativeFiller`.
+        mu, sigma: mean and standard deviation of l. 0 and 0 give the image back, 1 and 0 samples of the flow itself.
     """
 
     mu: float = 0.5
     sigma: float = 0.3
-    max_batch: int = 64
 
     model = "flow"
+    kind = FlowModule
 
-    @staticmethod
-    def read(file: Path) -> GlowSampler:
-        """The sampler of a `model.ckpt` of `python -m lit_xai.train model=flow`."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        numbers = all(isinstance(v, int | float) and math.isfinite(v) for v in (self.mu, self.sigma))
+        if not numbers or self.sigma < 0:
+            raise UsageError(
+                f"mu must be a number (0 = the image, 1 = a draw from the prior) and sigma at least 0, found "
+                f"mu={self.mu}, sigma={self.sigma}"
+            )
 
-        def build(found: Saved) -> GlowSampler:
-            node, channels, side = found.model, found.shape["channels"], found.shape["side"]
-            network = Glow(channels, side, node["levels"], node["steps"], node["width"])
-            network.load_state_dict(below(found.state, "network."))
-            return GlowSampler(channels, side, found.about, 64, network.eval().requires_grad_(False))
+    def network(self, images: Tensor) -> Glow:
+        """The flow on the device and in the type of these images."""
+        module: Any = self.opened.like(images)
+        return module.network
 
-        return rebuilt(file, FlowModule.__name__, Flow.model, build)
+    def encode(self, images: Images) -> Float[Tensor, "b ..."]:
+        """The latents of the images themselves, without noise."""
+        with torch.no_grad():
+            return self.network(images).encode(to_bins(images))
 
-    def adapted(self, sampler: Sampler) -> GlowSampler:
-        """The sampler with this filler's options."""
-        assert isinstance(sampler, GlowSampler)
-        return replace(sampler, mu=self.mu, sigma=self.sigma, max_batch=self.max_batch)
+    def decode(self, code: Float[Tensor, "m d"]) -> Float[Tensor, "m c h w"]:
+        """The images of latents, to values in [0, 1] (not cut off there)."""
+        with torch.no_grad():
+            return from_bins(self.network(code).decode(code))
+
+    def draw(
+        self,
+        images: Float[Tensor, "m c h w"],
+        code: Float[Tensor, "b ..."],
+        rows: list[int],
+        keep: Bool[Tensor, "m h w"],
+        noise: list[torch.Generator],
+    ) -> Float[Tensor, "m c h w"]:
+        """A whole new image a row; what is visible does not matter to it."""
+        z = code[rows]
+        mean, scale = self.network(images).prior()
+        drawn = mean + scale * normal(noise, z)
+        share = self.mu + self.sigma * normal(noise, z)
+        return self.decode((1 - share) * z + share * drawn)
+
+    def log_prob(self, images: Images, u: Float[Tensor, "..."] | float = MIDDLE) -> Float[Tensor, "b"]:
+        """Nats: log p(y) of every image at the point u of its bins."""
+        with torch.no_grad():
+            return self.network(images).log_prob(to_bins(images, u))
+
+    def quality(self, images: Images) -> dict[str, Float[Tensor, "b"]]:
+        """Bits per dimension, and the largest absolute error of a pixel that is encoded and decoded.
+
+        The point of the bins is drawn once and is the same for every image and call.
+        """
+        g = torch.Generator().manual_seed(stable_hash("flow", "bins"))
+        u = torch.rand(images.shape[1:], generator=g).to(images)
+        back = self.decode(self.encode(images))
+        return {
+            "bits_per_dim": bits(self.log_prob(rounded(images), u), images),
+            "reconstruction_error": (back - images).abs().amax((1, 2, 3)),
+        }

@@ -13,9 +13,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lit_xai.cache import Cache, digest, nbytes
+from lit_xai.calls import per_call
 from lit_xai.core import Images, Keep, Segments
 from lit_xai.errors import UsageError
-from lit_xai.fillers.fitted import FittedFiller, Sampler
+from lit_xai.fillers.fitted import FittedFiller
 from lit_xai.fitting import describe
 from lit_xai.rng import SampleRng
 
@@ -25,34 +26,37 @@ DRAWN = Cache(2 << 30)  # and of whole new images
 
 
 @dataclass(frozen=True)
-class ImageSampler(Sampler):
-    """Draws images, or what is hidden in one, given an image.
+class GenerativeFiller(FittedFiller):
+    """A filler that knows whole images: it draws new ones near a given one, or (`paints`) what is hidden in it.
 
-    Attributes:
-        channels, side: of the images it was trained on.
-        about: what it was trained on; empty = not known.
-        max_batch: most images per network call.
+    Args:
+        checkpoint, trained_on, given: see `FittedFiller`.
+        max_batch: most images per network call; fewer of large ones on the CPU (`calls.per_call`).
     """
 
-    channels: int
-    side: int
-    about: str
-    max_batch: int
+    max_batch: int = 64
 
-    @abstractmethod
-    def encode(self, images: Images) -> Any:
-        """What all draws from an image share."""
+    turn_off_rate = 1.0
+    paints = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.max_batch, int) or self.max_batch < 1:
+            raise UsageError(f"max_batch must be at least 1, found {self.max_batch}")
+
+    def encode(self, images: Images) -> Float[Tensor, "b ..."]:
+        """What all draws from an image share, for `max_batch` images; of a painter nothing: every mask is another input."""
+        return images.new_empty(len(images), 0)
 
     @abstractmethod
     def draw(
         self,
         images: Float[Tensor, "m c h w"],
-        code: Any,
+        code: Float[Tensor, "b ..."],
         rows: list[int],
         keep: Bool[Tensor, "m h w"],
         noise: list[torch.Generator],
     ) -> Float[Tensor, "m c h w"]:
-        """One draw for every row: `images[t]` seen through `keep[t]`, its code at `rows[t]`, noise from `noise[t]`."""
+        """One draw for each of `max_batch` rows: `images[t]` seen through `keep[t]`, its code at `rows[t]`, noise from `noise[t]`."""
 
     @abstractmethod
     def quality(self, images: Images) -> dict[str, Float[Tensor, "b"]]:
@@ -64,7 +68,7 @@ class ImageSampler(Sampler):
         Raises:
             UsageError: other channels, another size, values outside [0, 1].
         """
-        self.check_shape(tuple(images.shape[1:]))
+        self.check_shape(self.module, tuple(images.shape[1:]))
         low, high = (float(v) for v in images.aminmax()) if images.numel() else (0.0, 1.0)
         if not (low >= -RANGE and high <= 1 + RANGE):
             raise UsageError(
@@ -72,28 +76,45 @@ class ImageSampler(Sampler):
                 f"normalisation (it belongs inside the model)"
             )
 
-    def check_shape(self, shape: tuple[int, ...]) -> None:
+    def check_shape(self, module: Any, shape: tuple[int, ...]) -> None:
         """Refuse images of other channels or another size than it was trained on."""
-        if shape != (self.channels, self.side, self.side):
-            trained, found = f"{self.channels} x {self.side} x {self.side}", " x ".join(map(str, shape))
+        if shape != (module.channels, module.side, module.side):
+            trained, found = f"{module.channels} x {module.side} x {module.side}", " x ".join(map(str, shape))
             raise UsageError(
                 f"this {type(self).__name__} was trained on images of {trained} (channels, height, width), found {found}: "
                 f"train one on the classifier's data"
             )
 
-    def prepared(self, images: Images) -> Prepared:
-        """These images, encoded."""
+    def encoded(self, images: Images) -> Float[Tensor, "b ..."]:
+        """The codes of any number of images."""
         self.check(images)
         with torch.no_grad():
-            return Prepared(self, images, self.encode(images))
+            return torch.cat([self.encode(part) for part in images.split(per_call(images, self.max_batch))])
 
-    def fill(
-        self, images: Images, keep: Keep, rng: SampleRng, draws: int = 1, segments: Segments | None = None
-    ) -> Float[Tensor, "b n d c h w"]:
-        """Hidden pixels drawn, as `Filler` says; draw d of mask n has noise of its own.
+    def prepared(self, images: Images) -> Prepared:
+        """These images, encoded once for all masks and draws; what comes from a file is kept for whoever asks again.
 
         Raises:
-            UsageError: images unlike those it was trained on; draws < 1.
+            UsageError: as `check`.
+        """
+        images = images.detach().contiguous()
+        if not self.opened.digest:
+            return Prepared(self, images, self.encoded(images))
+        key = (repr(describe(self)), self.opened.digest, digest(images))
+        found = ENCODED.get(key)
+        if found is None:
+            images = images.clone()
+            found = Prepared(self, images, self.encoded(images), key)
+            ENCODED.put(key, found, nbytes(found.code) + nbytes(images))
+        return replace(found, filler=self)
+
+    def __call__(
+        self, images: Images, keep: Keep, rng: SampleRng, draws: int = 1, segments: Segments | None = None
+    ) -> Float[Tensor, "b n d c h w"]:
+        """Hidden pixels drawn; draw d of mask n has noise of its own.
+
+        Raises:
+            UsageError: as `check`; draws < 1.
         """
         return self.prepared(images)(list(range(len(images))), keep, rng, draws)
 
@@ -103,14 +124,14 @@ class Prepared:
     """Encoded images, for any number of masks and draws.
 
     Attributes:
-        sampler, images, code: see `ImageSampler`.
-        key: of sampler and images, where whole new images may be kept for whoever asks for the same ones again (another
+        filler, images, code: see `GenerativeFiller`.
+        key: of filler and images, where whole new images may be kept for whoever asks for the same ones again (another
             explainer, or the same with other superpixels): they do not depend on the mask.
     """
 
-    sampler: ImageSampler
+    filler: GenerativeFiller
     images: Images
-    code: Any
+    code: Float[Tensor, "b ..."]
     key: Hashable | None = None
 
     def __call__(
@@ -119,7 +140,7 @@ class Prepared:
         """Row t is image `rows[t]` under its masks `keep[t]`; its noise is that of row t of `rng`."""
         if draws < 1:
             raise UsageError(f"draws must be at least 1, found {draws}")
-        masks, each = keep.shape[1], 1 if self.sampler.deterministic else draws
+        masks, each = keep.shape[1], 1 if self.filler.deterministic else draws
         jobs = list(product(range(len(rows)), range(masks), range(each)))
         noise = [rng.generator("filler", r, n * draws + d) for r, n, d in jobs]
         of = [rows[r] for r, _, _ in jobs]
@@ -132,46 +153,24 @@ class Prepared:
     def drawn(
         self, rows: list[int], keep: Bool[Tensor, "m h w"], noise: list[torch.Generator]
     ) -> Float[Tensor, "m c h w"]:
-        """One draw a row, in [0, 1], in network calls of at most `max_batch` rows."""
+        """One draw a row, in [0, 1]."""
         keys = [(self.key, row, g.initial_seed()) for row, g in zip(rows, noise, strict=True)]
-        reuse = self.key is not None and not self.sampler.paints
+        reuse = self.key is not None and not self.filler.paints
         if reuse and all(DRAWN.get(key) is not None for key in keys):
             return torch.stack([DRAWN.get(key) for key in keys])
         # where one is missing all are drawn: what a row shares a call with decides its rounding
         out = self.images.new_empty(len(rows), *self.images.shape[1:])
+        each = per_call(self.images, self.filler.max_batch)
         with torch.no_grad():
-            for start in range(0, len(rows), self.sampler.max_batch):
-                now = slice(start, start + self.sampler.max_batch)
-                drawn = self.sampler.draw(self.images[rows[now]], self.code, rows[now], keep[now], noise[now])
+            for start in range(0, len(rows), each):
+                now = slice(start, start + each)
+                drawn = self.filler.draw(self.images[rows[now]], self.code, rows[now], keep[now], noise[now])
                 out[now] = drawn.clamp(0, 1)
         if not bool(torch.isfinite(out).all()):
-            raise UsageError(f"this {type(self.sampler).__name__} drew NaN: train it again with a lower model.lr=")
+            raise UsageError(f"this {type(self.filler).__name__} drew NaN: train it again with a lower model.lr=")
         for key, row in zip(keys, out, strict=True) if reuse else ():
             DRAWN.put(key, row.clone(), nbytes(row))
         return out
-
-
-@dataclass(frozen=True)
-class GenerativeFiller(FittedFiller):
-    """A filler that knows whole images."""
-
-    turn_off_rate = 1.0
-
-    def prepared(self, images: Images) -> Prepared:
-        """These images, encoded once for all masks and draws; errors as `ImageSampler.prepared`."""
-        images = images.detach().contiguous()
-        key = (repr(describe(self)), self.opened[1], digest(images))
-        sampler: ImageSampler = self.sampler  # type: ignore[assignment]
-        found = ENCODED.get(key)
-        if found is None:
-            found = replace(sampler.prepared(images.clone()), key=key)
-            ENCODED.put(key, found, nbytes(found.code) + nbytes(images))
-        return replace(found, sampler=sampler)
-
-    def __call__(
-        self, images: Images, keep: Keep, rng: SampleRng, draws: int = 1, segments: Segments | None = None
-    ) -> Float[Tensor, "b n d c h w"]:
-        return self.prepared(images)(list(range(len(images))), keep, rng, draws)
 
 
 def check_precision(precision: str) -> None:

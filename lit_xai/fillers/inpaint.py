@@ -8,9 +8,8 @@ by Removing Input Features Using Generative Models", used DeepFill-v1, which kne
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,8 +22,7 @@ from lit_xai.calls import autocast
 from lit_xai.core import Images
 from lit_xai.errors import UsageError
 from lit_xai.fillers.constant import Blur
-from lit_xai.fillers.fitted import Placed, Sampler, Saved, below, rebuilt
-from lit_xai.fillers.generative import GenerativeFiller, ImageSampler, check_precision
+from lit_xai.fillers.generative import GenerativeFiller, check_precision
 from lit_xai.models.trainable import TrainableSampler
 from lit_xai.rng import stable_hash
 
@@ -39,9 +37,6 @@ GAIN = 2.4  # of a gated layer's first weights
 SMALLEST, LARGEST = 0.03, 0.97  # share of an image that other training holes cover
 
 Visible = Float[Tensor, "b 1 h w"]  # 1 = the pixel stays
-
-
-# ------------------------------------------------------------------------------------------------------------- network
 
 
 class Gated(nn.Module):
@@ -130,9 +125,6 @@ def discriminator(channels: int, width: int) -> nn.Module:
     return nn.Sequential(*layers, spectral_norm(nn.Conv2d(sizes[-1], 1, 3, padding=1)))
 
 
-# --------------------------------------------------------------------------------------------------------------- holes
-
-
 def free_form(number: int, height: int, width: int, generator: torch.Generator | None = None) -> Bool[Tensor, "m h w"]:
     """Masks for training, True = visible: rectangles, blobs, blocks and single pixels, from few hidden pixels to nearly all.
 
@@ -161,70 +153,9 @@ def holes_of(images: Images, generator: torch.Generator | None = None) -> Bool[T
     return free_form(len(images), height, width, generator).to(images.device)
 
 
-# ------------------------------------------------------------------------------------------------------------- sampler
-
-
-@dataclass(frozen=True)
-class Painter(ImageSampler):
-    """A trained network; the same visible pixels always get the same painting.
-
-    Attributes:
-        network: see `InpaintNetwork`.
-        precision: `float32`, or `bf16` for autocast.
-    """
-
-    network: nn.Module
-    precision: str = "float32"
-    placed: Placed = field(default_factory=Placed, repr=False)
-
-    deterministic = True
-    paints = True
-
-    def __post_init__(self) -> None:
-        check_precision(self.precision)
-
-    def encode(self, images: Images) -> None:
-        """Nothing: every mask is another input."""
-
-    def draw(
-        self,
-        images: Float[Tensor, "m c h w"],
-        code: Any,
-        rows: list[int],
-        keep: Bool[Tensor, "m h w"],
-        noise: list[torch.Generator],
-    ) -> Float[Tensor, "m c h w"]:
-        """One painting a row."""
-        with torch.inference_mode():
-            return self.painted(images, keep[:, None].to(images))
-
-    def painted(self, images: Images, visible: Visible) -> Images:
-        """The painting at every pixel, differentiable by the mask, which may be soft."""
-        with autocast(images, self.precision):
-            return self.placed.like(self.network, images)(images, visible).to(images.dtype)
-
-    def quality(self, images: Images) -> dict[str, Float[Tensor, "b"]]:
-        """Mean absolute error in a free-form hole of every image, and that of other fillings.
-
-        `grey`; `smooth`, a Gaussian blur of what is visible; `blur`, one of the whole image, which has seen what is hidden.
-        """
-        keep = holes_of(images, torch.Generator().manual_seed(0))
-        hidden = (~keep)[:, None].to(images)
-        fillings = {
-            "hole_l1": self.draw(images, None, [], keep, []),
-            "hole_l1_grey": torch.full_like(images, 0.5),
-            "hole_l1_smooth": smooth(images, 1 - hidden),
-            "hole_l1_blur": STRONG.background(images),
-        }
-        return {n: mean_over((f - images).abs(), hidden) for n, f in fillings.items()}
-
-
 def mean_over(values: Images, part: Visible) -> Float[Tensor, "b"]:
     """The mean of every image's values over a part of it; 0 where that is empty."""
     return (values * part).sum((1, 2, 3)) / (part.sum((1, 2, 3)) * values.shape[1]).clamp_min(1)
-
-
-# ------------------------------------------------------------------------------------------------------------ training
 
 
 class InpaintModule(TrainableSampler):
@@ -280,9 +211,9 @@ class InpaintModule(TrainableSampler):
         self.network = InpaintNetwork(channels, width)
         self.critic = discriminator(channels, critic) if adversarial else None
 
-    def sampler(self, about: str = "") -> Painter:
-        """The network as a sampler."""
-        return Painter(self.channels, self.side, about, 64, self.network)
+    def sampler(self) -> Inpainter:
+        """What paints with the network."""
+        return Inpainter(given=self)
 
     def configure_optimizers(self) -> Any:
         """One of the in-painter and one of the discriminator."""
@@ -344,43 +275,57 @@ class InpaintModule(TrainableSampler):
         return mean_over((self.network(images, 1 - hidden) - images).abs(), hidden).mean()
 
 
-# -------------------------------------------------------------------------------------------------------------- filler
-
-
 @dataclass(frozen=True)
 class Inpainter(GenerativeFiller):
-    """Hidden pixels painted by one call of a trained network.
+    """Hidden pixels painted by one call of a trained network; the same visible pixels always get the same painting.
 
     Args:
-        checkpoint, trained_on: see `FittedFiller`.
+        checkpoint, trained_on, given, max_batch: see `GenerativeFiller`.
         precision: `float32`, or `bf16` for autocast.
-        max_batch: most images per network call.
     """
 
     precision: str = "float32"
-    max_batch: int = 64
 
     model = "inpainter"
+    kind = InpaintModule
     turn_off_rate = 0.5
     deterministic = True
+    paints = True
 
-    @staticmethod
-    def read(file: Path) -> Painter:
-        """The in-painter of a `model.ckpt` of `python -m lit_xai.train model=inpainter`."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_precision(self.precision)
 
-        def build(found: Saved) -> Painter:
-            channels, side = found.shape["channels"], found.shape["side"]
-            network = InpaintNetwork(channels, found.model["width"])
-            network.load_state_dict(below(found.state, "network."))
-            return Painter(channels, side, found.about, 64, network.eval().requires_grad_(False))
-
-        return rebuilt(file, InpaintModule.__name__, Inpainter.model, build)
-
-    def adapted(self, sampler: Sampler) -> Painter:
-        """The in-painter with this filler's options."""
-        assert isinstance(sampler, Painter)
-        return replace(sampler, precision=self.precision, max_batch=self.max_batch)
+    def draw(
+        self,
+        images: Float[Tensor, "m c h w"],
+        code: Float[Tensor, "b ..."],
+        rows: list[int],
+        keep: Bool[Tensor, "m h w"],
+        noise: list[torch.Generator],
+    ) -> Float[Tensor, "m c h w"]:
+        """One painting a row."""
+        with torch.inference_mode():
+            return self.painted(images, keep[:, None].to(images))
 
     def painted(self, images: Images, visible: Visible) -> Images:
-        """See `Painter.painted`."""
-        return self.sampler.painted(images, visible)  # type: ignore[attr-defined]
+        """The painting at every pixel, differentiable by the mask, which may be soft."""
+        module: Any = self.opened.like(images)
+        with autocast(images, self.precision):
+            return module.network(images, visible).to(images.dtype)
+
+    def quality(self, images: Images) -> dict[str, Float[Tensor, "b"]]:
+        """Mean absolute error in a free-form hole of every image, and that of other fillings.
+
+        `grey`; `smooth`, a Gaussian blur of what is visible; `blur`, one of the whole image, which has seen what is hidden.
+        """
+        visible = holes_of(images, torch.Generator().manual_seed(0))[:, None].to(images)
+        with torch.inference_mode():
+            painted = self.painted(images, visible)
+        fillings = {
+            "hole_l1": painted,
+            "hole_l1_grey": torch.full_like(images, 0.5),
+            "hole_l1_smooth": smooth(images, visible),
+            "hole_l1_blur": STRONG.background(images),
+        }
+        return {n: mean_over((f - images).abs(), 1 - visible) for n, f in fillings.items()}

@@ -15,298 +15,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_xai.calls import autocast
-from lit_xai.core import Images, Keep, Segments
+from lit_xai.core import Images
 from lit_xai.errors import UsageError
-from lit_xai.fillers.fitted import Placed, Sampler, Saved, WindowFiller, WindowSampler, below, rebuilt
-from lit_xai.fillers.tiles import LEVELS, Step, check_fits, cut, plan
+from lit_xai.fillers.patch_network import DRAWN, HIDDEN, SEEN, PatchNetwork, cut_with_state, middle
+from lit_xai.fillers.tiles import LEVELS, Step, WindowFiller, cut
 from lit_xai.models.trainable import TrainableSampler
 from lit_xai.rng import SampleRng, stable_hash
 
-SLOPE = 0.2  # of LeakyReLU
-FREEDOM = 4  # of Student's t
-SEEN, DRAWN, HIDDEN, OUTSIDE = 1.0, 0.5, 0.0, -1.0  # states of a pixel; drawn = of a tile that was filled before
-RIDGES = (
-    1e-5,
-    0.1,
-)  # of the least-squares predictions, relative to the number of windows: variance of noise they expect
-FIT_IMAGES, FIT_WINDOWS = 2000, 20_000  # most images it rests on, and windows
+FIT_IMAGES, FIT_WINDOWS = 2000, 20_000  # most images that the least-squares predictions rest on, and windows
 MOST_HOLES = 8  # squares that are hidden or were drawn before, in a training window with holes
 NOISE = 0.1  # standard deviation of what was drawn before
-
-
-class PatchNetwork(nn.Module):
-    """Window to logits: two convolutions of side K + 1 at 3K x 3K, pooling by 2, the middle K x K of it, then `depth`
-    convolutions of side K and one to 256 levels a channel. 38.9 M parameters at K = 8, width 256, colour; with `linear`,
-    a smooth part beside them (see `Smooth`).
-    """
-
-    def __init__(self, channels: int, patch: int = 8, width: int = 32, depth: int = 5, linear: bool = True) -> None:
-        super().__init__()
-        self.channels, self.patch = channels, patch
-
-        def layer(a: int, b: int, side: int, after: bool = True) -> nn.Module:
-            return nn.Sequential(Same(a, b, side, after), nn.LeakyReLU(SLOPE))
-
-        self.seen = nn.Sequential(layer(channels + 1, width, patch + 1), layer(width, width, patch + 1, after=False))
-        self.inner = nn.Sequential(*(layer(width, width, patch) for _ in range(depth)))
-        self.head = Same(width, channels * LEVELS, patch)
-        self.smooth = Smooth(channels, patch, width) if linear else None
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, a=SLOPE)
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
-        for last in (self.head, *([self.smooth.change] if self.smooth else ())):
-            nn.init.zeros_(last.weight)  # begin with what is known without training: all levels alike, or the bell
-
-    def forward(self, window: Float[Tensor, "m c1 s s"]) -> Float[Tensor, "m c levels k k"]:
-        x = F.avg_pool2d(self.seen(window), 2) if self.patch > 1 else self.seen(window)
-        edge = (x.shape[-1] - self.patch) // 2
-        x = x[..., edge : edge + self.patch, edge : edge + self.patch]
-        x = self.inner(x)
-        free = self.head(x).unflatten(1, (self.channels, LEVELS))
-        return free if self.smooth is None else free + self.smooth(x, window)
-
-
-class Same(nn.Conv2d):
-    """A convolution that keeps the size. Even sides have one more pixel of padding after than before, or before than after."""
-
-    def __init__(self, a: int, b: int, side: int, after: bool = True) -> None:
-        super().__init__(a, b, side)
-        self.pads = ((side - after) // 2, (side - (not after)) // 2) * 2
-
-    def forward(self, x: Float[Tensor, "m a h w"]) -> Float[Tensor, "m b h w"]:
-        return super().forward(F.pad(x, self.pads))
-
-
-class Smooth(nn.Module):
-    """The log density of Student's t with `FREEDOM` degrees at (level - place) / scale, with levels on [-1, 1].
-
-    Place and log scale are a fixed least-squares prediction from the window and its residual deviation, changed by a
-    convolution of the network's features. Where all surroundings were seen the prediction is the exact one; where some are
-    hidden or were drawn, one that noise hardly moves. The tails keep windows with holes from ruling the gradient.
-    """
-
-    def __init__(self, channels: int, patch: int, width: int) -> None:
-        super().__init__()
-        self.channels, self.patch = channels, patch
-        self.change = Same(width, 2 * channels, patch)
-        outputs = channels * patch**2
-        self.register_buffer("gain", torch.zeros(len(RIDGES), outputs, channels * (3 * patch) ** 2))
-        self.register_buffer("offset", torch.zeros(len(RIDGES), outputs))
-        self.register_buffer("log_scale", torch.zeros(len(RIDGES), outputs))
-
-    def forward(
-        self, features: Float[Tensor, "m w k k"], window: Float[Tensor, "m c1 s s"]
-    ) -> Float[Tensor, "m c levels k k"]:
-        place, scale = self.change(features).unflatten(1, (2, self.channels)).unbind(1)
-        gain, offset, log_scale = (self.get_buffer(n) for n in ("gain", "offset", "log_scale"))
-        with torch.autocast(window.device.type, enabled=False):  # a small difference of large numbers
-            both = F.linear(window[:, :-1].flatten(1), gain.flatten(0, 1), offset.flatten())
-        which = (~whole(window[:, -1], self.patch)).long()
-        start = both.unflatten(1, offset.shape)[torch.arange(len(which), device=which.device), which]
-        place = place + start.view(place.shape)
-        precision = torch.exp(-scale - log_scale[which].view(place.shape))
-        level = torch.linspace(-1, 1, LEVELS, device=window.device, dtype=place.dtype).view(1, 1, -1, 1, 1)
-        z = (level - place[:, :, None]) * precision[:, :, None]
-        return -0.5 * (FREEDOM + 1) * torch.log1p(z.square() / FREEDOM)
-
-    @torch.no_grad()
-    def solve(self, windows: Iterator[tuple[Tensor, Tensor]]) -> None:
-        """Set the least-squares predictions from batches of (windows, true patches in [0, 1])."""
-        gram = cross = square = torch.zeros((), dtype=torch.float64)
-        number = 0
-        for window, truth in windows:
-            x = F.pad(window[:, :-1].double().flatten(1), (0, 1), value=1.0)
-            y = truth.double().flatten(1) * 2 - 1
-            gram, cross, square = gram + x.mT @ x, cross + x.mT @ y, square + y.square().sum(0)
-            number += len(x)
-        for n, ridge in enumerate(RIDGES):
-            noisy = gram + torch.eye(len(gram), dtype=gram.dtype) * ridge * number
-            gain = torch.linalg.solve(noisy, cross)
-            residual = (square - 2 * (gain * cross).sum(0) + (gain * (noisy @ gain)).sum(0)) / number
-            self.get_buffer("gain")[n] = gain[:-1].mT
-            self.get_buffer("offset")[n] = gain[-1]
-            self.get_buffer("log_scale")[n] = residual.sqrt().clamp_min(1 / LEVELS).log()
-
-
-# -------------------------------------------------------------------------------------------------------------- windows
-
-
-def cut_with_state(
-    images: Images, top: Int[Tensor, "b"], left: Int[Tensor, "b"], patch: int
-) -> tuple[Float[Tensor, "b c s s"], Float[Tensor, "b s s"]]:
-    """The window around the patch at (top, left) of every image, black outside of it, and the state of its pixels."""
-    padding, rows = (patch,) * 4, torch.arange(len(images), device=images.device)
-    seen = cut(F.pad(images, padding), rows, top, left, 3 * patch)
-    state = F.pad(torch.full_like(images[:, :1], SEEN), padding, value=OUTSIDE)
-    return seen, cut(state, rows, top, left, 3 * patch)[:, 0]
-
-
-def middle(patch: int) -> slice:
-    """The patch within its window, along one side."""
-    return slice(patch, 2 * patch)
-
-
-def whole(state: Float[Tensor, "m s s"], patch: int) -> Bool[Tensor, "m"]:
-    """Which windows hide exactly the patch, all of whose surroundings within the image were seen."""
-    around = (state == SEEN) | (state == OUTSIDE)
-    around[:, middle(patch), middle(patch)] = state[:, middle(patch), middle(patch)] == HIDDEN
-    return around.flatten(1).all(1)
-
-
-@dataclass(frozen=True, eq=False)
-class Patches(WindowSampler):
-    """A trained network as a sampler; `fill` is a `Filler`.
-
-    Attributes:
-        network: window to logits.
-        mean, std: `[c]` normalisation.
-        patch: K.
-        about: what it was trained on.
-        precision: `float32`, or `bf16` for autocast.
-        max_batch: most windows per network pass.
-        placed: its copies.
-    """
-
-    network: PatchNetwork
-    mean: Float[Tensor, "c"]
-    std: Float[Tensor, "c"]
-    patch: int
-    about: str = ""
-    precision: str = "float32"
-    max_batch: int = 256
-    placed: Placed = field(default_factory=Placed, repr=False)
-
-    @property
-    def channels(self) -> int:
-        """Channels of the images it fits."""
-        return len(self.mean)
-
-    def windows(self, seen: Float[Tensor, "m c s s"], state: Float[Tensor, "m s s"]) -> Float[Tensor, "m c1 s s"]:
-        """The network's input: normalised pixels and their states.
-
-        Black outside the image; hidden pixels are zero in the patch, and elsewhere have the mean of those that are known.
-        """
-        shape = (1, -1, 1, 1)
-        normal = (seen - self.mean.to(seen).view(shape)) / self.std.to(seen).view(shape)
-        weight = (state > HIDDEN)[:, None].to(seen)
-        mean = (normal * weight).sum((2, 3), keepdim=True) / weight.sum((2, 3), keepdim=True).clamp_min(1)
-        blank = mean.expand_as(normal).clone()
-        blank[..., middle(self.patch), middle(self.patch)] = 0
-        return torch.cat([torch.where((state != HIDDEN)[:, None], normal, blank), state[:, None].to(seen)], dim=1)
-
-    def logits(self, windows: Float[Tensor, "m c1 s s"]) -> Iterator[Float[Tensor, "some c levels k k"]]:
-        """The network's output, chunk by chunk."""
-        network = self.placed.like(self.network, windows)
-        for chunk in windows.split(self.max_batch):
-            with torch.inference_mode(), autocast(chunk, self.precision):
-                out = network(chunk)
-            yield out.to(windows.dtype)
-
-    # -------------------------------------------------------------------------------------------------------- filling
-
-    def fill(
-        self, images: Images, keep: Keep, rng: SampleRng, draws: int = 1, segments: Segments | None = None
-    ) -> Float[Tensor, "b n d c h w"]:
-        """Hidden pixels drawn given the visible ones, as `Filler` says; draw d of mask n has noise of its own.
-
-        A hidden K x K square costs one pass of the network, whatever the number of draws. Any other hole is filled in
-        tiles, the one with most known surroundings first (see `tiles.plan`); later tiles see the earlier, drawn ones.
-
-        Raises:
-            UsageError: other channels than it was trained on; a patch larger than the image; draws < 1.
-        """
-        check_fits(images, self.channels, self.patch, "PatchSampler")
-        if draws < 1:
-            raise UsageError(f"draws must be at least 1, found {draws}")
-        masks, k, device = keep.shape[1], self.patch, images.device
-        with torch.no_grad():
-            plans = [plan(m, k, k) for m in keep.flatten(0, 1).cpu().numpy()]
-            noise = [self.noise(rng, r, masks, draws, len(p)) for r, p in enumerate(plans)]
-            canvas = F.pad(images, (k, k, k, k)).repeat_interleave(masks, dim=0)[:, None].repeat(1, draws, 1, 1, 1)
-            # seen or hidden; what is known beside the seen was drawn
-            state = F.pad(keep.flatten(0, 1)[:, None].to(images), (k, k, k, k), value=OUTSIDE)
-            for s in range(max((len(p) for p in plans), default=0)):
-                rows = [r for r, p in enumerate(plans) if s < len(p)]
-                u = torch.stack([noise[r][:, s] for r in rows]).to(device)
-                self.fill_tiles(canvas, state, rows, [plans[r][s] for r in rows], u, first=s == 0)
-        out = canvas[..., k:-k, k:-k].unflatten(0, (len(images), masks))
-        return torch.where(keep[:, :, None, None], images[:, None, None], out)
-
-    def noise(self, rng: SampleRng, row: int, masks: int, draws: int, tiles: int) -> Float[Tensor, "d t c k k"]:
-        """Uniform numbers for the tiles of one mask (row i masks + n is mask n of image i)."""
-        image, n = divmod(row, masks)
-        g = rng.generator("filler", image, n)
-        return torch.rand(draws, tiles, self.channels, self.patch, self.patch, generator=g)
-
-    def fill_tiles(
-        self,
-        canvas: Float[Tensor, "r d c hp wp"],
-        state: Float[Tensor, "r 1 hp wp"],
-        rows: list[int],
-        steps: list[Step],
-        u: Float[Tensor, "g d c k k"],
-        first: bool,
-    ) -> None:
-        """Fill one tile of each of these rows in place. On the `first` tile of a row its draws still look alike."""
-        k, device = self.patch, canvas.device
-        lanes = 1 if first else canvas.shape[1]
-        row = torch.tensor(rows, device=device)
-        top, left = (torch.tensor([getattr(s, side) for s in steps], device=device) for side in ("top", "left"))
-        known = torch.stack([torch.from_numpy(s.known) for s in steps]).to(device)
-        now = cut(state, row, top, left, 3 * k)[:, 0]
-        now = torch.where(known & (now == HIDDEN), DRAWN, now)
-
-        def each(t: Tensor) -> Tensor:
-            return t if lanes == 1 else t.repeat_interleave(lanes, dim=0)
-
-        lane = torch.arange(lanes, device=device).repeat(len(row))
-        flat = canvas[:, :lanes].flatten(0, 1) if lanes > 1 else canvas[:, 0]
-        seen = cut(flat, each(row) * lanes + lane, each(top), each(left), 3 * k)
-        levels = u.flatten(0, 1)[:, None] if lanes > 1 else u  # [passes, draws of a pass, c, k, k]
-        values, done = [], 0
-        for logits in self.logits(self.windows(seen, each(now))):
-            values.append(drawn(logits, levels[done : done + len(logits)]))
-            done += len(logits)
-        value = torch.cat(values).view(u.shape).to(canvas.dtype)
-        along = torch.arange(k, device=device)
-        y, x = (k + top[:, None] + along)[:, :, None], (k + left[:, None] + along)[:, None]
-        hidden = ~known[:, middle(k), middle(k)]
-        old = canvas[row[:, None, None], :, :, y, x].permute(0, 3, 4, 1, 2)  # [g, d, c, k, k]
-        new = torch.where(hidden[:, None, None], value, old)
-        canvas[row[:, None, None], :, :, y, x] = new.permute(0, 3, 4, 1, 2)
-
-    # ----------------------------------------------------------------------------------------------------------- bits
-
-    def window_bits(self, images: Images, top: Int[Tensor, "b"], left: Int[Tensor, "b"]) -> Float[Tensor, "b"]:
-        """Bits per pixel and channel of the K x K window at (top, left) of every image, given its surroundings.
-
-        -log2 of the probability of the true level, averaged over the window. 8 is a uniform guess.
-        """
-        check_fits(images, self.channels, self.patch, "PatchSampler")
-        k = self.patch
-        seen, state = cut_with_state(images, top, left, k)
-        state[:, middle(k), middle(k)] = HIDDEN
-        truth = levels_of(seen[..., middle(k), middle(k)])
-        parts, done = [], 0
-        for logits in self.logits(self.windows(seen, state)):
-            loss = F.cross_entropy(
-                logits.flatten(0, 1), truth[done : done + len(logits)].flatten(0, 1), reduction="none"
-            )
-            parts.append(loss.view(len(logits), -1).mean(1) / math.log(2))
-            done += len(logits)
-        return torch.cat(parts)
 
 
 def levels_of(values: Float[Tensor, "*n"]) -> Int[Tensor, "*n"]:
@@ -323,9 +50,6 @@ def drawn(logits: Float[Tensor, "m c levels k k"], u: Float[Tensor, "m d c k k"]
     level = torch.searchsorted(cumulated, at, right=True).clamp_max(LEVELS - 1)
     m, d, c, k, _ = u.shape
     return (level.to(cumulated) / (LEVELS - 1)).view(m, c, k, k, d).movedim(-1, 1)
-
-
-# ------------------------------------------------------------------------------------------------------------- training
 
 
 class PatchModule(TrainableSampler):
@@ -372,14 +96,32 @@ class PatchModule(TrainableSampler):
                 raise UsageError(f"model.{name} must be at least 1, found {value}")
         if not 0 <= holes <= 1:
             raise UsageError(f"model.holes must lie in [0, 1], found {holes}")
-        self.patch, self.side, self.per_image, self.holes = patch, side, windows, holes
+        self.channels, self.side, self.patch, self.per_image, self.holes = channels, side, patch, windows, holes
         for name, values in zip(("mean", "std"), colour, strict=True):
             self.register_buffer(name, torch.tensor([float(v) for v in values]))
         self.network = PatchNetwork(channels, patch, width, depth, linear)
 
-    def sampler(self, about: str = "") -> Patches:
-        """The network as a sampler."""
-        return Patches(self.network, self.get_buffer("mean"), self.get_buffer("std"), self.patch, about)
+    @property
+    def margin(self) -> int:
+        """Surroundings on each side of the patch: K."""
+        return self.patch
+
+    def sampler(self) -> PatchSampler:
+        """What draws with the network."""
+        return PatchSampler(given=self)
+
+    def windows(self, seen: Float[Tensor, "m c s s"], state: Float[Tensor, "m s s"]) -> Float[Tensor, "m c1 s s"]:
+        """The network's input: normalised pixels and their states.
+
+        Black outside the image; hidden pixels are zero in the patch, and elsewhere have the mean of those that are known.
+        """
+        shape = (1, -1, 1, 1)
+        normal = (seen - self.get_buffer("mean").to(seen).view(shape)) / self.get_buffer("std").to(seen).view(shape)
+        weight = (state > HIDDEN)[:, None].to(seen)
+        mean = (normal * weight).sum((2, 3), keepdim=True) / weight.sum((2, 3), keepdim=True).clamp_min(1)
+        blank = mean.expand_as(normal).clone()
+        blank[..., middle(self.patch), middle(self.patch)] = 0
+        return torch.cat([torch.where((state != HIDDEN)[:, None], normal, blank), state[:, None].to(seen)], dim=1)
 
     def random_windows(
         self, images: Images, hidden: Bool[Tensor, "b s s"], redrawn: Bool[Tensor, "b s s"] | None = None
@@ -398,7 +140,7 @@ class PatchModule(TrainableSampler):
             noisy = (seen + NOISE * torch.randn(seen.shape).to(seen)).clamp(0, 1)
             seen = torch.where(redrawn[:, None], noisy, seen)
             state[redrawn] = DRAWN
-        return self.sampler().windows(seen, state), truth
+        return self.windows(seen, state), truth
 
     def prepare(self, data: Any) -> None:
         """The least-squares prediction, from windows of the training folds of a `FoldData`; once, before the training."""
@@ -453,15 +195,14 @@ class PatchModule(TrainableSampler):
         return self.sampler().window_bits(images, top.to(images.device), left.to(images.device)).mean()
 
 
-# --------------------------------------------------------------------------------------------------------------- filler
-
-
 @dataclass(frozen=True)
 class PatchSampler(WindowFiller):
-    """The filler of a trained PatchSampler (see `Patches.fill`).
+    """Hidden pixels drawn by a trained network given the visible ones, level by level.
+
+    A hidden K x K square costs one pass of the network, whatever the number of draws.
 
     Args:
-        checkpoint, trained_on: see `FittedFiller`.
+        checkpoint, trained_on, given: see `FittedFiller`.
         precision: `float32`, or `bf16` for autocast.
         max_batch: most windows per network pass.
     """
@@ -470,21 +211,71 @@ class PatchSampler(WindowFiller):
     max_batch: int = 256
 
     model = "patch_sampler"
+    kind = PatchModule
+    noun = "PatchSampler"
 
-    @staticmethod
-    def read(file: Path) -> Patches:
-        """The sampler of a `model.ckpt` of `python -m lit_xai.train model=patch_sampler`."""
+    def logits(self, windows: Float[Tensor, "m c1 s s"]) -> Iterator[Float[Tensor, "some c levels k k"]]:
+        """The network's output, chunk by chunk."""
+        module: Any = self.opened.like(windows)
+        for chunk in windows.split(self.max_batch):
+            with torch.inference_mode(), autocast(chunk, self.precision):
+                out = module.network(chunk)
+            yield out.to(windows.dtype)
 
-        def build(found: Saved) -> Patches:
-            node, state = found.model, found.state
-            network = PatchNetwork(found.shape["channels"], node["patch"], node["width"], node["depth"], node["linear"])
-            network.load_state_dict(below(state, "network."))
-            network.eval().requires_grad_(False)
-            return Patches(network, state["mean"], state["std"], node["patch"], found.about)
+    def noise(self, rng: SampleRng, image: int, mask: int, draws: int, tiles: int) -> Float[Tensor, "d t c k k"]:
+        """Uniform numbers for the tiles of one mask of an image."""
+        g = rng.generator("filler", image, mask)
+        return torch.rand(draws, tiles, self.module.channels, self.patch, self.patch, generator=g)
 
-        return rebuilt(file, PatchModule.__name__, PatchSampler.model, build)
+    def fill_tiles(
+        self,
+        canvas: Float[Tensor, "r d c hp wp"],
+        state: Float[Tensor, "r 1 hp wp"],
+        rows: list[int],
+        steps: list[Step],
+        noise: Float[Tensor, "g d c k k"],
+        first: bool,
+    ) -> None:
+        """Fill one tile of each of these rows in place; what is known beside the seen was drawn."""
+        k, device = self.patch, canvas.device
+        lanes = 1 if first else canvas.shape[1]
+        row = torch.tensor(rows, device=device)
+        top, left = (torch.tensor(places, device=device) for places in zip(*(s[:2] for s in steps), strict=True))
+        known = torch.stack([torch.from_numpy(s.known) for s in steps]).to(device)
+        now = cut(state, row, top, left, 3 * k)[:, 0]
+        now = torch.where(known & (now == HIDDEN), DRAWN, now)
 
-    def adapted(self, sampler: Sampler) -> Patches:
-        """The sampler with this filler's precision and batch."""
-        assert isinstance(sampler, Patches)
-        return replace(sampler, precision=self.precision, max_batch=self.max_batch)
+        def each(t: Tensor) -> Tensor:
+            return t if lanes == 1 else t.repeat_interleave(lanes, dim=0)
+
+        lane = torch.arange(lanes, device=device).repeat(len(row))
+        flat = canvas[:, :lanes].flatten(0, 1) if lanes > 1 else canvas[:, 0]
+        seen = cut(flat, each(row) * lanes + lane, each(top), each(left), 3 * k)
+        levels = noise.flatten(0, 1)[:, None] if lanes > 1 else noise  # [passes, draws of a pass, c, k, k]
+        values, done = [], 0
+        for logits in self.logits(self.module.windows(seen, each(now))):
+            values.append(drawn(logits, levels[done : done + len(logits)]))
+            done += len(logits)
+        value = torch.cat(values).view(noise.shape).to(canvas.dtype)
+        along = torch.arange(k, device=device)
+        y, x = (k + top[:, None] + along)[:, :, None], (k + left[:, None] + along)[:, None]
+        hidden = ~known[:, middle(k), middle(k)]
+        old = canvas[row[:, None, None], :, :, y, x].permute(0, 3, 4, 1, 2)  # [g, d, c, k, k]
+        new = torch.where(hidden[:, None, None], value, old)
+        canvas[row[:, None, None], :, :, y, x] = new.permute(0, 3, 4, 1, 2)
+
+    def window_bits(self, images: Images, top: Int[Tensor, "b"], left: Int[Tensor, "b"]) -> Float[Tensor, "b"]:
+        """The mean over the window of -log2 of the probability of the true level."""
+        self.check(images)
+        k = self.patch
+        seen, state = cut_with_state(images, top, left, k)
+        state[:, middle(k), middle(k)] = HIDDEN
+        truth = levels_of(seen[..., middle(k), middle(k)])
+        parts, done = [], 0
+        for logits in self.logits(self.module.windows(seen, state)):
+            loss = F.cross_entropy(
+                logits.flatten(0, 1), truth[done : done + len(logits)].flatten(0, 1), reduction="none"
+            )
+            parts.append(loss.view(len(logits), -1).mean(1) / math.log(2))
+            done += len(logits)
+        return torch.cat(parts)

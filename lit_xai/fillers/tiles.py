@@ -1,25 +1,27 @@
-"""What fillers that are fitted to image windows share: windows to fit on, and the order in which a hole is filled.
-
-Both samplers know p(K x K tile | surroundings). A hole of any shape is filled tile by tile; see `plan`.
-"""
+"""What fillers that are fitted to image windows share: windows to fit on, and how a hole is filled tile by tile."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lit_xai.core import Images
+from lit_xai.core import Images, Keep, Segments
 from lit_xai.errors import UsageError
-from lit_xai.rng import stable_hash
+from lit_xai.fillers.fitted import FittedFiller
+from lit_xai.rng import SampleRng, stable_hash
 
 LEVELS = 256  # of a pixel's value
 READ = 250  # images that are read together
 CHUNK = 1000  # windows that are handled together
+OUTSIDE = -1.0  # state of a pixel beyond the image; 1 = it is visible, 0 = hidden
 
 
 @runtime_checkable
@@ -31,9 +33,6 @@ class ImageSet(Protocol):
     def images(self, indices: Sequence[int]) -> Float[Tensor, "b c h w"]:
         """A batch of images."""
         ...
-
-
-# ------------------------------------------------------------------------------------------------------------- windows
 
 
 def pictures(images: ImageSet | Tensor, indices: Sequence[int]) -> Float[Tensor, "b c h w"]:
@@ -48,20 +47,6 @@ def cut(
     along = torch.arange(side, device=padded.device)
     y, x = top[:, None] + along, left[:, None] + along
     return padded[rows[:, None, None], :, y[:, :, None], x[:, None]].movedim(-1, 1)
-
-
-def check_fits(images: Images, channels: int, patch: int, name: str) -> None:
-    """Refuse images that a sampler of this K was not fitted for."""
-    height, width = images.shape[-2:]
-    if images.shape[1] != channels:
-        raise UsageError(
-            f"this {name} was fitted on images of {channels} channels, found {images.shape[1]}: fit another"
-        )
-    if patch > min(height, width):
-        raise UsageError(
-            f"patch={patch} of this {name} does not fit images of {height} x {width} pixels: "
-            f"fit one with patch <= {min(height, width)}"
-        )
 
 
 def windows(
@@ -138,3 +123,99 @@ def plan(keep: np.ndarray, patch: int, margin: int) -> list[Step]:
             steps.append(Step(top, left, window.copy()))
             tile[:] = True
     return steps
+
+
+@dataclass(frozen=True)
+class WindowFiller(FittedFiller):
+    """A filler that knows p(K x K tile | surroundings), wherever in an image of any size.
+
+    Attributes:
+        noun: what it is called in messages.
+    """
+
+    noun: ClassVar[str]
+
+    @property
+    def patch(self) -> int:
+        """Side K of the windows it was fitted to, pixels."""
+        return self.module.patch
+
+    @property
+    def margin(self) -> int:
+        """Surroundings on each side of a tile, pixels."""
+        return self.module.margin
+
+    def window_side(self) -> int:
+        """K."""
+        return self.patch
+
+    def content(self) -> dict[str, Any]:
+        """K, and the digest of the file."""
+        return {"patch": self.patch, **super().content()}
+
+    @abstractmethod
+    def window_bits(self, images: Images, top: Int[Tensor, "b"], left: Int[Tensor, "b"]) -> Float[Tensor, "b"]:
+        """Bits per pixel and channel of the K x K window at (top, left) of every image, given its surroundings.
+
+        -log2 of the probability of the true level, averaged over the window. 8 is a uniform guess.
+        """
+
+    @abstractmethod
+    def noise(self, rng: SampleRng, image: int, mask: int, draws: int, tiles: int) -> Float[Tensor, "d t c k k"]:
+        """Random numbers for the tiles of one mask of an image."""
+
+    @abstractmethod
+    def fill_tiles(
+        self,
+        canvas: Float[Tensor, "r d c hp wp"],
+        state: Float[Tensor, "r 1 hp wp"],
+        rows: list[int],
+        steps: list[Step],
+        noise: Float[Tensor, "g d c k k"],
+        first: bool,
+    ) -> None:
+        """Fill one tile of each of these rows in place; canvas and state have a margin around the image.
+
+        On the `first` tile of a row its draws still look alike.
+        """
+
+    def check(self, images: Images) -> None:
+        """Refuse images that this K was not fitted for."""
+        (channels, height, width), patch = images.shape[1:], self.patch
+        if channels != self.module.channels:
+            raise UsageError(
+                f"this {self.noun} was fitted on images of {self.module.channels} channels, found {channels}: fit another"
+            )
+        if patch > min(height, width):
+            raise UsageError(
+                f"patch={patch} of this {self.noun} does not fit images of {height} x {width} pixels: "
+                f"fit one with patch <= {min(height, width)}"
+            )
+
+    def __call__(
+        self, images: Images, keep: Keep, rng: SampleRng, draws: int = 1, segments: Segments | None = None
+    ) -> Float[Tensor, "b n d c h w"]:
+        """Hidden pixels drawn given the visible ones; draw d of mask n has noise of its own.
+
+        Any hole is filled, in tiles (see `plan`): a hidden K x K square is one, whatever the number of draws. Later tiles
+        see the earlier, drawn ones. What lies outside of the image is unknown.
+
+        Raises:
+            UsageError: other channels than it was fitted on; a tile larger than the image; draws < 1.
+        """
+        self.check(images)
+        if draws < 1:
+            raise UsageError(f"draws must be at least 1, found {draws}")
+        masks, edge = keep.shape[1], self.margin
+        around, (height, width) = (edge,) * 4, images.shape[-2:]
+        with torch.no_grad():
+            plans = [plan(m, self.patch, edge) for m in keep.flatten(0, 1).cpu().numpy()]
+            noise = [self.noise(rng, *divmod(r, masks), draws, len(p)) for r, p in enumerate(plans)]
+            canvas = F.pad(images, around).repeat_interleave(masks, dim=0)[:, None].repeat(1, draws, 1, 1, 1)
+            state = F.pad(keep.flatten(0, 1)[:, None].to(images), around, value=OUTSIDE)
+            for s in range(max((len(p) for p in plans), default=0)):
+                rows = [r for r, p in enumerate(plans) if s < len(p)]
+                now = torch.stack([noise[r][:, s] for r in rows]).to(images.device)
+                self.fill_tiles(canvas, state, rows, [plans[r][s] for r in rows], now, first=s == 0)
+        out = canvas[..., edge : edge + height, edge : edge + width].unflatten(0, (len(images), masks))
+        return torch.where(keep[:, :, None, None], images[:, None, None], out)

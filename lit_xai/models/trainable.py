@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from lit_xai.core import Filler
 from lit_xai.errors import UsageError
 from lit_xai.rng import stable_hash
 
@@ -42,11 +43,9 @@ class TrainedModule(pl.LightningModule, ABC):
     """What the train command trains, and what it asks of it.
 
     Attributes:
-        is_sampler: it draws images or parts of them, and explains nothing.
         in_one_pass: `prepare` is all of its training.
     """
 
-    is_sampler = False
     in_one_pass = False
 
     def prepare(self, data: Any) -> None:
@@ -172,7 +171,24 @@ class Trainable(TrainedModule):
         return optimizer_steps(batches, self.trainer.max_epochs, self.trainer.accumulate_grad_batches)
 
 
-class TrainableSampler(Trainable):
+class SamplerModule(TrainedModule):
+    """What learns to draw images or parts of them, and explains nothing; a filler draws with it.
+
+    Attributes:
+        channels, side: of its images.
+        about: what it was trained on (`FoldData.about`); empty = not known.
+    """
+
+    channels: int
+    side: int
+    about = ""
+
+    @abstractmethod
+    def sampler(self) -> Filler:
+        """The filler that draws with this module as it is now."""
+
+
+class TrainableSampler(Trainable, SamplerModule):
     """A sampler of images in training: one number says how it does on images it never saw.
 
     Attributes:
@@ -180,7 +196,6 @@ class TrainableSampler(Trainable):
     """
 
     measure: str
-    is_sampler = True
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
