@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from lit_xai.cli.schema import config_dir
 from lit_xai.core import TrainedOn
 from lit_xai.errors import UsageError
+from lit_xai.fillers.fitted import FittedFiller
 from lit_xai.fitting import describe
 from lit_xai.models import resnet18
 from lit_xai.rng import SampleRng
@@ -31,24 +32,28 @@ FOLDER = tempfile.TemporaryDirectory()  # of fitted fillers; removed at the end
 
 
 @functools.cache
-def checkpoint(name: str) -> str:
-    """That of a tiny generator."""
-    g = GENERATORS[name]
-    node = {**g.node, "patch": 3} if "patch" in g.node else g.node
-    module = made(g.module, 1, 16, **{**node, "positions": 1000} if "positions" in node else node)
-    return save(module, Path(FOLDER.name) / f"{name}.ckpt", node)
+def checkpoint(filler: type[FittedFiller]) -> str:
+    """That of a tiny module for a filler that draws with one; of a new one, as its yaml says."""
+    file = CONFIGS / "model" / f"{filler.model}.yaml"
+    known = {g.filler: g.node for g in GENERATORS.values()}
+    node = known.get(filler) or {k: v for k, v in OmegaConf.load(file).items() if k not in ("_target_", "name")}
+    node = {k: {"patch": 3, "positions": 1000}.get(k, v) for k, v in node.items()}
+    return save(made(filler.kind, 1, 16, **node), Path(FOLDER.name) / f"{filler.__name__}.ckpt", node)
 
 
-FITTED = {f"lit_xai.fillers.{g.filler.__name__}": name for name, g in GENERATORS.items()}  # fillers that read one
+def is_fitted(target: Any) -> bool:
+    """Whether a `_target_` is a filler that reads a checkpoint."""
+    kind = get_object(target) if target else None
+    return isinstance(kind, type) and issubclass(kind, FittedFiller)
 
 
 def shrunk(node: Any) -> Any:
     """The yaml's content with smaller counts, and a file for every filler that reads one."""
     if not isinstance(node, dict):
         return node
-    if node.get("_target_") in FITTED:
+    if is_fitted(node.get("_target_")):
         few = {"steps": 2} if "steps" in node else {}
-        return {**node, **few, "checkpoint": checkpoint(FITTED[node["_target_"]])}
+        return {**node, **few, "checkpoint": checkpoint(get_object(node["_target_"]))}
     return {k: min(v, COUNTS[k]) if k in COUNTS and isinstance(v, int) else shrunk(v) for k, v in node.items()}
 
 

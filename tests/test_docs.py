@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -94,20 +95,47 @@ def test_images_outside_the_unit_range_are_refused(tmp_path: Path) -> None:
         explain_folds(torch.nn.Flatten, dataset, {"random": Random()}, k=2, root=tmp_path)
 
 
-def test_a_new_explainer_is_one_file_and_one_yaml(tmp_path: Path) -> None:
+def with_files(folder: Path, files: dict[str, str]) -> Callable[..., str]:
+    """Python in a copy of the package and its configurations, with some more files."""
     for part in ("lit_xai", "configs"):
-        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "lit_xai" / "explainers" / "blurred_gradient.py").write_text(blocks("new_explainer.md", "python")[0])
-    (tmp_path / "configs" / "explainer" / "blurred_gradient.yaml").write_text(blocks("new_explainer.md", "yaml")[0])
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
     def python(*arguments: str) -> str:
         done = subprocess.run(
-            [sys.executable, *arguments], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=240
+            [sys.executable, *arguments], capture_output=True, text=True, cwd=folder, env=environment, timeout=240
         )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         return done.stdout
 
+    return python
+
+
+def contract(name: str) -> list[str]:
+    """The contract tests of one new thing."""
+    tests = str(ROOT / "tests" / "test_contracts.py")
+    return ["-m", "pytest", tests, "-k", name, "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml")]
+
+
+def test_a_new_sampler_is_one_file_and_two_yamls(tmp_path: Path) -> None:
+    model, filler = blocks("new_sampler.md", "yaml")
+    code = blocks("new_sampler.md", "python")[0]
+    files = {"lit_xai/fillers/small_painter.py": code, "configs/model/small_painter.yaml": model}
+    python = with_files(tmp_path, {**files, "configs/filler/small_painter.yaml": filler})
+    small = ["data.train_subset=100", "data.folds=2", "data.size=16", "trainer.max_epochs=1", "model.width=4"]
+    python("-m", "lit_xai.train", "model=small_painter", "fold=0", "logger=none", "progress=false", *small)
+    folder = tmp_path / "checkpoints" / "digits-small_painter" / "fold=0"
+    assert (folder / "quality.csv").read_text().startswith("images,hole_l1")
+    assert (folder / "samples.png").exists()
+    assert "passed" in python(*contract("small_painter"))
+
+
+def test_a_new_explainer_is_one_file_and_one_yaml(tmp_path: Path) -> None:
+    code, node = (blocks("new_explainer.md", kind)[0] for kind in ("python", "yaml"))
+    place = "configs/explainer/blurred_gradient.yaml"
+    python = with_files(tmp_path, {"lit_xai/explainers/blurred_gradient.py": code, place: node})
     assert "|gradient| at a blurred image" in python("-m", "lit_xai.train", "--help")
     small = ["data.train_subset=200", "data.folds=2", "data.probes_per_fold=4", "data.size=16", "model.network.width=4"]
     small += ["trainer.max_epochs=1", "score=[deletion]", "explainer.rise.masks=4", "explainer.smoothgrad.samples=2"]
@@ -125,8 +153,7 @@ def test_a_new_explainer_is_one_file_and_one_yaml(tmp_path: Path) -> None:
     logged = "".join(f.read_text() for f in folder.rglob("metrics.csv"))
     assert "deletion/blurred_gradient" in logged
     assert "mege/blurred_gradient" in logged
-    contract = [str(ROOT / "tests" / "test_contracts.py"), "-k", "blurred_gradient", "-p", "no:cacheprovider"]
-    assert "passed" in python("-m", "pytest", *contract, "-c", str(ROOT / "pyproject.toml"))
+    assert "passed" in python(*contract("blurred_gradient"))
 
 
 def test_a_new_measure_is_one_function(
