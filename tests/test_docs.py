@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -119,17 +121,31 @@ def contract(name: str) -> list[str]:
     return ["-m", "pytest", tests, "-k", name, "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml")]
 
 
-def test_a_new_sampler_is_one_file_and_two_yamls(tmp_path: Path) -> None:
-    model, filler = blocks("new_sampler.md", "yaml")
-    code = blocks("new_sampler.md", "python")[0]
-    files = {"lit_xai/fillers/small_painter.py": code, "configs/model/small_painter.yaml": model}
-    python = with_files(tmp_path, {**files, "configs/filler/small_painter.yaml": filler})
+def test_a_new_sampler_is_one_file_and_two_yamls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import lit_xai.fillers
+
+    from test_contracts import RNG, TestFiller
+    from test_doors import run
+
+    monkeypatch.setattr(lit_xai.fillers, "__path__", [*lit_xai.fillers.__path__, str(tmp_path)])
+    (tmp_path / "small_painter.py").write_text(blocks("new_sampler.md", "python")[0])
+    for group, text in zip(("model", "filler"), blocks("new_sampler.md", "yaml"), strict=True):
+        (tmp_path / "own" / group).mkdir(parents=True)
+        (tmp_path / "own" / group / "small_painter.yaml").write_text(text)
     small = ["data.train_subset=100", "data.folds=2", "data.size=16", "trainer.max_epochs=1", "model.width=4"]
-    python("-m", "lit_xai.train", "model=small_painter", "fold=0", "logger=none", "progress=false", *small)
-    folder = tmp_path / "checkpoints" / "digits-small_painter" / "fold=0"
+    options = [f"--config-dir={tmp_path / 'own'}", "model=small_painter", "fold=0", "logger=none", "progress=false"]
+    run("train", tmp_path, *options, small=small)
+    folder = tmp_path / "digits-small_painter" / "fold=0"
     assert (folder / "quality.csv").read_text().startswith("images,hole_l1")
     assert (folder / "samples.png").exists()
-    assert "passed" in python(*contract("small_painter"))
+    images = torch.rand(5, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    keep = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(3)) < 0.6
+    known = {"file": tmp_path / "own" / "filler" / "small_painter.yaml", "images": images, "keep": keep}
+    assert len(RNG.samples) == len(images)
+    for name, check in vars(TestFiller).items():
+        if name.startswith("test_"):
+            wants = [n for n in inspect.signature(check).parameters if n != "self"]
+            check(TestFiller(), **{n: known[n] for n in wants})
 
 
 def test_a_new_explainer_is_one_file_and_one_yaml(tmp_path: Path) -> None:
