@@ -89,6 +89,12 @@ class Legend:
 C = TypeVar("C", bound="Component")
 
 
+def components_of(thing: Any) -> dict[str, Component]:
+    """The components among the fields of a dataclass, by name; none of anything else."""
+    values = {f.name: getattr(thing, f.name) for f in fields(thing)} if is_dataclass(thing) else {}
+    return {name: value for name, value in values.items() if isinstance(value, Component)}
+
+
 class Component(ABC):  # noqa: B024
     """A frozen dataclass of parameters, other components among them: explainers, scores, fillers, contrasts, segmenters.
 
@@ -103,8 +109,7 @@ class Component(ABC):  # noqa: B024
 
     def components(self) -> dict[str, Component]:
         """The components among its own fields, by name."""
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)} if is_dataclass(self) else {}
-        return {name: value for name, value in values.items() if isinstance(value, Component)}
+        return components_of(self)
 
     def fitted(self: C, trained_on: TrainedOn) -> C:
         """This component, and all inside it, told what the predictor was trained on."""
@@ -309,10 +314,7 @@ MORE = {
 
 def refuse_more_than_a_call(thing: Any, name: str, kind: type[Component]) -> None:
     """Refuse an object that says more of itself without inheriting: nobody would ask it."""
-    inside = (
-        [f.name for f in fields(thing) if isinstance(getattr(thing, f.name), Component)] if is_dataclass(thing) else []
-    )
-    more = sorted(MORE[kind] & set(dir(thing))) + inside
+    more = sorted(MORE[kind] & set(dir(thing))) + list(components_of(thing))
     if more or not callable(thing):
         has = f"has {more[0]}" if more else "cannot be called"
         raise UsageError(f"{name} ({type(thing).__name__}) {has}: let its class inherit lit_xai.core.{kind.__name__}")

@@ -84,7 +84,7 @@ def code_digest(things: Iterable[Any]) -> str:
             members = list(vars(thing).values()) if isinstance(thing, type) else [thing]
             codes = [inspect.unwrap(m).__code__ for m in members if inspect.isfunction(m)]
             text = repr([(c.co_names, c.co_code, [k for k in c.co_consts if not inspect.iscode(k)]) for c in codes])
-        h.update(f"{getattr(thing, '__qualname__', '')}\0{text}\0".encode())
+        h.update(f"{thing.__qualname__}\0{text}\0".encode())
     return h.hexdigest()
 
 

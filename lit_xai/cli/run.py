@@ -110,7 +110,7 @@ class Run:
             with self.interruption.listening():
                 yield
         except Interrupted as e:
-            if getattr(rank_zero_only, "rank", 0) == 0:
+            if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
                 then = requeue() if e.number == signal.SIGUSR1 else "run the same command to go on"
                 print(f"{e}; {then}", flush=True)
             raise SystemExit(128 + e.number) from None

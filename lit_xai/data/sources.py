@@ -85,7 +85,7 @@ def fetch(kind: str, root: str) -> None:
 
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            getattr(torchvision.datasets, kind)(root=root, download=True)
+            vars(torchvision.datasets)[kind](root=root, download=True)
     except Exception as e:
         raise UsageError(f"{kind} could not be downloaded to {root} ({type(e).__name__}): fetch it by hand") from None
 

@@ -123,10 +123,10 @@ def begun(job: Job, name: str = "*") -> bool:
 
 def setting(name: str, thing: Any, height: int, width: int) -> str | None:
     """The option of an explainer or score that brings its passes down to about a quarter; None where none halves them."""
-    known = {f.name for f in fields(thing)} if is_dataclass(thing) else set()
+    known = {f.name: vars(thing)[f.name] for f in fields(thing)} if is_dataclass(thing) else {}
     now = sum(thing.passes(height, width))
     for count in (n for n in COUNTS if n in known):
-        value = getattr(thing, count)
+        value = known[count]
         if not isinstance(value, int):
             continue
         cheaper = {"stride": [value * 2**i for i in range(1, 7)], "step": [4 * (value or max(height, width))]}

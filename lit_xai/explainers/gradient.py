@@ -35,7 +35,7 @@ def reduce_channels(attribution: Images, how: str) -> Maps:
     if how == "max":
         return attribution.amax(dim=1)
     if how in ("mean", "sum"):
-        return getattr(attribution, how)(dim=1)
+        return attribution.mean(dim=1) if how == "mean" else attribution.sum(dim=1)
     raise UsageError(f"channels must be mean, max or sum, found {how!r}")
 
 

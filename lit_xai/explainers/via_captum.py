@@ -73,10 +73,10 @@ class Captum(Explainer):
         """The captum object for this model."""
         import captum.attr
 
-        kind = getattr(captum.attr, self.method, None)
-        if kind is None or not hasattr(kind, "attribute"):
-            known = ", ".join(n for n in sorted(dir(captum.attr)) if hasattr(getattr(captum.attr, n), "attribute"))
-            raise UsageError(f"captum has no attribution {self.method!r}; it has: {known}")
+        known = {n: k for n, k in vars(captum.attr).items() if isinstance(k, type) and "attribute" in dir(k)}
+        kind = known.get(self.method)
+        if kind is None:
+            raise UsageError(f"captum has no attribution {self.method!r}; it has: {', '.join(sorted(known))}")
         if not isinstance(model, nn.Module):
             raise UsageError(f"captum's {self.method} needs a torch.nn.Module, found a plain function")
         if self.method in UNRELIABLE_ON_RESIDUAL and is_residual(model):

@@ -100,7 +100,12 @@ class Tracer(fx.Tracer):
 def pixelwise(m: nn.Module) -> bool:
     """Whether a layer is one of deel-torchlip's activations over channels."""
     known = type(m).__name__ in EACH_BY_NAME and type(m).__module__.startswith("deel.")
-    return known and getattr(m, "_dim", None) in (None, 1)
+    return known and vars(m).get("_dim") in (None, 1)
+
+
+def in_place(module: nn.Module | None) -> bool:
+    """Whether a layer writes its result into its input."""
+    return bool(vars(module).get("inplace", False)) if module is not None else False
 
 
 def refusals(model: Any) -> None:
@@ -159,7 +164,8 @@ class Network:
         self.plans: dict[Any, Plan] = {}
         for node in graph.nodes:
             if node.op == "output":
-                self.output = self.renamed.get(getattr(node.args[0], "name", ""), getattr(node.args[0], "name", ""))
+                name = node.args[0].name if isinstance(node.args[0], fx.Node) else ""
+                self.output = self.renamed.get(name, name)
                 if not self.output:
                     raise NotIncremental("it returns more than one tensor")
             elif node.op == "get_attr":
@@ -205,7 +211,7 @@ class Network:
         """
         method = str(node.target) if node.op == "call_method" else ""
         name = method or getattr(node.target, "__name__", "")
-        changes = getattr(module, "inplace", False) or node.kwargs.get("inplace") or node.target in IN_PLACE
+        changes = in_place(module) or node.kwargs.get("inplace") or node.target in IN_PLACE
         changes = changes or method in ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__")
         changes = changes or (name.endswith("_") and not name.endswith("__") and not hasattr(operator, name))
         if "out" in node.kwargs:
@@ -213,7 +219,7 @@ class Network:
         if changes:
             self.check_alone(node, node.args[0])
         if module is not None:
-            if getattr(module, "inplace", False):
+            if in_place(module):
                 module = type(module).__new__(type(module))
                 module.__dict__.update(self.model.get_submodule(str(node.target)).__dict__)
                 module.inplace = False  # type: ignore[assignment]
@@ -248,7 +254,7 @@ class Network:
         """Whether a value may lie in the memory of what it was computed from."""
         if node.op == "call_module":
             module = self.model.get_submodule(str(node.target))
-            return getattr(module, "inplace", False) or not isinstance(module, FRESH_MODULES)
+            return in_place(module) or not isinstance(module, FRESH_MODULES)
         if node.op == "call_method":
             return node.target not in FRESH_METHODS
         fresh = node.target in FRESH_FUNCTIONS or (node.target is getattr and node.args[1] != "T")

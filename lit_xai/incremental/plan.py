@@ -131,7 +131,7 @@ def seconds_of(step: Step, shapes: dict[str, tuple[int, ...]], rows: int, costs:
     name, work = step.work
     values = math.prod(step.shape) if step.shape else 0
     read = sum(math.prod(shapes[n]) for n in step.inputs if shapes.get(n))
-    total = work * (values if step.kind == "sliding" else 1) / getattr(costs, name)
+    total = work * (values if step.kind == "sliding" else 1) / vars(costs)[name]
     return costs.call + rows * (total + 4.0 * (values + read) / costs.memory)
 
 
@@ -143,7 +143,7 @@ def carried_seconds(
         return 0.0
     name, work = step.work
     values = step.shape[1] * math.prod(side)
-    total = work * (values if step.kind == "sliding" else 0) / getattr(costs, name)
+    total = work * (values if step.kind == "sliding" else 0) / vars(costs)[name]
     picked = 0.0
     if step.sliding is not None:
         around = [

@@ -69,7 +69,7 @@ class MuFidelity(Score):
             raise UsageError(f"muFidelity's definition must be default, paper or xplique, found {self.definition!r}")
         share, grid, correlation = (0.2, 9, "spearman") if self.definition == "xplique" else (0.15, 0, "pearson")
         for name, value in (("share", share), ("grid", grid), ("correlation", correlation)):
-            if getattr(self, name) is None:
+            if vars(self)[name] is None:
                 object.__setattr__(self, name, value)
         if self.correlation not in ("pearson", "spearman"):
             raise UsageError(f"muFidelity's correlation must be pearson or spearman, found {self.correlation!r}")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
@@ -89,7 +90,12 @@ class Trainable(TrainedModule):
     @property
     def seed(self) -> int:
         """The run's seed."""
-        return getattr(getattr(self.trainer, "datamodule", None), "seed", 0)
+        return 0 if self.data is None else self.data.seed
+
+    @property
+    def data(self) -> Any:
+        """The trainer's LightningDataModule; None where it was given loaders."""
+        return vars(self.trainer).get("datamodule")
 
     def on_train_batch_start(self, batch: Any, index: int) -> None:
         """Randomness of an epoch belongs to (seed, epoch, rank), so that a resumed run equals an undisturbed one.
@@ -128,7 +134,7 @@ class Trainable(TrainedModule):
 
     def refuse(self, what: str) -> None:
         """Stop, and say what was saved last."""
-        saved = [str(getattr(c, "best_model_path", "")) for c in self.trainer.checkpoint_callbacks]
+        saved = [c.best_model_path for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
         path = next((p for p in saved if p), str(self.trainer.ckpt_path or ""))
         last = f"the last good checkpoint is {path}" if path else "no epoch was complete"
         raise UsageError(f"{what}: lower model.lr={self.lr} or set {self.clipping}; {last}")
@@ -164,10 +170,9 @@ class Trainable(TrainedModule):
 
         Lightning's own estimate starts the first epoch's loader before a resumed run knows its epoch.
         """
-        data = getattr(self.trainer, "datamodule", None)
-        if data is None or not self.trainer.max_epochs or self.trainer.max_epochs < 0:
+        if self.data is None or not self.trainer.max_epochs or self.trainer.max_epochs < 0:
             return max(1, int(self.trainer.estimated_stepping_batches))
-        batches = len(data.train_dataloader())
+        batches = len(self.data.train_dataloader())
         return optimizer_steps(batches, self.trainer.max_epochs, self.trainer.accumulate_grad_batches)
 
 

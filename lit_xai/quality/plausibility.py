@@ -266,8 +266,8 @@ def distances(
     for name, value in values.items():
         out[name] = finish(value, 2 * value - torch.tensor(replicates[name], dtype=real.dtype), samples=n, reason=few)
         out[name].value = float(out[name].draws.mean())
-        for key in ("value", "low", "high"):
-            setattr(out[name], key, max(getattr(out[name], key), 0.0))  # in this order NaN stays NaN
+        e = out[name]
+        e.value, e.low, e.high = (max(v, 0.0) for v in (e.value, e.low, e.high))  # in this order NaN stays NaN
     return out
 
 

@@ -65,7 +65,7 @@ def wandb_logger(
         mode=mode,
         resume="allow" if mode == "online" else None,
     )
-    if getattr(rank_zero_only, "rank", 0) != 0:
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         return WandbLogger(offline=True, save_dir=str(folder))  # never started: only rank 0 logs
     import wandb
 
