@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lit_xai.errors import UsageError
+from lit_xai.errors import UsageError, at_least
 from lit_xai.models.trainable import check_choice
 
 NOISES = ("cosine", "linear")
@@ -64,8 +64,7 @@ def signal(noise: str = "cosine", steps: int = 1000) -> Float[Tensor, "t"]:
     deterministic steps back from a signal of 1e-9 would enlarge every error of the network a thousandfold.
     """
     check_choice(noise, NOISES, "noise")
-    if steps < 1:
-        raise UsageError(f"model.noise_steps must be at least 1, found {steps}")
+    at_least(1, "model.", noise_steps=steps)
     if noise == "linear":
         scale = 1000 / steps
         betas = torch.linspace(1e-4 * scale, 0.02 * scale, steps, dtype=torch.float64).clamp_max(0.999)

@@ -131,8 +131,7 @@ def checked_schedule(scheduler: Any, file: Path) -> tuple[Tensor, str]:
     Raises:
         UsageError: a schedule of another kind, or one that ends in noise alone.
     """
-    signal = getattr(scheduler, "alphas_cumprod", None)
-    predicts = getattr(scheduler.config, "prediction_type", None)
+    signal, predicts = vars(scheduler).get("alphas_cumprod"), scheduler.config.get("prediction_type")
     kind = type(scheduler).__name__
     if signal is None or predicts is None:
         raise UsageError(f"{file} is a {kind}, whose steps are not DDIM's: name a model with a DDPM or DDIM schedule")

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lit_xai.core import Images
-from lit_xai.errors import UsageError
+from lit_xai.errors import UsageError, at_least
 from lit_xai.fillers.generative import GenerativeFiller, normal
 from lit_xai.models.trainable import TrainableSampler
 from lit_xai.rng import stable_hash
@@ -202,9 +202,7 @@ class FlowModule(TrainableSampler):
         optimizer: str = "adamw",
     ) -> None:
         super().__init__(lr, weight_decay, schedule, optimizer)
-        for name, value in (("levels", levels), ("steps", steps), ("width", width)):
-            if value < 1:
-                raise UsageError(f"model.{name} must be at least 1, found {value}")
+        at_least(1, "model.", levels=levels, steps=steps, width=width)
         if side % 2**levels:
             most = (side & -side).bit_length() - 1
             advice = f"set model.levels={most} or less" if most else "set data.size= to an even number"

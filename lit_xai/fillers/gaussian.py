@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lit_xai.core import Images
-from lit_xai.errors import UsageError
+from lit_xai.errors import UsageError, share
 from lit_xai.fillers.tiles import LEVELS, ImageSet, Step, WindowFiller, cut, pictures, windows
 from lit_xai.models.trainable import SamplerModule
 from lit_xai.rng import SampleRng, stable_hash
@@ -94,8 +94,7 @@ def moments(
         raise UsageError(
             f"margin={margin} around patch={patch} does not fit images of {height} x {width}: choose 0..{most}"
         )
-    if not 0 <= shrinkage <= 1:
-        raise UsageError(f"shrinkage must lie in [0, 1], found {shrinkage}")
+    share(shrinkage=shrinkage)
     side = patch + 2 * margin
     size = channels * side**2
     if positions <= size and (positions < 2 or shrinkage == 0):

@@ -15,7 +15,7 @@ from torch import Tensor
 from lit_xai.cache import Cache, digest, nbytes
 from lit_xai.calls import per_call
 from lit_xai.core import Images, Keep, Segments
-from lit_xai.errors import UsageError
+from lit_xai.errors import UsageError, at_least
 from lit_xai.fillers.fitted import FittedFiller
 from lit_xai.fitting import describe
 from lit_xai.rng import SampleRng
@@ -40,8 +40,7 @@ class GenerativeFiller(FittedFiller):
     paints = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.max_batch, int) or self.max_batch < 1:
-            raise UsageError(f"max_batch must be at least 1, found {self.max_batch}")
+        at_least(1, max_batch=self.max_batch)
 
     def encode(self, images: Images) -> Float[Tensor, "b ..."]:
         """What all draws from an image share, for `max_batch` images; of a painter nothing: every mask is another input."""
@@ -138,8 +137,7 @@ class Prepared:
         self, rows: list[int], keep: Bool[Tensor, "r n h w"], rng: SampleRng, draws: int = 1
     ) -> Float[Tensor, "r n d c h w"]:
         """Row t is image `rows[t]` under its masks `keep[t]`; its noise is that of row t of `rng`."""
-        if draws < 1:
-            raise UsageError(f"draws must be at least 1, found {draws}")
+        at_least(1, draws=draws)
         masks, each = keep.shape[1], 1 if self.filler.deterministic else draws
         jobs = list(product(range(len(rows)), range(masks), range(each)))
         noise = [rng.generator("filler", r, n * draws + d) for r, n, d in jobs]

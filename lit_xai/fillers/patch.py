@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lit_xai.calls import autocast
 from lit_xai.core import Images
-from lit_xai.errors import UsageError
+from lit_xai.errors import UsageError, at_least, share
 from lit_xai.fillers.patch_network import DRAWN, HIDDEN, SEEN, PatchNetwork, cut_with_state, middle
 from lit_xai.fillers.tiles import LEVELS, Step, WindowFiller, cut
 from lit_xai.models.trainable import TrainableSampler
@@ -91,11 +91,8 @@ class PatchModule(TrainableSampler):
         super().__init__(lr, weight_decay, schedule, optimizer)
         if not 1 <= patch <= side:
             raise UsageError(f"model.patch={patch} does not fit images of {side} x {side} pixels: choose 1..{side}")
-        for name, value in (("width", width), ("depth", depth), ("windows", windows)):
-            if value < 1:
-                raise UsageError(f"model.{name} must be at least 1, found {value}")
-        if not 0 <= holes <= 1:
-            raise UsageError(f"model.holes must lie in [0, 1], found {holes}")
+        at_least(1, "model.", width=width, depth=depth, windows=windows)
+        share("model.", holes=holes)
         self.channels, self.side, self.patch, self.per_image, self.holes = channels, side, patch, windows, holes
         for name, values in zip(("mean", "std"), colour, strict=True):
             self.register_buffer(name, torch.tensor([float(v) for v in values]))

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lit_xai.core import Images, Keep, Segments
-from lit_xai.errors import UsageError
+from lit_xai.errors import UsageError, at_least
 from lit_xai.fillers.fitted import FittedFiller
 from lit_xai.rng import SampleRng, stable_hash
 
@@ -204,8 +204,7 @@ class WindowFiller(FittedFiller):
             UsageError: other channels than it was fitted on; a tile larger than the image; draws < 1.
         """
         self.check(images)
-        if draws < 1:
-            raise UsageError(f"draws must be at least 1, found {draws}")
+        at_least(1, draws=draws)
         masks, edge = keep.shape[1], self.margin
         around, (height, width) = (edge,) * 4, images.shape[-2:]
         with torch.no_grad():

@@ -90,7 +90,7 @@ class Trainable(TrainedModule):
     @property
     def seed(self) -> int:
         """The run's seed."""
-        return 0 if self.data is None else self.data.seed
+        return 0 if self.data is None else vars(self.data).get("seed", 0)
 
     @property
     def data(self) -> Any:

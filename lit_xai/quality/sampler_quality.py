@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from lit_xai.calls import check_batch, check_classes, row_chunks
 from lit_xai.core import Filler, Images, Model, Segments, Targets
-from lit_xai.errors import UsageError
+from lit_xai.errors import UsageError, at_least
 from lit_xai.fillers.generative import forget
 from lit_xai.fillers.refill import Refill
 from lit_xai.metrics.statistics import RESAMPLES, Estimate, difference, finish, mean_estimate, resamples
@@ -332,5 +332,4 @@ def check_request(images: Images, real: Float[Tensor, "r c h w"], fillers: Mappi
     for what, given in (("images", images), ("other real images", real)):
         if len(given) < LEAST:
             raise UsageError(f"samplers are compared on at least {LEAST} {what}, found {len(given)}: give more")
-    if draws < 1:
-        raise UsageError(f"draws must be at least 1, found {draws}")
+    at_least(1, draws=draws)
