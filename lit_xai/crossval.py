@@ -29,7 +29,7 @@ from lit_xai.report.summary import Summary
 from lit_xai.rng import stable_hash
 from lit_xai.store.files import load_weights, read_checkpoint, save_weights
 from lit_xai.store.fold import FoldStore, MapReader, common_samples, differences
-from lit_xai.store.names import DISAGREEMENTS, RANDOM
+from lit_xai.store.names import DECISIONS, DISAGREEMENTS, RANDOM
 from lit_xai.store.plans import LIBRARY, plan_text
 
 Train = Callable[[nn.Module, Dataset, int], None]
@@ -141,7 +141,13 @@ def explain_folds(
         "target": "label",
     }
 
-    def job(fold: int, kind: str, samples: Int[Tensor, "p"], extra: Mapping[str, Any] | None = None) -> engine.Job:
+    def job(
+        fold: int,
+        kind: str,
+        samples: Int[Tensor, "p"],
+        classes: Int[Tensor, "p"],
+        extra: Mapping[str, Any] | None = None,
+    ) -> engine.Job:
         store = FoldStore(Path(root) / f"fold={fold}")
         module = trained(make_module, dataset, split, fold, store, train, trainer or {}, seed, training_batch)
         model = predictor_of(module)
@@ -153,7 +159,7 @@ def explain_folds(
             model=model,
             images=images,
             samples=samples,
-            targets=split.label(samples),
+            targets=classes,
             store=store,
             shared={**shared, **(extra or {})},
             trained_on=TrainedOn(colour, fold, len(split.training(fold)), about, tuple(images.images([0])[0].shape)),
@@ -175,18 +181,21 @@ def explain_folds(
     for fold in range(k):
         plan(fold, RANDOM, len(probes))
     for fold in range(k):
-        work = job(fold, RANDOM, probes)
+        work = job(fold, RANDOM, probes, split.label(probes))
         engine.predictions_of(work, split, fold, progress=progress)
         engine.explain(work, methods, scores, progress=progress)
     ensemble = Ensemble(root, seed)
     found = Disagreements.find(ensemble.split, ensemble.correct, cap)
+    passes: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}  # samples, and the class that their maps explain
     for fold in range(k):
-        mine = found.samples[found.concerned[:, fold]]
-        plan(fold, DISAGREEMENTS, len(mine))
-    for fold in range(k):
-        mine = found.samples[found.concerned[:, fold]]
+        mine, says = found.samples[found.concerned[:, fold]], ensemble.predictions[fold]
+        passes[fold, DISAGREEMENTS] = mine, split.label(mine)
+        passes[fold, DECISIONS] = says.wrong_of(mine), says.of(says.wrong_of(mine))
+    for (fold, kind), (mine, _) in passes.items():
+        plan(fold, kind, len(mine))
+    for (fold, kind), (mine, classes) in passes.items():
         if len(mine):
-            engine.explain(job(fold, DISAGREEMENTS, mine, {"cap": cap}), methods, {}, progress=progress)
+            engine.explain(job(fold, kind, mine, classes, {"cap": cap}), methods, {}, progress=progress)
     summary = summarise(Ensemble(root, seed), list(methods), distance, progress=progress)
     page.write(summary, Path(root))
     return summary

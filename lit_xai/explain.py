@@ -48,28 +48,38 @@ def explain(run: Any) -> None:
         )
     run.require_trained()
     run.check_folder()
-    first, *after = run.reports()
-    if not isinstance(first, Explain):
-        check(run, first)
+    reports = run.reports()
+    passes = [r for r in reports if isinstance(r, Explain)]
+    if not passes:
+        check(run, reports[0])
         return
     module = run.load()
-    tasks = first.tasks(module.predictor(), run.data, run.device)
-    if run.complete(first, tasks) and not run.fillers and not run.cfg.curves:
+    tasks = [p.tasks(module.predictor(), run.data, run.device) for p in passes]
+    every = list(zip(passes, tasks, strict=True))
+    if all(run.complete(p, t) for p, t in every) and not run.fillers and not run.cfg.curves:
         if not run.cfg.dry_run:
-            first.write_plans(len(tasks.job.samples))
+            for p, t in every:
+                p.write_plans(len(t.job.samples))
         say(f"{run.store.root} is complete: nothing to do")
         summarise(run)
         return
-    say(f"{run.name} fold {run.cfg.fold} of {run.cfg.data.folds}, {first.probes} probes -> {run.store.root}")
-    say_costs(run, engine.plan(tasks, bool(run.cfg.progress)))
+    say(f"{run.name} fold {run.cfg.fold} of {run.cfg.data.folds}, {passes[0].probes} probes -> {run.store.root}")
+    if len(passes) > 1 and tasks[1] and not tasks[0]:
+        say(
+            f"the maps of labels are there; {sum(len(t.shard) for t in tasks[1])} of what this predictor wrongly says are new"
+        )
+    say_costs(run, engine.plan(*tasks, progress=bool(run.cfg.progress)))
     if run.cfg.dry_run:
         return
     run.claim()
     with run.launched(module) as on:
-        first.run(on, tasks)
-        for report in after:
+        for p, t in every:
+            p.write_plans(len(t.job.samples))
+        for p, t in every:
+            p.run(on, t)
+        for report in reports[len(passes) :]:
             report.run(on)
-        say(f"done: {first.written} shards written to {run.store.root}")
+        say(f"done: {sum(p.written for p in passes)} shards written to {run.store.root}")
     if on.rank == 0:
         summarise(run)
 

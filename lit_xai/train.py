@@ -177,7 +177,7 @@ def announce(run: Any, module: Any, first: Any, tasks: Any, trained: bool) -> No
         if isinstance(first, Explain):
             if tasks is None:  # of a copy: this must not touch what will be trained
                 tasks = first.tasks(copy.deepcopy(module).predictor(), run.data, run.device, checkpoint="")
-            plan = engine.plan(tasks, bool(run.cfg.progress))
+            plan = engine.plan(tasks, progress=bool(run.cfg.progress))
     if training is not None:
         say(f"train: {training}")
         if training.steps < FEW:

@@ -30,8 +30,11 @@ def test_its_maps_are_reused(old: Path, probes: str) -> None:
     before = {f: f.read_bytes() for f in old.rglob("*.safetensors")}
     for fold in (0, 1):
         done = run("explain", Path("checkpoints"), f"fold={fold}", f"probes={probes}", "logger=none", small=NAMED)
-        assert "is complete: nothing to do" in done.stdout
-    assert {f: f.read_bytes() for f in old.rglob("*.safetensors")} == before
+        if probes == "random" or fold == 1:  # the predictor of fold 1 is right on the one disagreement
+            assert "is complete: nothing to do" in done.stdout
+        else:
+            assert "the maps of labels are there; 5 of what this predictor wrongly says are new" in done.stdout
+    assert {f: f.read_bytes() for f in before} == before
 
 
 def test_its_predictors_are_not_trained_again(old: Path) -> None:

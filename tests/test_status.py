@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from lit_xai.cluster.heartbeat import DEAD, Heartbeat, alive
 from lit_xai.cluster.status import status
-from lit_xai.store.names import DISAGREEMENTS, RANDOM, shard_paths
+from lit_xai.store.names import DECISIONS, DISAGREEMENTS, RANDOM, shard_paths
 from lit_xai.store.plans import plan_text
 
 from test_doors import ENVIRONMENT, ROOT, run, shards
@@ -115,7 +115,7 @@ def test_a_score_that_one_fold_got_later_is_missing_in_the_others_until_the_comm
 
 
 def test_a_fold_that_is_not_there_is_trained_by_the_command_shown(folder: Path) -> None:
-    before = {k: v for k, v in files(folder).items() if DISAGREEMENTS not in k}
+    before = {k: v for k, v in files(folder).items() if DISAGREEMENTS not in k and DECISIONS not in k}
     shutil.rmtree(folder / "fold=1")
     found = status(folder)
     assert found.folds == {0: "trained", 1: "absent"}
@@ -124,7 +124,7 @@ def test_a_fold_that_is_not_there_is_trained_by_the_command_shown(folder: Path) 
     assert train.startswith("python -m lit_xai.train ")
     assert train.endswith("fold=1")
     obey(folder)
-    assert {k: v for k, v in files(folder).items() if DISAGREEMENTS not in k} == before
+    assert {k: v for k, v in files(folder).items() if DISAGREEMENTS not in k and DECISIONS not in k} == before
     assert status(folder).complete
 
 
@@ -134,7 +134,7 @@ def test_folds_that_are_only_trained_are_explained_by_the_command_shown(finished
     assert not found.complete
     assert [c.split()[2] for c in found.commands] == ["lit_xai.explain"] * 2
     obey(tmp_path / NAME)
-    expected = {k: v for k, v in files(finished / NAME).items() if DISAGREEMENTS not in k}
+    expected = {k: v for k, v in files(finished / NAME).items() if DISAGREEMENTS not in k and DECISIONS not in k}
     assert files(tmp_path / NAME) == expected
 
 

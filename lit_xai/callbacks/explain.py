@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,10 +22,11 @@ from lit_xai.report.dashboard import Dashboard
 from lit_xai.report.ensemble import Ensemble
 from lit_xai.store.files import write_csv
 from lit_xai.store.fold import FoldStore, MapReader, Predictions
-from lit_xai.store.names import DISAGREEMENTS, RANDOM
+from lit_xai.store.names import DECISIONS, DISAGREEMENTS, RANDOM
 from lit_xai.store.plans import plan_text
 from lit_xai.store.shards import Stamp, stamp_of
 
+PASSES = {"random": RANDOM, "disagreements": DISAGREEMENTS, "decisions": DECISIONS}
 SHOWN = 10_000  # rows of the table on the dashboard; the file has them all
 
 
@@ -49,7 +49,8 @@ class Explain(Report):
     Args:
         explainers, scores: by name.
         store: where results go.
-        probes: `random` or `disagreements`.
+        probes: `random`; `disagreements`, for their labels; or `decisions`, the disagreements on which this predictor is wrong, for
+            the classes that it says (a pass of its own where `target` is the label).
         seed: of all noise.
         batch_size, shard_size: images per explainer call, probes per file.
         target: the class a map explains: `label` or `prediction`.
@@ -76,7 +77,7 @@ class Explain(Report):
         command: tuple[str, Sequence[str]] = ("explain", ()),
         nodes: Mapping[str, Any] | None = None,
     ) -> None:
-        if probes not in ("random", "disagreements"):
+        if probes not in PASSES:
             raise UsageError(f"probes must be random or disagreements, found {probes!r}")
         if target not in ("label", "prediction"):
             raise UsageError(f"target must be label or prediction, found {target!r}")
@@ -89,7 +90,7 @@ class Explain(Report):
     @property
     def kind(self) -> str:
         """The store's folder."""
-        return RANDOM if self.probes == "random" else DISAGREEMENTS
+        return PASSES[self.probes]
 
     def job(
         self,
@@ -102,8 +103,10 @@ class Explain(Report):
         """The predictor and the probes of this pass; see `classes`."""
         target = self.target if data.source.labelled else "prediction"
         samples, shared = data.probes, {**data.shared(), "target": target}
-        if self.kind == DISAGREEMENTS:
+        if self.kind != RANDOM:
             samples, shared = self.disagreements(data), {**shared, "cap": self.cap}
+        if self.kind == DECISIONS and predictions is not None:  # all folds' predictions are there
+            samples = predictions.wrong_of(samples)
         return Job(
             model=model,
             images=data.source.train,
@@ -124,7 +127,8 @@ class Explain(Report):
     def classes(self, samples: Tensor, data: FoldData, predictions: Predictions | None) -> Tensor:
         """The class that each map explains; what is not predicted yet counts as 0."""
         predicted = torch.zeros_like(samples) if predictions is None else predictions.of(samples)
-        return explained_classes(self.target, data.split.label(samples), lambda: predicted)
+        target = "prediction" if self.kind == DECISIONS else self.target
+        return explained_classes(target, data.split.label(samples), lambda: predicted)
 
     def disagreements(self, data: FoldData) -> Tensor:
         """Those that this fold's predictor explains.
@@ -172,9 +176,10 @@ class Explain(Report):
         job = self.job(on.model, on.data, on.device, self.known_predictions()) if tasks is None else tasks.job
         predictions = engine.predictions_of(job, on.data.split, on.data.fold, on.rank, on.world, show)
         on.barrier("predictions")
-        classes = self.classes(job.samples, on.data, predictions)
-        if tasks is None or not torch.equal(classes, job.targets):
-            tasks = Tasks.of(dataclasses.replace(job, targets=classes), self.explainers, self.scores, self.part)
+        now = self.job(job.model, on.data, on.device, predictions, job.checkpoint)
+        same = torch.equal(now.samples, job.samples) and torch.equal(now.targets, job.targets)
+        if tasks is None or not same:
+            tasks = Tasks.of(now, self.explainers, self.scores, self.part)
         if on.rank == 0:
             self.write_plans(len(tasks.job.samples))
             alive(self.store.root, remove=True)

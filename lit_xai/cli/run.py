@@ -216,21 +216,9 @@ class Run:
                 self.explainers, self.store, ways, self.of_random_labels, batch_size=c.batch_size, **number
             )
             return [check]
-        explain = Explain(
-            self.explainers,
-            self.scores,
-            self.store,
-            probes=c.get("probes", "random"),
-            seed=c.seed,
-            batch_size=c.batch_size,
-            shard_size=c.shard_size,
-            target=c.target,
-            cap=c.cap,
-            part=c.get("part", "0/1"),
-            progress=c.progress,
-            command=(self.job_type, self.overrides),
-            nodes=plain(c.get("explainer") or {}),
-        )
+        explain = self.explain(c.get("probes", "random"))
+        if explain.probes == "disagreements" and c.target == "label" and self.data.source.labelled:
+            return [explain, self.explain("decisions")]
         if explain.probes != "random":
             return [explain]
         after: list[Report] = [Gallery(self.store, self.explainers)]
@@ -241,6 +229,25 @@ class Run:
         if c.get("curves"):
             after.append(Curves(self.store, list(self.explainers), self.scores, c.target, c.seed, c.batch_size))
         return [explain, *after]
+
+    def explain(self, probes: str) -> Explain:
+        """The pass over these probes."""
+        c = self.cfg
+        return Explain(
+            self.explainers,
+            self.scores,
+            self.store,
+            probes=probes,
+            seed=c.seed,
+            batch_size=c.batch_size,
+            shard_size=c.shard_size,
+            target=c.target,
+            cap=c.cap,
+            part=c.get("part", "0/1"),
+            progress=c.progress,
+            command=(self.job_type, self.overrides),
+            nodes=plain(c.get("explainer") or {}),
+        )
 
     def logger(self) -> Any:
         """The dashboard's logger (nothing on other ranks: Lightning sees to that)."""
@@ -331,7 +338,7 @@ class Run:
         """Whether a part has nothing left to do; the table of all parts is whose shards end last, or whoever comes next."""
         if tasks or not self.store.predictions_file.exists():
             return False
-        return explain.probes == "disagreements" or self.table.exists() or not tasks.others_finished()
+        return explain.probes != "random" or self.table.exists() or not tasks.others_finished()
 
     def require_trained(self) -> None:
         """Refuse a fold that is not trained yet."""

@@ -22,7 +22,9 @@ from typing import Any
 from lit_xai.cluster.heartbeat import Beat, alive
 from lit_xai.errors import DamagedFile, UsageError
 from lit_xai.store.names import (
+    DECISIONS,
     DISAGREEMENTS,
+    KINDS,
     PREDICTIONS,
     RANDOM,
     explainers_in,
@@ -105,7 +107,7 @@ class Status:
 
     def __str__(self) -> str:
         lines = [f"{self.folder}: {'complete' if self.complete else 'incomplete'}", ""]
-        titles = {RANDOM: "random probes", DISAGREEMENTS: "disagreements"}
+        titles = {RANDOM: "random probes", DISAGREEMENTS: "disagreements", DECISIONS: "wrong decisions on them"}
         names = [e for rows in self.counts.values() for e in rows]
         first = max(map(len, [*names, *titles.values()]), default=0)
         cells = {f: f"fold {f}" for f in self.folds}
@@ -152,7 +154,7 @@ def status(folder: Path, said: Mapping[Path, Said] = MappingProxyType({})) -> St
         if folds[f] in UNTRAINED and any(b.task == "train" for b in beats):
             folds[f] = "training"
     counts: dict[str, dict[str, dict[int, Count]]] = {}
-    for kind in (RANDOM, DISAGREEMENTS):
+    for kind in KINDS:
         planned = {p.stem for path in paths.values() for p in (path / PLANS / kind).glob("*.json") if is_name(p.stem)}
         names = planned.union(*(explainers_in(path / kind) for path in paths.values()))
         sizes = {f: read_size(paths.get(f), kind) for f in folds} if names else {}
@@ -289,7 +291,7 @@ def commands(found: Status) -> list[str]:
             for text, names in groups.items():
                 plan = json.loads(text)
                 more = [f"explainer=[{','.join(names)}]"] if not plan else []
-                more += ["probes=disagreements"] if kind == DISAGREEMENTS else []
+                more += ["probes=disagreements"] if kind != RANDOM else []
                 out.append(line(plan, "explain", f, *more))
     return list(dict.fromkeys(out)) or (["python -m lit_xai.evaluate " + shlex.join(place)] if outdated(found) else [])
 

@@ -16,7 +16,7 @@ from lit_xai.core import Explainer, Passes, Score
 from lit_xai.engine.job import Job
 from lit_xai.engine.tasks import Tasks
 from lit_xai.explainers.sweep import SlidingPatch
-from lit_xai.store.names import DISAGREEMENTS
+from lit_xai.store.names import RANDOM
 
 # fields that decide how many passes a method takes: the first that helps is named where it shall be cheaper
 COUNTS = ("stride", "step", "masks", "samples", "cap", "steps", "points", "subsets", "draws", "repeats")
@@ -78,16 +78,16 @@ def unit(device: str) -> str:
     return "CPU" if device == "cpu" else "GPU"
 
 
-def plan(tasks: Tasks, progress: bool = False) -> Plan:
-    """Count what is missing and time one forward and one backward batch."""
-    job, device, scores = tasks.job, tasks.job.device.type, tasks.scores
+def plan(*several: Tasks, progress: bool = False) -> Plan:
+    """Count what is missing in one or more passes of a predictor and time one forward and one backward batch."""
+    tasks = [task for one in several for task in one]
     if not tasks:
-        return Plan(0, 0, Passes(0), 0.0, device=device)
+        return Plan(0, 0, Passes(0), 0.0, device=several[0].job.device.type)
+    job, explainers, scores = tasks[0].job, several[0].explainers, several[0].scores
+    device = job.device.type
     images, targets, _ = job.batch(next(job.batches(tasks[0].shard)))
     height, width = images.shape[-2:]
-    things: dict[str, Explainer | Score] = {
-        f"explainer.{n}": e.fitted(job.trained_on) for n, e in tasks.explainers.items()
-    }
+    things: dict[str, Explainer | Score] = {f"explainer.{n}": e.fitted(job.trained_on) for n, e in explainers.items()}
     things.update({f"score.{n}": s for n, s in scores.items()})
     each = {name: thing.passes(height, width) for name, thing in things.items()}
     asked: dict[str, Passes] = {}
@@ -139,7 +139,7 @@ def setting(name: str, thing: Any, height: int, width: int) -> str | None:
 def fewer_probes(job: Job) -> str | None:
     """The option that brings the number of explained images down to a quarter; None where maps of them are there."""
     each = len(job.samples) // job.shared["folds"]
-    option = "cap" if job.kind == DISAGREEMENTS else "data.probes_per_fold"
+    option = "cap" if job.kind != RANDOM else "data.probes_per_fold"
     return None if each < 2 or begun(job) else f"{option}={max(1, each // 4)}"
 
 

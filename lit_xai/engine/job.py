@@ -17,7 +17,7 @@ from lit_xai.errors import UsageError
 from lit_xai.fitting import describe, model_hash
 from lit_xai.rng import SampleRng
 from lit_xai.store.fold import FoldStore
-from lit_xai.store.names import RANDOM
+from lit_xai.store.names import DECISIONS, RANDOM
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Job:
         shared: what folds must have in common to be compared (data, split, probes, seed).
         trained_on: what the predictor was trained on, for fillers that are fitted to it.
         truth: masks beside the images, for scores that want them.
-        kind: `maps` (random probes) or `disagreements`.
+        kind: `maps` (random probes), `disagreements`, or `decisions` (what a wrong predictor says on disagreements).
         seed: of all noise.
         batch_size: images per explainer call.
         shard_size: probes per file.
@@ -78,6 +78,7 @@ class Job:
             **read_from(explainer, self.trained_on),
             **self.shared,
             "kind": self.kind,
+            **({"target": "prediction"} if self.kind == DECISIONS else {}),
             "seed": self.seed,
             "probes": digest(self.samples),
             "targets": digest(self.targets),

@@ -16,7 +16,7 @@ from lit_xai.engine.job import Job
 from lit_xai.errors import DamagedFile, UsageError
 from lit_xai.models.lipschitz import local_lipschitz
 from lit_xai.store.fold import Predictions, differences
-from lit_xai.store.names import DISAGREEMENTS
+from lit_xai.store.names import KINDS
 
 
 def predict(
@@ -75,7 +75,7 @@ def predictions_of(
             difference = differences(there, here)
             if not difference:
                 return found
-            if job.store.explainers() or job.store.explainers(DISAGREEMENTS):
+            if any(job.store.explainers(kind) for kind in KINDS):
                 raise UsageError(
                     f"{job.store.root} holds explanations of another run ({'; '.join(difference[:3])}): delete its maps/, "
                     f"disagreements/ and {job.store.predictions_file.name}, or choose another name="

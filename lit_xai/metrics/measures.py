@@ -38,7 +38,12 @@ from lit_xai.metrics.statistics import (
     resamples,
 )
 
-EQUAL, BOTH, ALL = "equal", "both", "all"  # the pairs of S_equal, of S_equal and S_differ, or all
+# the pairs of S_equal; those and S_differ, whose maps explain what each predictor says, or the label; or all
+EQUAL, BOTH, LABELS, ALL = "equal", "both", "labels", "all"
+TARGETS = {
+    BOTH: "in S_differ each predictor's map explains the class that it says",
+    LABELS: "in S_differ both maps explain the label",
+}
 VIEWS = ("default", "paper", "xplique")  # tables that `definition=` names
 SHORT = "short"  # the view of the degradation study, and of what training says at its end
 MIN_DISAGREEMENTS = 10
@@ -101,7 +106,8 @@ class Measure:
         value: pairs -> the number; NaN = undefined. It is given the pairs that `over` says, all with a known distance.
         meaning: its formula in a line.
         better: `up` or `down`.
-        over: `equal`, `both` (undefined below `least` disagreeing samples) or `all`.
+        over: `equal`; `both` (S_equal and S_differ of decisions) or `labels` (of labels), undefined below `least` disagreeing
+            samples; or `all`.
         interval: how its interval is made of replicates, in which samples are drawn with all their pairs.
         null: its value without any signal; None = it has none of its own.
         distance: the only distance it is defined on; empty = that of the table.
@@ -130,7 +136,10 @@ class Measure:
     most: int = RESAMPLES
 
     def __post_init__(self) -> None:
-        for name, found, known in (("better", self.better, ("up", "down")), ("over", self.over, (EQUAL, BOTH, ALL))):
+        for name, found, known in (
+            ("better", self.better, ("up", "down")),
+            ("over", self.over, (EQUAL, BOTH, LABELS, ALL)),
+        ):
             if found not in known:
                 raise UsageError(f"a measure's {name} must be one of {', '.join(known)}, found {found!r}")
         for view in self.views:
@@ -146,6 +155,7 @@ class Measure:
             "variant": self.variant,
             "distance": self.distance or distance,
             "interval": self.interval.meaning,
+            **({"target": TARGETS[self.over]} if self.over in TARGETS else {}),
             "version": self.version,
             **null,
         }
@@ -155,7 +165,8 @@ class Measure:
         of = pairs.on(self.distance)
         if of is None or self.over == ALL:
             return of
-        return of.take(of.equal if self.over == EQUAL else of.equal | of.differ)
+        differ = {EQUAL: torch.zeros_like(of.equal), BOTH: of.of_decisions, LABELS: of.of_labels}[self.over]
+        return of.take(of.equal | differ)
 
     def lacks(self, rests_on: Pairs) -> str:
         """Why it is undefined on these pairs; empty if nothing is known to be missing."""
@@ -168,7 +179,7 @@ class Measure:
                     "every pair of predictors that are right on the same sample has a constant map, which has no ranks"
                 )
             return "no pair of predictors is right on the same sample"
-        return self.lacks_disagreements(rests_on, known) if self.over == BOTH else ""
+        return self.lacks_disagreements(rests_on, known) if self.over in (BOTH, LABELS) else ""
 
     def lacks_disagreements(self, rests_on: Pairs, known: Pairs) -> str:
         """Why S_differ is too small; empty if it is not."""
@@ -178,6 +189,8 @@ class Measure:
             return ""
         if rests_on.found == 0:
             return "the predictors never contradict each other"
+        if not number and not lost and self.over in rests_on.lacks:
+            return rests_on.lacks[self.over]
         if lost or number:
             reason = f"only {number} disagreeing samples, fewer than {self.least}"
             reason += f": the maps of {lost} more are constant" if lost else ""
@@ -294,13 +307,17 @@ class Means:
 
 QUICK_MEGE = Weighted(Means, lambda mean: (1 / (1 + mean)).numpy())
 MEGE = partial(Measure, mege, "MeGe = 1 / (1 + mean(S_equal))", quick=QUICK_MEGE, source="Fel et al. 2022, Eq. 5")
-RECO = partial(Measure, over=BOTH, interval=BASIC, null=PERMUTED, source="Fel et al. 2022, Eq. 6 and appendix D")
+RECO = partial(Measure, over=BOTH, interval=BASIC, null=PERMUTED, source="Fel et al. 2022, Eq. 2 and 6", version=2)
+BALANCED = "max TPR + TNR - 1, TPR = |S_equal < g| / |S_equal|, TNR = |S_differ >= g| / |S_differ|"
 
 MEASURES: dict[str, Measure] = {
     "mege": MEGE(views=("default", "paper", SHORT)),
     "reco": RECO(
         Weighted(Gaps, Sums.reco),
-        "ReCo: max TPR + TNR - 1, TPR = |S_equal < g| / |S_equal|, TNR = |S_differ >= g| / |S_differ|",
+        f"ReCo: {BALANCED}",
+    ),
+    "reco_label": RECO(
+        Weighted(Gaps, Sums.reco), f"ReCo of labels: {BALANCED}", over=LABELS, variant="label", views=(), version=1
     ),
     "reco_eq6": RECO(
         Weighted(Gaps, Sums.eq6),
@@ -319,9 +336,11 @@ MEASURES: dict[str, Measure] = {
     "reco_xplique": RECO(
         Weighted(Repeated, lambda value: value),
         "ReCo: Xplique: strict inequalities, every (|S| // 20 + 1)-th threshold",
+        over=LABELS,
         variant="xplique",
         distance="sqrt_spearman",
         views=("xplique",),
+        version=1,
         null=None,
         most=200,
     ),

@@ -34,11 +34,14 @@ class Pairs:
         sample: index of the data set.
         weight: inverse of the sample's sampling rate.
         i, j: folds of the two predictors.
+        label: of S_differ: the wrong predictor's map explains the label; else it explains the class that this predictor says. None =
+            it is not known, and the pairs count for both.
         name: of the distance.
         seed: of resamples and permutations.
         predictions: of every predictor for all samples, by fold; empty where nobody knows them.
         found: how many disagreements the predictors have; None while not all of them are explained.
         mend: the command that explains them, where it is known.
+        lacks: why S_differ holds no pair of decisions (`decisions`) or of labels (`labels`) though disagreements were explained.
     """
 
     distance: Float[Tensor, "p"]
@@ -48,11 +51,13 @@ class Pairs:
     weight: Float[Tensor, "p"]
     i: Int[Tensor, "p"]
     j: Int[Tensor, "p"]
+    label: Bool[Tensor, "p"] | None = None
     name: str = "spearman"
     seed: int = 0
     predictions: Mapping[int, Predictions] = field(default_factory=dict, repr=False)
     found: int | None = None
     mend: str = ""
+    lacks: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.distance)
@@ -67,9 +72,20 @@ class Pairs:
         return self.take(torch.isfinite(self.distance))
 
     def sets(self) -> tuple[Float[Tensor, "e"], Float[Tensor, "d"]]:
-        """The defined distances of S_equal and of S_differ."""
-        known = torch.isfinite(self.distance)
-        return self.distance[known & self.equal], self.distance[known & self.differ]
+        """The defined distances of S_equal and of S_differ: of decisions, and where there are none, of labels."""
+        known, decisions, labels = torch.isfinite(self.distance), self.of_decisions, self.of_labels
+        differ = decisions if bool(decisions.any()) else labels
+        return self.distance[known & self.equal], self.distance[known & differ]
+
+    @property
+    def of_decisions(self) -> Bool[Tensor, "p"]:
+        """S_differ whose maps explain what each predictor says."""
+        return self.differ if self.label is None else self.differ & ~self.label
+
+    @property
+    def of_labels(self) -> Bool[Tensor, "p"]:
+        """S_differ whose maps explain the label, the wrong predictor's also."""
+        return self.differ if self.label is None else self.differ & self.label
 
     def on(self, distance: str) -> Pairs | None:
         """The same pairs by another distance; None where this one does not tell it."""

@@ -5,7 +5,7 @@ Maps stream chunk by chunk; only one number per pair of maps is kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from lit_xai.metrics.distance import distance_of
 from lit_xai.metrics.pairs import Pairs
 from lit_xai.report.unfinished import Share, planned_probes
 from lit_xai.store.fold import FoldStore, MapReader, Predictions, as_slice, common_samples, differences
-from lit_xai.store.names import DISAGREEMENTS, RANDOM
+from lit_xai.store.names import DECISIONS, DISAGREEMENTS, RANDOM
 from lit_xai.store.plans import mend
 from lit_xai.store.shards import Said
 
@@ -31,6 +31,30 @@ NO_PAIRS = (*(torch.zeros(0, dtype=t) for t in (torch.float64, torch.bool, torch
 def family_of(explainer: str) -> str:
     """`lime` of `lime__2`, its second variant."""
     return explainer.partition("__")[0]
+
+
+class Decided:
+    """Maps of disagreements that explain what one predictor says: the label's where it is right, else those of its own class."""
+
+    def __init__(self, of_labels: MapReader, of_wrong: MapReader, predictions: Predictions) -> None:
+        self.of_labels, self.of_wrong, self.predictions = of_labels, of_wrong, predictions
+
+    def __contains__(self, sample: int) -> bool:
+        return sample in self.of_labels
+
+    def holds(self, samples: Tensor) -> Tensor:
+        """Which of these samples are there."""
+        return self.of_labels.holds(samples)
+
+    def rows(self, samples: Tensor) -> Tensor:
+        """Their maps."""
+        out, wrong = self.of_labels.rows(samples), ~self.predictions.right(samples)
+        if bool(wrong.any()):
+            out[wrong] = self.of_wrong.rows(samples[wrong])
+        return out
+
+
+Maps = MapReader | Decided
 
 
 class Ensemble:
@@ -109,7 +133,7 @@ class Ensemble:
         if (explainer, kind) in self.open:
             return self.open[explainer, kind]
         readers = {f: MapReader(self.stores[f], kind, explainer) for f in self.folds}
-        own = {"checkpoint", "fold", "targets", "files"} | ({"probes"} if kind == DISAGREEMENTS else set())
+        own = {"checkpoint", "fold", "targets", "files"} | (set() if kind == RANDOM else {"probes"})
         seen: tuple[int, dict[str, Any], dict[str, Any]] | None = None
         for f, r in readers.items():
             if not r.files:
@@ -169,7 +193,7 @@ class Ensemble:
         return Share(there, sum(map(len, mine.values())))
 
     def distances(
-        self, readers: dict[int, MapReader], samples: Tensor, distance: str
+        self, readers: Mapping[int, Maps], samples: Tensor, distance: str
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Of f_i's map (the fold that holds the sample out) and every f_j's: `(distance, right_i, right_j, sample, i, j)`.
 
@@ -178,7 +202,7 @@ class Ensemble:
         rows = list(self.compared(readers, samples, distance))
         return tuple(torch.cat(c) for c in zip(*rows, strict=True)) if rows else NO_PAIRS  # type: ignore[return-value]
 
-    def compared(self, readers: dict[int, MapReader], samples: Tensor, distance: str) -> Iterator[tuple[Tensor, ...]]:
+    def compared(self, readers: Mapping[int, Maps], samples: Tensor, distance: str) -> Iterator[tuple[Tensor, ...]]:
         """`distances`, chunk by chunk."""
         d = distance_of(distance)
         if not len(samples):
@@ -204,22 +228,50 @@ class Ensemble:
                         continue
                     value = d.compare(*(prepared[f][as_slice(rows_of[f][both].numpy())] for f in (i, j)))
                     right = [correct[f][index[both]] for f in (i, j)]
-                    yield value.double(), *right, part[both], *(torch.full_like(part[both], f) for f in (i, j))
+                    yield value.double().round(decimals=12), *right, part[both], *(torch.full_like(part[both], f) for f in (i, j))
 
     def pairs(self, explainer: str, distance: str = "spearman") -> Pairs:
         """All pairs of one explainer: of the random probes, and of the disagreements once all of those are explained."""
         readers, pass_two = self.readers(explainer), self.readers(explainer, DISAGREEMENTS)
+        own = self.readers(explainer, DECISIONS)
         probes, found = self.probes(readers), self.disagreements(pass_two)
         number = torch.bincount(self.split.fold_of, minlength=self.split.k).double()
         drawn = torch.bincount(self.split.fold(probes), minlength=self.split.k).double()
         d, right_i, right_j, sample, i, j = self.distances(readers, probes, distance)
-        differ = (right_i ^ right_j) & (found is None)
-        columns = [(d, right_i & right_j, differ, sample, (number / drawn.clamp_min(1))[self.split.fold(sample)], i, j)]
+        differ, label = (right_i ^ right_j) & (found is None), torch.full_like(right_i, self.target == "label")
+        weight = (number / drawn.clamp_min(1))[self.split.fold(sample)]
+        columns = [(d, right_i & right_j, differ, sample, weight, i, j, label & differ)]
+        lacks = {} if self.target == "label" else {"labels": "maps explain predictions (target=prediction)"}
         if found is not None:
-            d, right_i, right_j, sample, i, j = self.distances(pass_two, found.samples, distance)
-            ascending = found.samples.argsort()
-            weight = found.weight[ascending[torch.searchsorted(found.samples[ascending], sample)]]
-            columns.append((d, torch.zeros_like(right_i), right_i ^ right_j, sample, weight, i, j))
-        d, equal, differ, sample, weight, i, j = (torch.cat(column) for column in zip(*columns, strict=True))
-        lacks: Any = {"mend": EXPLAIN_THEM} if found is None else {"found": found.found}
-        return Pairs(d, equal, differ, sample, weight, i, j, distance, self.seed, self.predictions, **lacks)
+            both: list[tuple[Mapping[int, Maps], bool]] = [(pass_two, self.target == "label")]
+            if self.target == "label" and not self.decisions_lacking(found, own):
+                both.append(({f: Decided(pass_two[f], own[f], self.predictions[f]) for f in self.folds}, False))
+            elif self.target == "label":
+                lacks["both"] = f"what wrong predictors say on disagreements is not explained; {EXPLAIN_THEM}"
+            for maps, of_labels in both:
+                d, right_i, right_j, sample, i, j = self.distances(maps, found.samples, distance)
+                ascending = found.samples.argsort()
+                weight = found.weight[ascending[torch.searchsorted(found.samples[ascending], sample)]]
+                no, label = torch.zeros_like(right_i), torch.full_like(right_i, of_labels)
+                columns.append((d, no, right_i ^ right_j, sample, weight, i, j, label))
+        d, equal, differ, sample, weight, i, j, label = (torch.cat(column) for column in zip(*columns, strict=True))
+        more: Any = {"mend": EXPLAIN_THEM} if found is None else {"found": found.found, "lacks": lacks}
+        return Pairs(d, equal, differ, sample, weight, i, j, label, distance, self.seed, self.predictions, **more)
+
+    @property
+    def target(self) -> str:
+        """Which class the maps of random probes explain: `label` or `prediction`."""
+        return str(next(iter(self.predictions.values())).meta.get("target", "label"))
+
+    def decisions_lacking(self, found: Disagreements, readers: Mapping[int, MapReader]) -> int:
+        """How many maps of what wrong predictors say on disagreements are missing."""
+        share = self.share_of_decisions(found, readers)
+        return share.planned - share.present
+
+    def share_of_decisions(self, found: Disagreements, readers: Mapping[int, MapReader]) -> Share:
+        """How many maps there are of what wrong predictors say on these disagreements, of how many."""
+        there = planned = 0
+        for column, f in enumerate(self.folds):
+            wrong = self.predictions[f].wrong_of(found.samples[found.concerned[:, column]])
+            there, planned = there + int(readers[f].holds(wrong).sum()), planned + len(wrong)
+        return Share(there, planned)

@@ -13,7 +13,7 @@ from lit_xai.errors import DamagedFile
 from lit_xai.metrics.statistics import Estimate, share_estimate
 from lit_xai.report.ensemble import Ensemble
 from lit_xai.store.fold import Predictions
-from lit_xai.store.names import DISAGREEMENTS, RANDOM
+from lit_xai.store.names import KINDS
 from lit_xai.store.shards import Said, read_head
 
 MAX_SPREAD = 0.03  # beyond it, accuracies of the folds are not comparable (Fel et al., 4.1)
@@ -56,7 +56,7 @@ def versions(ensemble: Ensemble) -> list[dict[str, Any]]:
     for f in ensemble.folds:
         store, meta = ensemble.stores[f], ensemble.predictions[f].meta
         made = {(str(meta.get("version", "")), str(meta.get("code", "")))}
-        for kind in (RANDOM, DISAGREEMENTS):
+        for kind in KINDS:
             for path in (p for e in store.explainers(kind) for p in store.shards(kind, e)):
                 with contextlib.suppress(DamagedFile):  # refused when it is read, if it is
                     made.update((ensemble.said.get(path) or Said.of(read_head(path))).made_by)
@@ -87,6 +87,7 @@ def head(ensemble: Ensemble) -> dict[str, Any]:
         "folds": ensemble.split.k,
         "folds_present": ensemble.folds,
         "split_seed": ensemble.split.seed,
+        "target": ensemble.target,
         "held_out_accuracy": {f: a.plain() for f, a in accuracy.items()},
         "accuracy_spread": spread,
         "held_out_loss": {f: p.meta["loss"] for f, p in ensemble.predictions.items() if "loss" in p.meta},

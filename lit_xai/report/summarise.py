@@ -22,7 +22,7 @@ from lit_xai.report.head import head
 from lit_xai.report.summary import Row, Summary
 from lit_xai.report.unfinished import Share, Unfinished, unfinished
 from lit_xai.store.fold import MapReader, common_samples
-from lit_xai.store.names import DISAGREEMENTS
+from lit_xai.store.names import DECISIONS, DISAGREEMENTS
 
 
 def summarise(
@@ -42,6 +42,7 @@ def summarise(
     summary = Summary({}, directions, [], definitions, {})
     there: dict[str, tuple[int, int | None]] = {}  # probes, of how many
     differ: dict[str, Share] = {}  # maps of the pass over disagreements
+    decided: dict[str, Share] = {}  # and of what wrong predictors say on them
     families = {f: [n for n in names if family_of(n) == f] for f in map(family_of, names)}
     for name in tqdm(names, desc="evaluate", unit="explainer", disable=not progress, leave=False):
         pairs_of = ensemble.pairs(name, distance)
@@ -56,11 +57,13 @@ def summarise(
         begun = ensemble.wanted_disagreements(pass_two)
         if begun is not None:
             differ[name] = ensemble.share_of(begun, pass_two)
+            if ensemble.target == "label":
+                decided[name] = ensemble.share_of_decisions(begun, ensemble.readers(name, DECISIONS))
         if name == families[family_of(name)][-1]:  # all of its variants are open
             add_robustness(ensemble, families[family_of(name)], summary)
     summary.head |= head(ensemble)
     folds = Share(len(ensemble.folds), ensemble.split.k)
-    lack = unfinished(ensemble.root, folds, there, ensemble.folds_with(), differ, explainers, ensemble.said)
+    lack = unfinished(ensemble.root, folds, there, ensemble.folds_with(), differ, decided, explainers, ensemble.said)
     say_what_lacks(summary, lack)
     compare_with_null(summary)
     summary.head["disagreements"] = None if found is None else {"found": found.found, "explained": len(found.samples)}

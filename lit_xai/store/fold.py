@@ -136,6 +136,14 @@ class Predictions:
         """The predicted class of some samples."""
         return self.predicted[torch.searchsorted(self.split.samples, samples)]
 
+    def right(self, samples: Int[Tensor, "p"]) -> Bool[Tensor, "p"]:
+        """Which of some samples are predicted rightly."""
+        return self.correct[torch.searchsorted(self.split.samples, samples)]
+
+    def wrong_of(self, samples: Int[Tensor, "p"]) -> Int[Tensor, "w"]:
+        """Those of some samples that are predicted wrongly."""
+        return samples[~self.right(samples)]
+
 
 @dataclass(frozen=True)
 class FoldStore:

@@ -7,7 +7,12 @@ import re
 from pathlib import Path
 
 FORMAT = 1
-RANDOM, DISAGREEMENTS = "maps", "disagreements"
+RANDOM, DISAGREEMENTS, DECISIONS = "maps", "disagreements", "decisions"
+KINDS = (
+    RANDOM,
+    DISAGREEMENTS,
+    DECISIONS,
+)  # of random probes; of disagreements, for their labels; for what a wrong predictor says
 PREDICTIONS = "predictions.safetensors"
 NAME = re.compile(r"(\d{9,})-(\d{9,})\.safetensors")
 
