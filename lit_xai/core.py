@@ -146,7 +146,13 @@ class Component(ABC):  # noqa: B024
 
 
 class Explainer(Component):
-    """A frozen dataclass of hyper-parameters; the model is given to the call and nothing is kept."""
+    """A frozen dataclass of hyper-parameters; the model is given to the call and nothing is kept.
+
+    Attributes:
+        null: it knows nothing of the model: what others are compared with.
+    """
+
+    null: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:

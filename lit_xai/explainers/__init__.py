@@ -2,8 +2,12 @@
 
 from lit_xai.explainers.averaged_gradient import AveragedGradient
 from lit_xai.explainers.cam import GradCAM, GradCAMPlusPlus
+from lit_xai.explainers.centre import Centre
 from lit_xai.explainers.control import Random
+from lit_xai.explainers.edges import Edges
 from lit_xai.explainers.gradient import GradientInput, IntegratedGradients, Saliency, SmoothGrad
+from lit_xai.explainers.image import Image
+from lit_xai.explainers.image_random import ImageRandom
 from lit_xai.explainers.information import Information, information_maps
 from lit_xai.explainers.lime import Lime
 from lit_xai.explainers.lime_limit import lime_gap
@@ -16,9 +20,13 @@ __all__ = [
     "RISE",
     "AveragedGradient",
     "Captum",
+    "Centre",
+    "Edges",
     "GradCAM",
     "GradCAMPlusPlus",
     "GradientInput",
+    "Image",
+    "ImageRandom",
     "Information",
     "IntegratedGradients",
     "Lime",

@@ -22,6 +22,7 @@ class Random(Explainer):
     MeGe. The model enters by the bytes of its first and last parameter tensor.
     """
 
+    null: ClassVar[bool] = True
     legend: ClassVar[Legend] = Legend(SIGNED, "noise: the colours have no meaning")
 
     def passes(self, height: int, width: int) -> Passes:

@@ -228,7 +228,12 @@ class Ensemble:
                         continue
                     value = d.compare(*(prepared[f][as_slice(rows_of[f][both].numpy())] for f in (i, j)))
                     right = [correct[f][index[both]] for f in (i, j)]
-                    yield value.double().round(decimals=12), *right, part[both], *(torch.full_like(part[both], f) for f in (i, j))
+                    yield (
+                        value.double().round(decimals=12),
+                        *right,
+                        part[both],
+                        *(torch.full_like(part[both], f) for f in (i, j)),
+                    )
 
     def pairs(self, explainer: str, distance: str = "spearman") -> Pairs:
         """All pairs of one explainer: of the random probes, and of the disagreements once all of those are explained."""
