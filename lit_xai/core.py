@@ -149,7 +149,7 @@ class Explainer(Component):
     """A frozen dataclass of hyper-parameters; the model is given to the call and nothing is kept.
 
     Attributes:
-        null: it knows nothing of the model: what others are compared with.
+        null: it does not ask the model for evidence; tables show it below a line, and others are compared with it.
     """
 
     null: ClassVar[bool] = False

@@ -6,7 +6,7 @@ from typing import Any
 
 from lit_xai.cli.command import command
 
-ABOUT = """MeGe, ReCo and every score of every explainer, with 95 % intervals, nulls and the paired difference to Random.
+ABOUT = """MeGe, ReCo and every score of every explainer, with 95 % intervals, nulls, marks and rank sets.
 Reads checkpoints/<name>/fold=*/ and nothing else; writes summary.json, .csv, .tex, histograms and report.html there.
 samplers=[black,grey,mean] name=<folder> fold=0: how good fillers are as samplers for that fold's predictor instead:
 are their samples in distribution, diverse, local, and what do they cost; writes fold=0/samplers.csv, .tex and pictures.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lit_xai.metrics.comparisons import two_sided
 from lit_xai.metrics.measures import MEASURES, Measure, estimates
 from lit_xai.metrics.robustness import robustness_table
 from lit_xai.metrics.statistics import (
@@ -18,11 +19,11 @@ from lit_xai.metrics.statistics import (
     Estimate,
     basic_difference,
     difference,
-    excludes_zero,
     mean_estimate,
     share_estimate,
 )
 from lit_xai.report import draw_samplers, page, show
+from lit_xai.report.summarise import compare_with_nulls
 from lit_xai.report.summary import Row, Summary
 from torch import Tensor
 
@@ -59,7 +60,7 @@ def test_ten_samples_have_an_interval_and_nine_have_a_reason(kind: str) -> None:
     assert math.isfinite(nine.value)
     assert all(math.isnan(v) for v in (nine.low, nine.high, nine.se))
     assert FEW in nine.reason
-    assert not excludes_zero(nine)
+    assert two_sided(nine) == 1
 
 
 def test_the_null_of_permuted_labels_goes_with_the_interval() -> None:
@@ -87,10 +88,9 @@ def test_the_text_of_a_number(estimate: Estimate, text: str) -> None:
 
 
 def summary_of(samples: int) -> Summary:
-    """Two explainers that lie far apart, explained on so many samples."""
-    low, high = mean_estimate(values(samples) / 10), mean_estimate(values(samples) / 10 + 5)
-    apart = difference(high, low)
-    row = Row("rise", {"deletion": high}, {"deletion": apart}, {"deletion": apart})
+    """An explainer and a null that lie far apart, explained on so many samples."""
+    low, high = mean_estimate(values(samples) / 10), mean_estimate(values(samples, 1) / 10 + 5)
+    rows = [Row("random", {"deletion": low}), Row("rise", {"deletion": high})]
     head = {
         "name": "few",
         "folds": 2,
@@ -106,11 +106,14 @@ def summary_of(samples: int) -> Summary:
         "alarms": [],
         "unfinished": None,
     }
-    sets = {"rise": (values(4), values(4))}
+    sets = {row.explainer: (values(4), values(4)) for row in rows}
     similar = {"f": {"spearman": high}}
-    return Summary(
-        head, {"deletion": False}, [row], {"explainers": {}}, sets, similar, {"rise - random": {"deletion": apart}}
-    )
+    described = {"explainers": {"rise": {"name": "RISE", "masks": 10}, "random": {"name": "Random"}}}
+    probes = dict.fromkeys(("rise", "random"), torch.arange(samples))
+    summary = Summary(head, {"deletion": False}, rows, described, sets, similar, probes=probes)
+    summary.pair("rise", "random")
+    compare_with_nulls(summary)
+    return summary
 
 
 @pytest.mark.parametrize("samples", [9, 10])
@@ -125,19 +128,14 @@ def test_every_form_of_the_table_follows(samples: int, tmp_path: Path, capsys: p
     for name, text in {**texts, "terminal": out}.items():
         assert value in text, name
         assert (f"{value} [" in text) == known, name
-        assert ("]*°" in text.replace(r"$^\circ$", "°")) == known, name
+        assert (f"{value} [" in text and "]-" in text) == known, name
     for text in (texts["report.html"], out):
         assert (FEW in text) != known
     cell = json.loads((tmp_path / "summary.json").read_text())["rows"]["rise"]["deletion"]
-    assert (cell["low"] is None) == (cell["difference_to_null"]["low"] is None) == (not cell["marked"]) == (not known)
+    assert (cell["low"] is None) == ("mark" not in cell) == ("difference_to_null" not in cell) == (not known)
     assert (FEW in cell["reason"]) != known
-    (line,) = csv.DictReader((tmp_path / "summary.csv").open())
-    assert (bool(line["low"]), bool(line["high"]), bool(line["se"]), line["marked"]) == (
-        known,
-        known,
-        known,
-        str(known),
-    )
+    line, _ = csv.DictReader((tmp_path / "summary.csv").open())
+    assert [bool(line[k]) for k in ("low", "high", "se", "mark", "mark_p_corrected")] == [known] * 5
 
 
 def test_pictures_of_samplers_draw_a_value_without_its_interval(tmp_path: Path) -> None:

@@ -19,15 +19,20 @@ from torch import Tensor
 from lit_xai.core import Maps
 from lit_xai.errors import UsageError
 
+DECIMALS = 12
 RANK_BLOCK = 1 << 16  # values ranked at once on the CPU
 
 
 class Distance(NamedTuple):
-    """A named distance: what it means, how maps are prepared, how two prepared batches are compared."""
+    """A named distance: what it means, how maps are prepared, what two prepared batches are apart."""
 
     meaning: str
     prepare: Callable[[Tensor], Tensor]
-    compare: Callable[[Tensor, Tensor], Tensor]
+    apart: Callable[[Tensor, Tensor], Tensor]
+
+    def compare(self, a: Tensor, b: Tensor) -> Float[Tensor, "b"]:
+        """The distance of prepared maps, float64, rounded to 1e-12: that of identical maps is 0, not what sums round to."""
+        return self.apart(a, b).double().round(decimals=DECIMALS)
 
 
 # -------------------------------------------------------------------------------------------------------------- ranks
@@ -157,7 +162,9 @@ DISTANCES: dict[str, Distance] = {
         "1 - |Spearman|, average ranks for ties", unit_ranks, lambda a, b: 1 - correlation(a, b).abs()
     ),
     "sqrt_spearman": Distance(
-        "sqrt(1 - |Spearman|), as in Xplique", unit_ranks, lambda a, b: (1 - correlation(a, b).abs()).sqrt()
+        "sqrt(1 - |Spearman|), as in Xplique",
+        unit_ranks,
+        lambda a, b: (1 - correlation(a, b).abs()).round(decimals=DECIMALS).sqrt(),
     ),
     "wasserstein": Distance("1-Wasserstein of |map| over positions, pixels (maps pooled to 32)", mass, earth_mover),
     "dice": Distance("1 - Sorensen-Dice of the areas above half the maximum of |map|", scaled_to_one, dice),
@@ -175,10 +182,10 @@ def distance_of(name: str) -> Distance:
 
 
 def map_distance(maps_i: Maps, maps_j: Maps, name: str = "spearman") -> Float[Tensor, "b"]:
-    """The distance of two batches of maps, float64, NaN where undefined."""
+    """The distance of two batches of maps, float64, rounded to 1e-12, NaN where undefined."""
     if maps_i.shape != maps_j.shape:
         raise UsageError(
             f"maps to compare have shapes {tuple(maps_i.shape)} and {tuple(maps_j.shape)}: they must agree"
         )
     d = distance_of(name)
-    return d.compare(d.prepare(maps_i), d.prepare(maps_j)).double()
+    return d.compare(d.prepare(maps_i), d.prepare(maps_j))

@@ -21,7 +21,7 @@ from lit_xai.metrics.pairs import Pairs
 from lit_xai.metrics.statistics import CHUNK
 
 TINY = 1e-9  # weights below it are rounding
-PERMUTATIONS = 200
+PERMUTATIONS = 1000  # p-values as small as .001, which a correction over some tens of explainers leaves small
 
 
 def before(x: Float[np.ndarray, "r k"]) -> Float[np.ndarray, "r k1"]:
@@ -163,7 +163,7 @@ class Gaps(Sorted):
 
 
 def permuted(pairs: Pairs, cluster: Int[Tensor, "p"]) -> Iterator[Sums]:
-    """The sums after the labels S_equal and S_differ were given anew to the groups of pairs of one sample, 200 times.
+    """The sums after the labels S_equal and S_differ were given anew to the groups of pairs of one sample, `PERMUTATIONS` times.
 
     The weight of a set is its sampling rate's: it goes with the label, not with the sample.
     """

@@ -28,14 +28,17 @@ from lit_xai.errors import UsageError
 from lit_xai.metrics.gaps import PERMUTATIONS, Gaps, Repeated, Sums, permuted
 from lit_xai.metrics.pairs import Pairs, source_of
 from lit_xai.metrics.statistics import (
+    CHUNK,
     RESAMPLES,
     Estimate,
+    across_predictors,
     basic_difference,
     basic_interval,
     difference,
     finish,
     percentile_interval,
     resamples,
+    share_difference,
 )
 
 # the pairs of S_equal; those and S_differ, whose maps explain what each predictor says, or the label; or all
@@ -47,20 +50,60 @@ TARGETS = {
 VIEWS = ("default", "paper", "xplique")  # tables that `definition=` names
 SHORT = "short"  # the view of the degradation study, and of what training says at its end
 MIN_DISAGREEMENTS = 10
+TINY = 1e-12  # by which a value and a permuted one differ by rounding
+NOTHING = torch.empty(0)
 
 
 class Interval(NamedTuple):
-    """How a 95 % interval is made of a value's replicates, and that of a paired difference."""
+    """How a 95 % interval is made of a value's replicates, and that of a paired difference.
+
+    Attributes:
+        three: this share of the rule of three, 3 / disagreeing samples, is added to both halves in quadrature: resamples of a
+            value at the end of its range are all alike.
+        predictors: the interval is over samples x predictors, by the jackknife (see `across_predictors`), and that over samples
+            stands beside it.
+        least, most: no value lies beyond.
+    """
 
     meaning: str
     of: Callable[[float, Tensor], tuple[float, float]]
     difference: Callable[[Estimate, Estimate], Estimate]
+    three: float = 0.0
+    predictors: bool = False
+    least: float = -math.inf
+    most: float = math.inf
+
+    def estimate(self, value: float, draws: Tensor, disagreeing: int, counts: Mapping[str, Any]) -> Estimate:
+        """A value with its interval over samples."""
+        e = finish(value, draws, self.of, **counts)
+        e.widen(3 * self.three / disagreeing if disagreeing else 0.0)
+        e.clip(self.least, self.most)
+        return e
 
 
 PERCENTILE = Interval("percentile bootstrap over samples", percentile_interval, difference)
-BASIC = Interval("basic bootstrap over samples, clipped to [0, 1]", basic_interval, basic_difference)
-SIGNED = Interval(
-    "basic bootstrap over samples, clipped to [-1, 1]", partial(basic_interval, least=-1.0), basic_difference
+CROSSED = Interval(
+    "low, high: over samples x predictors, jackknife over predictors with t; low_samples, high_samples: over samples alone, "
+    "percentile bootstrap",
+    percentile_interval,
+    share_difference,
+    predictors=True,
+    least=0.0,
+    most=1.0,
+)
+BASIC = Interval(
+    "basic bootstrap over samples, both halves with 3 / disagreeing samples in quadrature, clipped to [0, 1]",
+    basic_interval,
+    partial(share_difference, of=basic_difference),
+    three=1.0,
+    least=0.0,
+    most=1.0,
+)
+SIGNED = BASIC._replace(
+    meaning="basic bootstrap over samples, both halves with 1.5 / disagreeing samples in quadrature, clipped to [-1, 1]",
+    of=partial(basic_interval, least=-1.0),
+    three=0.5,
+    least=-1.0,
 )
 
 
@@ -114,6 +157,7 @@ class Measure:
         quick: the same value of many weightings at once; None = `value` of the pairs drawn, resample by resample.
         views: tables that show it.
         source: where it is defined.
+        warning: what it must not be taken for.
         variant: among measures of the same kind.
         version: of the definition.
         least: fewest disagreeing samples.
@@ -130,6 +174,7 @@ class Measure:
     quick: Weighted | None = None
     views: tuple[str, ...] = ("default", SHORT)
     source: str = ""
+    warning: str = ""
     variant: str = "default"
     version: int = 1
     least: int = MIN_DISAGREEMENTS
@@ -148,7 +193,8 @@ class Measure:
 
     def definition(self, distance: str) -> dict[str, Any]:
         """What the number means where the table's distance is this one."""
-        null = {"null": self.null.meaning} if self.null else {}
+        further = {"null": self.null.meaning} if self.null else {}
+        further |= {"warning": self.warning} if self.warning else {}
         return {
             "measure": self.meaning,
             "source": self.source,
@@ -157,7 +203,7 @@ class Measure:
             "interval": self.interval.meaning,
             **({"target": TARGETS[self.over]} if self.over in TARGETS else {}),
             "version": self.version,
-            **null,
+            **further,
         }
 
     def rests_on(self, pairs: Pairs) -> Pairs | None:
@@ -276,13 +322,46 @@ def of_group(pairs: Pairs, group: Mapping[str, Measure], n_resamples: int) -> di
         for part in first.null.draw(known, cluster) if first.null else ():
             for name, statistic in of.items():
                 without[name].append(statistic(part))
+        each = of_each(sums, of, len(samples)) if first.over == EQUAL and replicates(first).prepare is not Drawn else {}
+    disagreeing = len(known.sample[known.differ].unique())
     for name, value in values.items():
-        replicated = torch.from_numpy(np.concatenate(draws[name]))
-        out[name] = finish(value, replicated, group[name].interval.of, **counts)
-        if first.null and not out[name].few:  # it is a distribution's, like an interval
+        interval, replicated = group[name].interval, torch.from_numpy(np.concatenate(draws[name]))
+        out[name] = e = interval.estimate(value, replicated, disagreeing, {**counts, "each": each.get(name, NOTHING)})
+        if first.null and not e.few:  # it is a distribution's, like an interval
             nulls = np.concatenate(without[name])
-            out[name].null = float(nulls[np.isfinite(nulls)].mean())
+            nulls = nulls[np.isfinite(nulls)]
+            e.null = float(nulls.mean())
+            e.p_above, e.p_below = (
+                float((1 + n.sum()) / (1 + len(nulls))) for n in (nulls >= value - TINY, nulls <= value + TINY)
+            )
+        if interval.predictors:
+            across_predictors(e, without_each_predictor(group[name], known))
+            e.clip(interval.least, interval.most)
     return out
+
+
+def of_each(
+    sums: Callable[[Float[Tensor, "r n"]], Iterable[Any]],
+    of: Mapping[str, Callable[[Any], Float[np.ndarray, "r"]]],
+    samples: int,
+) -> dict[str, Float[Tensor, "n"]]:
+    """The values of every sample alone; NaN where all of its pairs are unknown."""
+    found: dict[str, list[np.ndarray]] = {name: [] for name in of}
+    rows = max(1, CHUNK // samples)
+    for start in range(0, samples, rows):
+        alone = torch.zeros(min(rows, samples - start), samples, dtype=torch.float64)
+        alone[:, start : start + rows].fill_diagonal_(1.0)
+        for part in sums(alone):
+            for name, statistic in of.items():
+                found[name].append(statistic(part))
+    return {name: torch.from_numpy(np.concatenate(parts)) for name, parts in found.items()}
+
+
+def without_each_predictor(measure: Measure, pairs: Pairs) -> Float[Tensor, "k"]:
+    """The values of the pairs without each predictor; empty where nobody knows whose they are."""
+    predictors = torch.cat([pairs.i, pairs.j]).unique()
+    rests = [pairs.take((pairs.i != p) & (pairs.j != p)) for p in predictors[predictors >= 0].tolist()]
+    return torch.tensor([measure.value(rest) if len(rest) else math.nan for rest in rests], dtype=torch.float64)
 
 
 # --------------------------------------------------------------------------------------------------------- the registry
@@ -306,8 +385,16 @@ class Means:
 
 
 QUICK_MEGE = Weighted(Means, lambda mean: (1 / (1 + mean)).numpy())
-MEGE = partial(Measure, mege, "MeGe = 1 / (1 + mean(S_equal))", quick=QUICK_MEGE, source="Fel et al. 2022, Eq. 5")
-RECO = partial(Measure, over=BOTH, interval=BASIC, null=PERMUTED, source="Fel et al. 2022, Eq. 2 and 6", version=2)
+MEGE = partial(
+    Measure,
+    mege,
+    "MeGe = 1 / (1 + mean(S_equal))",
+    quick=QUICK_MEGE,
+    interval=CROSSED,
+    source="Fel et al. 2022, Eq. 5",
+    version=2,
+)
+RECO = partial(Measure, over=BOTH, interval=BASIC, null=PERMUTED, source="Fel et al. 2022, Eq. 2 and 6", version=3)
 BALANCED = "max TPR + TNR - 1, TPR = |S_equal < g| / |S_equal|, TNR = |S_differ >= g| / |S_differ|"
 
 MEASURES: dict[str, Measure] = {
@@ -317,20 +404,22 @@ MEASURES: dict[str, Measure] = {
         f"ReCo: {BALANCED}",
     ),
     "reco_label": RECO(
-        Weighted(Gaps, Sums.reco), f"ReCo of labels: {BALANCED}", over=LABELS, variant="label", views=(), version=1
+        Weighted(Gaps, Sums.reco), f"ReCo of labels: {BALANCED}", over=LABELS, variant="label", views=(), version=2
     ),
     "reco_eq6": RECO(
         Weighted(Gaps, Sums.eq6),
         "ReCo: max TPR + TNR - 1, TPR = |S_equal < g| / |S < g|, TNR = |S_differ > g| / |S > g|",
+        warning="no evidence by itself: on pure noise it is .97 where the single largest distance happens to be of a "
+        "disagreement (30 % of draws), else .04, and its interval lies above its own null in 28 % of them",
         variant="paper",
-        views=("default", "paper"),
+        views=("paper",),
     ),
     "reco_auc": RECO(
         Weighted(Gaps, Sums.auc),
-        "ReCo: mean over g in S of TPR + TNR - 1, class-conditional rates",
+        "ReCo: mean over g in S of TPR + TNR - 1, class-conditional rates; signed, below 0 where disagreements look more alike",
         variant="auc",
         interval=SIGNED,
-        views=(),
+        views=("default",),
     ),
     "mege_xplique": MEGE(variant="xplique", distance="sqrt_spearman", views=("xplique",)),
     "reco_xplique": RECO(
@@ -340,7 +429,7 @@ MEASURES: dict[str, Measure] = {
         variant="xplique",
         distance="sqrt_spearman",
         views=("xplique",),
-        version=1,
+        version=2,
         null=None,
         most=200,
     ),

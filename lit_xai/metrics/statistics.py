@@ -1,4 +1,5 @@
-"""Intervals and paired differences. The unit of resampling is always the sample, never the pair or the map.
+"""Intervals and paired differences. The unit of resampling is always the sample, never the pair or the map; `across_predictors`
+adds what other predictors would change. What is made of differences, marks and ranks, is in `comparisons`.
 
 Of fewer than `LEAST` samples a value stands alone: an `Estimate` then has no interval, and so nothing that shows one has.
 """
@@ -15,10 +16,13 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from scipy.stats import binomtest
+from scipy.stats import t as student
 from torch import Tensor
 
 RESAMPLES = 1000
 LEVEL = 0.95
+NORMAL = 1.96
+FEWEST_PREDICTORS = 3  # of which every two leave one out
 LEAST = 10  # samples below which there is no interval, and no mark
 FEW = f"fewer than {LEAST} probes: no interval, no mark"
 CHUNK = 500_000  # elements of one block of resamples: bounds memory
@@ -30,11 +34,18 @@ class Estimate:
 
     Attributes:
         value: the estimate; NaN where it is undefined, with `reason`.
-        low, high: the 95 % interval; NaN where there is none: below `LEAST` samples, with `reason`.
-        se: standard error (bootstrap); NaN like the interval.
+        low, high: the 95 % interval; NaN where there is none: below `LEAST` samples, with `reason`. Over samples x predictors
+            where `predictors` is not 0, else over samples.
+        se: standard error of what the interval is over; NaN like the interval.
+        low_samples, high_samples: the 95 % interval over samples alone, about these very predictors, where `predictors` is not 0.
         null: the value expected without any signal, where the measure has one of its own.
+        p_above, p_below: one-sided p-values against that null: of a value so large, and so small; NaN = no permutations.
         samples, pairs, dropped: how many samples and pairs it rests on; pairs dropped for a constant map. 0 = not counted.
+        predictors: how many the interval is over; 0 = it is over samples alone.
+        half: what `widen` has made of its interval's halves.
         draws: the bootstrap replicates, for paired differences.
+        without: the values without each predictor, for the same.
+        each: the value of every sample, NaN where it has none; empty where a sample alone has no value.
     """
 
     value: float
@@ -46,7 +57,15 @@ class Estimate:
     pairs: int = 0
     dropped: int = 0
     reason: str = ""
+    low_samples: float = math.nan
+    high_samples: float = math.nan
+    p_above: float = math.nan
+    p_below: float = math.nan
+    predictors: int = 0
+    half: float = 0.0
     draws: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    without: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    each: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
 
     def __post_init__(self) -> None:
         if self.few and math.isfinite(self.value):
@@ -62,6 +81,33 @@ class Estimate:
         """Whether it rests on too few samples for an interval."""
         return 0 < self.samples < LEAST
 
+    @property
+    def over(self) -> str:
+        """What its interval is over; empty where there is none."""
+        return "" if math.isnan(self.low) else "samples x predictors" if self.predictors else "samples"
+
+    @property
+    def freedom(self) -> int:
+        """Degrees of freedom of `error`."""
+        return (self.predictors or self.samples) - 1
+
+    @property
+    def error(self) -> float:
+        """Its standard error, of an unbiased variance and with what `widen` added."""
+        scale = 1.0 if self.predictors or self.samples < 2 else math.sqrt(self.samples / (self.samples - 1))
+        return math.hypot(scale * self.se, self.half / NORMAL)
+
+    def widen(self, half: float) -> None:
+        """Add a half-width to both halves of the interval, as independent errors add."""
+        if math.isfinite(self.low) and half:
+            down, up = (math.hypot(max(side, 0.0), half) for side in (self.value - self.low, self.high - self.value))
+            self.low, self.high, self.half = self.value - down, self.value + up, half
+
+    def clip(self, least: float, most: float) -> None:
+        """Cut the interval off where there is no value."""
+        if math.isfinite(self.low):
+            self.low, self.high = (min(most, max(least, v)) for v in (self.low, self.high))
+
     def text(self, digits: int = 3, zeros: bool = False) -> str:
         """`0.580 [.578, .583]`, the value alone where there is no interval, `-` where there is no value.
 
@@ -76,9 +122,14 @@ class Estimate:
             low, high = (re.sub(r"^(-?)0\.", r"\1.", text) for text in (low, high))
         return f"{self.value:.{digits}f} [{low}, {high}]"
 
+    def numbers(self) -> dict[str, Any]:
+        """What files have of it."""
+        known = {k: v for k, v in vars(self).items() if not isinstance(v, Tensor)} | {"interval": self.over}
+        return known if self.predictors else known | {"low_samples": self.low, "high_samples": self.high}
+
     def plain(self) -> dict[str, Any]:
         """JSON-ready; NaN becomes null."""
-        values = {k: v for k, v in self.__dict__.items() if k != "draws"}
+        values = self.numbers()
         return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
 
 
@@ -175,7 +226,12 @@ def mean_estimate(
     if dropped and not reason:
         reason = f"undefined for {dropped} of {len(values)} samples"
     return finish(
-        float(values[known].mean()), torch.cat(draws), samples=int(known.sum()), dropped=dropped, reason=reason
+        float(values[known].mean()),
+        torch.cat(draws),
+        samples=int(known.sum()),
+        dropped=dropped,
+        reason=reason,
+        each=values,
     )
 
 
@@ -189,28 +245,54 @@ def share_estimate(correct: Bool[Tensor, "n"], null: float | None = None) -> Est
     return Estimate(p, float(interval.low), float(interval.high), math.sqrt(p * (1 - p) / n), null, samples=n)
 
 
+def across_predictors(e: Estimate, without: Float[Tensor, "k"]) -> Estimate:
+    """The same with the interval over samples x predictors: value +- t(k - 1) x jackknife error over the k predictors.
+
+    `without` are the values without all pairs of one predictor each, its held-out samples among them, so that the jackknife holds
+    what other samples would change, too. Of fewer than three predictors the interval over samples stays, with a reason.
+    """
+    k = len(without)
+    if not math.isfinite(e.low) or not k:
+        return e
+    if k < FEWEST_PREDICTORS or not bool(torch.isfinite(without).all()):
+        e.add_reason(
+            f"{k} predictors or their pairs are too few to say what others would change: interval over samples alone"
+        )
+        return e
+    e.se = math.sqrt((k - 1) * float(without.var(unbiased=False)))
+    e.low_samples, e.high_samples = e.low, e.high
+    reach = float(student.ppf((1 + LEVEL) / 2, k - 1)) * e.se
+    e.low, e.high, e.predictors, e.without = e.value - reach, e.value + reach, k, without
+    return e
+
+
 def difference(a: Estimate, b: Estimate) -> Estimate:
-    """A - b on the same samples, from replicates drawn with the same resamples."""
+    """A - b on the same samples, from replicates drawn with the same resamples; over predictors, too, where both are."""
     if math.isnan(a.value) or math.isnan(b.value):
         return Estimate(math.nan, reason=a.reason or b.reason)
     if len(a.draws) != len(b.draws):
         raise ValueError("a paired difference needs estimates from the same resamples")
-    return finish(a.value - b.value, a.draws - b.draws, samples=min(a.samples, b.samples))
+    d = finish(a.value - b.value, a.draws - b.draws, samples=min(a.samples, b.samples))
+    both = a.predictors == b.predictors and len(a.without) == len(b.without)
+    return across_predictors(d, a.without - b.without) if both else d
 
 
 def basic_difference(a: Estimate, b: Estimate) -> Estimate:
-    """`difference` with the basic interval, for measures that are maxima (not clipped: a difference may be negative)."""
+    """`difference` with the basic interval, for measures that are maxima."""
     d = difference(a, b)
     if math.isfinite(d.value):
         d.low, d.high = 2 * d.value - d.high, 2 * d.value - d.low
+        d.widen(max(a.half, b.half))
+    return d
+
+
+def share_difference(a: Estimate, b: Estimate, of: Callable[[Estimate, Estimate], Estimate] = difference) -> Estimate:
+    """The difference of two numbers in [0, 1], clipped to [-1, 1]."""
+    d = of(a, b)
+    d.clip(-1.0, 1.0)
     return d
 
 
 def too_few(samples: int) -> str:
     """What a title says of so few samples; nothing of enough."""
     return f"; {FEW}" if 0 < samples < LEAST else ""
-
-
-def excludes_zero(d: Estimate) -> bool:
-    """Whether the interval of a difference leaves 0 outside."""
-    return math.isfinite(d.low) and (d.low > 0 or d.high < 0)

@@ -4,9 +4,10 @@
 |---|---|
 | `train/loss`, `val/acc`, `heldout/acc`, `test/acc` | training of one fold |
 | `<score>/<explainer>` | mean of a score over a fold's probes |
-| `mege/<explainer>`, `reco/<explainer>`, `reco_eq6/<explainer>` | over the folds present (`stability/folds`) |
+| `mege/<explainer>`, `reco/<explainer>`, `reco_auc/<explainer>` | over the folds present (`stability/folds`) |
 | `unfinished`, `alarms` | of an evaluation: 1 if something is missing; what, in the run's summary, and why not to trust it |
 | `distances/<explainer>/equal`, `.../differ` | histograms of the two sets of distances |
+| `summary` | a table: every number with its interval, mark, ranks, and whether its row is a null's; the nulls last |
 | `scores` | a table: one row a probe and explainer |
 | `gallery` | the picture of maps |
 | `checkpoint` | the checkpoint's path (in the run's summary) |

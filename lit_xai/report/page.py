@@ -54,7 +54,10 @@ def page(summary: Summary, columns: Sequence[str], folder: Path) -> str:
     )
     alarm = f'<div class="alarm" role="alert">{alarm}</div>' if alarm else ""
     why = "".join(f"<li>{html.escape(r)}</li>" for r in reasons(summary, columns))
-    more = "".join(f"<h2>{name}</h2><p>{t.title}</p>{t.html()}" for name, t in further_tables(summary).items())
+    more = "".join(
+        f"<h2>{name}</h2><p>{html.escape(t.title)}</p>{t.html()}"
+        for name, t in further_tables(summary, columns).items()
+    )
     galleries = "".join(picture(p) for p in sorted(folder.glob("fold=*/gallery.png"))[:1])
     definitions = html.escape(json.dumps(summary.definitions, indent=1, sort_keys=True, default=str))
     return f"""<!doctype html>
@@ -64,7 +67,7 @@ def page(summary: Summary, columns: Sequence[str], folder: Path) -> str:
 body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem; color: #222 }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px }}
 th, td {{ padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }}
-th:first-child {{ text-align: left }} .wide, figure {{ overflow-x: auto; margin: 1rem 0 }}
+th:first-child {{ text-align: left }} tr.line > * {{ border-top: 2px solid #555 }} tr.below {{ color: #666 }} .wide, figure {{ overflow-x: auto; margin: 1rem 0 }}
 .alarm {{ color: #a00; border: 2px solid #a00; background: #fff4f4; padding: .5rem 1rem; font-weight: bold }}
 .alarm p {{ margin: .2rem 0; overflow-wrap: anywhere }}
 .alarm code {{ display: block; white-space: pre; overflow-x: auto; font-size: 12px; font-weight: normal; color: #222 }}

@@ -10,22 +10,28 @@ from typing import Any
 from rich.console import Console
 
 from lit_xai import explainers, metrics
-from lit_xai.cli.schema import NULL
-from lit_xai.core import Component
 from lit_xai.errors import UsageError
+from lit_xai.metrics.comparisons import BETTER, WORSE, Mark
 from lit_xai.metrics.measures import MEASURES, VIEWS, view
-from lit_xai.metrics.statistics import excludes_zero
 from lit_xai.report.head import percent
-from lit_xai.report.summary import Summary
-from lit_xai.report.table import MARK, WHOLE, Column, Marked, Table, console
+from lit_xai.report.summary import Row, Summary, class_of
+from lit_xai.report.table import Column, Marked, Table, console
 
 MOST = 10  # commands at the top of a table
 SIMILARITIES = ("ssim", "hog", "spearman", "stability")
 LEGEND = (
-    f"value [95 % interval]; /x = mean under permuted labels, or of the whole image as an explanation; {MARK} = the paired "
-    f"difference to {NULL} excludes 0; {WHOLE} = that to the whole image does; - = undefined, reason below"
+    "value [95 % interval], of mege over samples x predictors, else over samples; /x = mean under permuted labels, or of the whole "
+    f"image as an explanation; {BETTER} better, {WORSE} worse than the strongest null (below the line, the whole image; of reco: "
+    "permuted labels), corrected by Holm over the explainers of the column; a lone - = undefined, reason below"
 )
-PAIRS = f"paired differences on the same probes [95 % interval]; {MARK} = the interval excludes 0"
+PAIRS = (
+    "paired differences a - b on the same probes [95 % interval], share of the probes on which a is better (ties half); "
+    f"{BETTER} a, {WORSE} b is better, corrected by Holm over the pairs of the column"
+)
+RANKS = (
+    "ranks that each may have, nulls left out: all sets of a column hold the true ranks at once with 95 % confidence "
+    "(paired max-t bootstrap)"
+)
 ROBUSTNESS = (
     "similarity of the maps of one method's variants, mean over pairs and probes [95 % interval]; stability: distance of "
     "their superpixels' values to the variants' mean, lower = more stable"
@@ -47,8 +53,8 @@ def shown(summary: Summary, definition: str) -> list[str]:
 
 def count_of(room: ModuleType, described: Mapping[str, Any]) -> tuple[str, Any] | None:
     """The count that a class of ours says its results rest on (see `Component`), and its value; None where it says none."""
-    kind = vars(room).get(str(described.get("name")))
-    count = kind.count if isinstance(kind, type) and issubclass(kind, Component) else ""
+    kind = class_of(room, described)
+    count = kind.count if kind is not None else ""
     return (count, described[count]) if count and described.get(count) else None
 
 
@@ -102,7 +108,7 @@ def reasons(summary: Summary, columns: Sequence[str]) -> list[str]:
     for table, names in (
         (rows, columns),
         (summary.robustness, SIMILARITIES),
-        (summary.pairs, compared(summary)),
+        ({name: pair.apart for name, pair in summary.pairs.items()}, compared(summary)),
     ):
         grouped: dict[str, list[str]] = {}
         for name, estimates in table.items():
@@ -121,57 +127,101 @@ def reasons(summary: Summary, columns: Sequence[str]) -> list[str]:
 
 
 def main_table(summary: Summary, columns: Sequence[str]) -> Table:
-    """Every explainer's measures and scores."""
+    """Every explainer's measures and scores, the nulls' below a line."""
     heads = [Column(c, better="up" if summary.columns[c] else "down", right=True) for c in columns]
-    rows = [
-        [
-            row.explainer,
-            *(Marked(row.estimates.get(c), marks(row.marked(c), row.beats_or_misses_whole(c))) for c in columns),
-        ]
-        for row in summary.rows
-    ]
-    return Table([Column("explainer"), *heads], rows, "\n".join(head_lines(summary)), LEGEND, dim=(NULL,))
+    rows = [[row.explainer, *(Marked(row.estimates.get(c), row.sign(c)) for c in columns)] for row in summary.rows]
+    return Table([Column("explainer"), *heads], rows, "\n".join(head_lines(summary)), LEGEND, below=summary.nulls)
 
 
-def marks(null: bool, whole: bool = False) -> str:
-    """The marks of a number that differs from the null's, and from the whole image's."""
-    return MARK * null + WHOLE * whole
-
-
-def further_tables(summary: Summary) -> dict[str, Table]:
-    """What stands below the main table, where there is any: robustness of families, paired differences."""
+def further_tables(summary: Summary, columns: Sequence[str]) -> dict[str, Table]:
+    """What stands below the main table, where there is any: ranks, robustness of families, paired differences."""
     out = {}
+    ranked = [row for row in summary.rows if row.ranks]
+    if len(ranked) > 1:
+        heads = [Column("explainer"), *(Column(c, right=True) for c in columns)]
+        ranks = [[row.explainer, *(span(row.ranks.get(c)) for c in columns)] for row in ranked]
+        out["Ranks"] = Table(heads, ranks, RANKS)
     if summary.robustness:
-        columns = [Column("family"), *(Column(s, right=True) for s in SIMILARITIES)]
+        heads = [Column("family"), *(Column(s, right=True) for s in SIMILARITIES)]
         alike = [[family, *(e.get(s) for s in SIMILARITIES)] for family, e in summary.robustness.items()]
-        out["Robustness"] = Table(columns, alike, ROBUSTNESS)
+        out["Robustness"] = Table(heads, alike, ROBUSTNESS)
     if summary.pairs:
-        columns = [Column("pair"), *(Column(c, right=True) for c in compared(summary))]
+        heads = [Column("pair"), *(Column(c, right=True) for c in compared(summary))]
+        marks = summary.pair_marks()
         apart = [
-            [pair, *(Marked(e.get(c), marks(c in e and excludes_zero(e[c]))) for c in compared(summary))]
-            for pair, e in summary.pairs.items()
+            [name, *(Marked(p.apart.get(c), won(p.won.get(c)) + sign(marks[name].get(c))) for c in compared(summary))]
+            for name, p in summary.pairs.items()
         ]
-        out["Differences"] = Table(columns, apart, PAIRS)
+        out["Differences"] = Table(heads, apart, PAIRS)
     return out
+
+
+def span(ranks: tuple[int, int] | None) -> str | None:
+    """A set of ranks: `2-5`, or `1` where there is one."""
+    return None if ranks is None else "-".join(map(str, dict.fromkeys(ranks)))
+
+
+def won(share: float | None) -> str:
+    """The share of probes won, behind a difference."""
+    return "" if share is None else f" {share:.0%}"
+
+
+def sign(mark: Mark | None) -> str:
+    """The sign of a mark that may not be there."""
+    return "" if mark is None else mark.sign
 
 
 def compared(summary: Summary) -> list[str]:
     """The columns of which any paired difference is known."""
-    return list(dict.fromkeys(c for row in summary.pairs.values() for c in row if not math.isnan(row[c].value)))
+    return list(
+        dict.fromkeys(c for row in summary.pairs.values() for c in row.apart if not math.isnan(row.apart[c].value))
+    )
+
+
+PARTS = (
+    "low",
+    "high",
+    "interval",
+    "low_samples",
+    "high_samples",
+    "se",
+    "null",
+    "samples",
+    "predictors",
+    "pairs",
+    "dropped",
+    "reason",
+)
+CLAIMS = (
+    "mark",
+    "mark_null",
+    "mark_p",
+    "mark_p_corrected",
+    "mark_correction",
+    "share_won",
+    "rank_first",
+    "rank_last",
+    "is_null",
+)
 
 
 def every_number(summary: Summary) -> Table:
     """One row an explainer and column, for files."""
-    parts = ("low", "high", "se", "null", "samples", "pairs", "dropped", "reason")
-    columns = [Column("explainer"), Column("column"), Column("value", parts, stem=""), Column("marked")]
+    columns = [Column("explainer"), Column("column"), Column("value", PARTS, stem=""), *map(Column, CLAIMS)]
     columns += [Column("minus_whole_image", ("low", "high"), stem="minus_whole_"), Column("unfinished")]
     lack = (summary.head["unfinished"] or {"message": ""})["message"]
     rows = [
-        [row.explainer, c, e, row.marked(c), row.to_whole.get(c), lack]
+        [row.explainer, c, e, *claims(row, c), row.explainer in summary.nulls, row.to_whole.get(c), lack]
         for row in summary.rows
         for c, e in row.estimates.items()
     ]
     return Table(columns, rows)
+
+
+def claims(row: Row, column: str) -> list[Any]:
+    """What is claimed of a number: `CLAIMS` but for the last."""
+    mark = list(row.marks[column].plain().values()) if column in row.marks else [""] * 5
+    return [*mark, row.won.get(column, ""), *row.ranks.get(column, ("", ""))]
 
 
 def show(summary: Summary, definition: str = "default", to: Console | None = None) -> None:
@@ -182,5 +232,5 @@ def show(summary: Summary, definition: str = "default", to: Console | None = Non
     main_table(summary, columns).show(to)
     for line in reasons(summary, columns):
         to.print(f"  {line}", style="yellow", markup=False)
-    for table in further_tables(summary).values():
+    for table in further_tables(summary, columns).values():
         table.show(to)

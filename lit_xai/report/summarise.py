@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from tqdm.auto import tqdm
 from lit_xai.cli.schema import NULL
 from lit_xai.cluster.status import status
 from lit_xai.errors import UsageError
+from lit_xai.metrics.comparisons import Mark, against_nulls, against_permutations, corrected, rank_sets, share_won
 from lit_xai.metrics.distance import distance_of
 from lit_xai.metrics.localisation import settle
 from lit_xai.metrics.measures import MEASURES, estimates, paired
@@ -19,7 +21,7 @@ from lit_xai.metrics.robustness import robustness_table
 from lit_xai.metrics.statistics import Estimate, difference, mean_estimate
 from lit_xai.report.ensemble import Ensemble, family_of
 from lit_xai.report.head import head
-from lit_xai.report.summary import Row, Summary
+from lit_xai.report.summary import Row, Summary, is_null
 from lit_xai.report.unfinished import Share, Unfinished, unfinished
 from lit_xai.store.fold import MapReader, common_samples
 from lit_xai.store.names import DECISIONS, DISAGREEMENTS
@@ -32,7 +34,7 @@ def summarise(
     progress: bool = True,
     pairs: Sequence[Sequence[str]] = (),
 ) -> Summary:
-    """Every measure and score of every explainer, with intervals, nulls and paired differences to Random.
+    """Every measure and score of every explainer, with intervals, marks against the nulls, and sets of ranks.
 
     `pairs` names two explainers (or two families of variants) each, whose paired differences are wanted, too.
     """
@@ -65,7 +67,7 @@ def summarise(
     folds = Share(len(ensemble.folds), ensemble.split.k)
     lack = unfinished(ensemble.root, folds, there, ensemble.folds_with(), differ, decided, explainers, ensemble.said)
     say_what_lacks(summary, lack)
-    compare_with_null(summary)
+    compare_with_nulls(summary)
     summary.head["disagreements"] = None if found is None else {"found": found.found, "explained": len(found.samples)}
     summary.head["distance"] = {"name": distance, "meaning": distance_of(distance).meaning}
     for a, b in pairs:
@@ -166,18 +168,72 @@ def say_what_lacks(summary: Summary, lack: Unfinished | None) -> None:
             head["warnings"].append(f"{name} is explained on {number} of {most} probes")
 
 
-def compare_with_null(summary: Summary) -> None:
-    """The paired difference of every number to that of the null explainer, where both rest on the same probes."""
-    null = next((r for r in summary.rows if r.explainer == NULL), None)
-    summary.head["null"] = NULL if null else "none: explain with explainer=[random] to have a null"
-    for row in summary.rows:
-        same = null is not None and torch.equal(summary.probes[row.explainer], summary.probes[NULL])
-        if null is None or row is null or not same:
+WHOLE_IMAGE = "whole image"
+
+
+def compare_with_nulls(summary: Summary) -> None:
+    """Marks and ranks of every column: the nulls are put last, every other row is compared with them, and with its peers."""
+    described = summary.definitions["explainers"]
+    summary.nulls = [row.explainer for row in summary.rows if is_null(described[row.explainer])]
+    summary.rows.sort(key=lambda row: row.explainer in summary.nulls)
+    summary.head["null"] = ", ".join(summary.nulls) or f"none: explain with explainer=[{NULL}] to have a null"
+    methods = [row for row in summary.rows if row.explainer not in summary.nulls]
+    for column, up in summary.columns.items():
+        marks = {r.explainer: m for r in methods if (m := mark(summary, r, column)) is not None}
+        ranks = rank_sets(column, alike(summary, methods, column), up)
+        found = corrected(marks, "explainers of the column")
+        for row in methods:
+            row.marks |= {column: found[row.explainer]} if row.explainer in found else {}
+            row.ranks |= {column: ranks[row.explainer]} if row.explainer in ranks else {}
+
+
+def mark(summary: Summary, row: Row, column: str) -> Mark | None:
+    """The mark of one number before the correction, after its difference to the strongest null is noted; None without a null.
+
+    Labels that were permuted are the null of a measure that has them; its mark is about these.
+    """
+    e, up = row.estimates.get(column), summary.columns[column]
+    if e is None or math.isnan(e.low):
+        return None
+    nulls = nulls_of(summary, row, column)
+    apart = {name: d for name, null in nulls.items() if (d := paired(column, e, null)) is not None}
+    strongest = (max if up else min)(apart, key=lambda name: nulls[name].value, default="")
+    if strongest:
+        row.differences[column] = apart[strongest]
+        won = share_won(e.each, nulls[strongest].each, up)
+        row.won |= {column: won} if math.isfinite(won) else {}
+    if math.isfinite(e.p_above):
+        return against_permutations(e, up)
+    if column in row.to_whole:
+        apart[WHOLE_IMAGE] = row.to_whole[column]
+        whole = e.null if e.null is not None else math.nan
+        strongest = WHOLE_IMAGE if not strongest or (whole > nulls[strongest].value) == up else strongest
+    return against_nulls(apart, strongest, up) if apart else None
+
+
+def nulls_of(summary: Summary, row: Row, column: str) -> dict[str, Estimate]:
+    """The nulls of a number: those on the same probes. One whose maps are the same for all predictors is at the best value of a
+    measure of distances by construction, and no null of it.
+    """
+    found = {}
+    for other in summary.rows:
+        e = other.estimates.get(column)
+        if other.explainer not in summary.nulls or e is None or not math.isfinite(e.low):
             continue
-        for column, e in row.estimates.items():
-            apart = paired(column, e, null.estimates[column]) if column in null.estimates else None
-            if apart is not None:
-                row.differences[column] = apart
+        fixed = column in MEASURES and not bool(summary.distances[other.explainer][0].any())
+        if not fixed and torch.equal(summary.probes[row.explainer], summary.probes[other.explainer]):
+            found[other.explainer] = e
+    return found
+
+
+def alike(summary: Summary, rows: Sequence[Row], column: str) -> dict[str, Estimate]:
+    """The estimates of the rows that rest on the same probes as most of the explainers do."""
+    groups: dict[bytes, dict[str, Estimate]] = {}
+    for row in rows:
+        if column in row.estimates:
+            probes = summary.probes[row.explainer].numpy().tobytes()
+            groups.setdefault(probes, {})[row.explainer] = row.estimates[column]
+    return max(groups.values(), key=len, default={})
 
 
 def add_robustness(ensemble: Ensemble, members: Sequence[str], summary: Summary) -> None:

@@ -2,36 +2,84 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import lit_xai
+from lit_xai import explainers
+from lit_xai.core import Component, Explainer
 from lit_xai.errors import UsageError
+from lit_xai.metrics.comparisons import Mark, corrected, share_won, two_sided
 from lit_xai.metrics.measures import paired
-from lit_xai.metrics.statistics import Estimate, excludes_zero
+from lit_xai.metrics.statistics import Estimate
+
+
+def class_of(room: ModuleType, described: Mapping[str, Any]) -> type[Component] | None:
+    """The class of ours that a described component is of; None of any other."""
+    kind = vars(room).get(str(described.get("name")))
+    return kind if isinstance(kind, type) and issubclass(kind, Component) else None
+
+
+def is_null(described: Mapping[str, Any]) -> bool:
+    """Whether an explainer is a null, as its class says."""
+    kind = class_of(explainers, described)
+    return kind is not None and issubclass(kind, Explainer) and kind.null
 
 
 @dataclass
 class Row:
-    """One explainer's numbers: an estimate a column, and its paired differences to the null explainer and, where a score
-    has that reference, to the whole image.
+    """One explainer's numbers: an estimate a column.
+
+    Attributes:
+        differences: paired differences to the strongest null of the column.
+        marks: what is claimed of each, corrected over the column.
+        won: the share of probes on which it beats that null, ties half.
+        ranks: first and last rank that it may have in the column.
+        to_whole: the paired difference to the whole image as an explanation, where a score has that reference.
     """
 
     explainer: str
     estimates: dict[str, Estimate] = field(default_factory=dict)
     differences: dict[str, Estimate] = field(default_factory=dict)
+    marks: dict[str, Mark] = field(default_factory=dict)
+    won: dict[str, float] = field(default_factory=dict)
+    ranks: dict[str, tuple[int, int]] = field(default_factory=dict)
     to_whole: dict[str, Estimate] = field(default_factory=dict)
 
-    def marked(self, column: str) -> bool:
-        """Whether the paired difference to the null excludes 0."""
-        return column in self.differences and excludes_zero(self.differences[column])
+    def sign(self, column: str) -> str:
+        """`+` better, `-` worse than the strongest null; empty where nothing can be claimed."""
+        return self.marks[column].sign if column in self.marks else ""
 
-    def beats_or_misses_whole(self, column: str) -> bool:
-        """Whether the paired difference to the whole image excludes 0."""
-        return column in self.to_whole and excludes_zero(self.to_whole[column])
+    def plain(self) -> dict[str, dict[str, Any]]:
+        """JSON-ready cells."""
+        cells = {}
+        for name, e in self.estimates.items():
+            cells[name] = e.plain()
+            for key, apart in (("difference_to_null", self.differences), ("difference_to_whole_image", self.to_whole)):
+                if name in apart:
+                    d = apart[name].plain()
+                    cells[name][key] = {k: d[k] for k in ("value", "low", "high", "interval")}
+            if name in self.won:
+                cells[name]["difference_to_null"]["share_won"] = self.won[name]
+            if name in self.marks:
+                cells[name]["mark"] = self.marks[name].plain()
+            if name in self.ranks:
+                cells[name]["rank_set"] = list(self.ranks[name])
+        return cells
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two explainers, or two families of variants: by column, their paired differences a - b and the share of probes that a wins."""
+
+    apart: dict[str, Estimate] = field(default_factory=dict)
+    won: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -41,11 +89,12 @@ class Summary:
     Attributes:
         head: what they rest on: folds, probes, accuracy, Lipschitz constants, warnings.
         columns: names, in order; True where higher is better.
-        rows: one an explainer.
+        rows: one an explainer, the nulls last.
+        nulls: which of them are nulls.
         definitions: what every column and every explainer is.
         distances: `{explainer: (S_equal, S_differ)}` for the histograms.
         robustness: `{family: {similarity: estimate}}` of explainers that are variants of one method.
-        pairs: `{"a - b": {column: estimate}}`, paired differences of two explainers or families.
+        pairs: `{"a - b": pair}`, of two explainers or families.
         probes: which samples every explainer's and family's numbers rest on.
     """
 
@@ -55,8 +104,9 @@ class Summary:
     definitions: dict[str, Any]
     distances: dict[str, tuple[Tensor, Tensor]]
     robustness: dict[str, dict[str, Estimate]] = field(default_factory=dict)
-    pairs: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    pairs: dict[str, Pair] = field(default_factory=dict)
     probes: dict[str, Tensor] = field(default_factory=dict)
+    nulls: Collection[str] = ()
 
     def pair(self, a: str, b: str) -> None:
         """Add the paired differences of two explainers, and of two families of variants.
@@ -74,36 +124,51 @@ class Summary:
                 f"pairs= compares {a} and {b}, which were explained on different probes "
                 f"({len(self.probes[a])} and {len(self.probes[b])}): explain both with the same data.probes_per_fold="
             )
-        found = {}
+        found = Pair()
         for table in (known, self.robustness):
             for column, one in table.get(a, {}).items():
                 other = table.get(b, {}).get(column)
                 apart = paired(column, one, other) if other is not None and len(one.draws) else None
-                if apart is not None:
-                    found[column] = apart
+                if other is not None and apart is not None:
+                    found.apart[column] = apart
+                    won = share_won(one.each, other.each, self.up(column))
+                    if math.isfinite(won):
+                        found.won[column] = won
         self.pairs[f"{a} - {b}"] = found
+
+    def up(self, column: str) -> bool:
+        """Whether higher is better, also of the similarities of variants."""
+        return self.columns.get(column, column != "stability")
+
+    def pair_marks(self) -> dict[str, dict[str, Mark]]:
+        """What is claimed of every pair, `{pair: {column: mark}}`: `+` where a is better; corrected over the pairs of a column."""
+        out: dict[str, dict[str, Mark]] = {name: {} for name in self.pairs}
+        for column in dict.fromkeys(c for pair in self.pairs.values() for c in pair.apart):
+            known = {n: p.apart[column] for n, p in self.pairs.items() if column in p.apart}
+            marks = {
+                n: Mark(n.split(" - ")[1], (d.value > 0) == self.up(column), two_sided(d)) for n, d in known.items()
+            }
+            for name, mark in corrected(marks, "pairs of the column").items():
+                out[name][column] = mark
+        return out
 
     def plain(self) -> dict[str, Any]:
         """JSON-ready."""
-        rows = {}
-        for row in self.rows:
-            cells = {}
-            for name, e in row.estimates.items():
-                cells[name] = e.plain()
-                if name in row.differences:
-                    d = row.differences[name].plain()
-                    cells[name]["difference_to_null"] = {k: d[k] for k in ("value", "low", "high")}
-                    cells[name]["marked"] = row.marked(name)
-                if name in row.to_whole:
-                    d = row.to_whole[name].plain()
-                    cells[name]["difference_to_whole_image"] = {k: d[k] for k in ("value", "low", "high")}
-            rows[row.explainer] = cells
+        marks = self.pair_marks()
+        pairs = {
+            name: {
+                c: {**e.plain(), "share_won": pair.won.get(c), "mark": marks[name][c].plain()}
+                for c, e in pair.apart.items()
+            }
+            for name, pair in self.pairs.items()
+        }
         return {
             "version": lit_xai.__version__,
             "head": self.head,
             "columns": {n: {"higher_is_better": up} for n, up in self.columns.items()},
-            "rows": rows,
+            "rows": {row.explainer: row.plain() for row in self.rows},
+            "nulls": list(self.nulls),
             "definitions": self.definitions,
             "robustness": {f: {n: e.plain() for n, e in row.items()} for f, row in self.robustness.items()},
-            "pairs": {p: {n: e.plain() for n, e in row.items()} for p, row in self.pairs.items()},
+            "pairs": pairs,
         }

@@ -77,7 +77,7 @@ def cell(value: Any, digits: int | None = 3, zeros: bool = False, undefined: str
     if digits is None:
         size = max(abs(v) for v in (e.value, e.low, e.high) if not math.isnan(v))
         digits = next((d for least, d in ((100, 0), (10, 1), (1, 2)) if size >= least), 3)
-    null = f" /{e.null:.2f}" if e.null is not None else ""
+    null = f" /{round(e.null, 2) + 0.0:.2f}" if e.null is not None else ""  # never -0.00
     return f"{e.text(digits, zeros)}{null}{marks}"
 
 
@@ -92,7 +92,7 @@ class Table:
 
     Attributes:
         title, caption: what stands above and below it.
-        dim: first cells of rows that step back.
+        below: first cells of rows that stand below a line; they are the last ones.
         digits, zeros: of its numbers, see `cell`.
         missing: what files hold where a number is undefined.
     """
@@ -101,7 +101,7 @@ class Table:
     rows: Sequence[Sequence[Any]]
     title: str = ""
     caption: str = ""
-    dim: Collection[str] = ()
+    below: Collection[str] = ()
     digits: int | None = 3
     zeros: bool = False
     missing: Any = ""
@@ -110,6 +110,11 @@ class Table:
     def shown(self) -> list[Column]:
         """The columns for people."""
         return [c for c in self.columns if c.shown]
+
+    @property
+    def line(self) -> int:
+        """The number of rows above the line."""
+        return sum(row[0] not in self.below for row in self.rows)
 
     def texts(self) -> list[list[str]]:
         """The cells for people, row by row."""
@@ -136,7 +141,7 @@ class Table:
             return ["" if e is None else e, *[""] * len(column.parts)]
         if math.isnan(e.value) and column.undefined == "{reason}":
             return [e.reason, *[""] * len(column.parts)]
-        known = {**vars(e), "note": e.reason}
+        known = {**e.numbers(), "note": e.reason}
         found = [known[part] for part in ("value", *column.parts)]
         return [self.missing if isinstance(v, float) and math.isnan(v) else v for v in found]
 
@@ -151,8 +156,10 @@ class Table:
                 justify="right" if column.right else "left",
                 no_wrap=number == 0 and any(c.right for c in self.shown),
             )
-        for row, texts in zip(self.rows, self.texts(), strict=True):
-            table.add_row(*texts, style="dim" if row[0] in self.dim else None)
+        for number, texts in enumerate(self.texts()):
+            if number == self.line:
+                table.add_section()
+            table.add_row(*texts, style="dim" if number >= self.line else None)
         (to or console()).print(table)
 
     def latex(self, comments: Sequence[str] = ()) -> str:
@@ -160,6 +167,7 @@ class Table:
         lines = [f"% {line}" for line in comments]
         lines += [r"\begin{tabular}{l" + "r" * (len(self.shown) - 1) + "}", r"\toprule"]
         body = [" & ".join(map(escaped, row)) + r" \\" for row in self.texts()]
+        body[self.line : self.line] = [r"\midrule"] * (0 < self.line < len(body))
         titles = " & ".join(escaped(c.title(c.name)) for c in self.shown) + r" \\"
         return "\n".join([*lines, titles, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""])
 
@@ -167,7 +175,11 @@ class Table:
         """For a page: every row begins with its heading."""
         heads = "".join(f"<th>{html.escape(c.title())}</th>" for c in self.shown)
         rows = [[html.escape(text) for text in row] for row in self.texts()]
-        body = "".join(f"<tr><th>{first}</th>{''.join(f'<td>{t}</td>' for t in rest)}</tr>" for first, *rest in rows)
+        kinds = ["", ' class="below"', ' class="below line"']
+        body = "".join(
+            f"<tr{kinds[(n >= self.line) + (n == self.line)]}><th>{first}</th>{''.join(f'<td>{t}</td>' for t in rest)}</tr>"
+            for n, (first, *rest) in enumerate(rows)
+        )
         return f'<div class="wide"><table><tr>{heads}</tr>{body}</table></div>'
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lit_xai.metrics import sanity as checks
-from lit_xai.metrics.statistics import Estimate, excludes_zero, too_few
+from lit_xai.metrics.comparisons import ALPHA, holm, two_sided
+from lit_xai.metrics.statistics import Estimate, too_few
 from lit_xai.quality.plausibility import REAL, differences
 from lit_xai.quality.sampler import MEASURES
 from lit_xai.quality.sampler_quality import SamplerQuality
@@ -65,14 +66,30 @@ def samplers(quality: SamplerQuality, about: str = "") -> Table:
     """One row a sampler, with every measure; marked where it differs from the reference, and from real images."""
     columns = [Column("sampler")]
     columns += [Column(n, better=m.better, head=n.replace("_", " ")) for n, m in MEASURES.items()]
-    rows = []
-    for name, row in quality.estimates.items():
-        cells = []
-        for measure, e in row.items():
-            pairs = ((MARK, quality.to_reference(name, measure)), (WHOLE, quality.to_real(name, measure)))
-            cells.append(Marked(e, "".join(m for m, apart in pairs if apart is not None and excludes_zero(apart))))
-        rows.append([name, *cells])
+    marks = {MARK: differing(quality, quality.to_reference), WHOLE: differing(quality, quality.to_real)}
+    rows = [
+        [
+            n,
+            *(
+                Marked(e, "".join(m for m, found in marks.items() if (n, measure) in found))
+                for measure, e in row.items()
+            ),
+        ]
+        for n, row in quality.estimates.items()
+    ]
     return Table(columns, rows, about, digits=None)
+
+
+def differing(quality: SamplerQuality, apart: Callable[[str, str], Estimate | None]) -> set[tuple[str, str]]:
+    """The rows and measures whose difference is not 0, corrected by Holm over the rows of a measure."""
+    out = set()
+    for measure in MEASURES:
+        known = {
+            n: d for n, row in quality.estimates.items() if measure in row and (d := apart(n, measure)) is not None
+        }
+        p = holm({name: two_sided(d) for name, d in known.items()})
+        out |= {(name, measure) for name in known if p[name] <= ALPHA}
+    return out
 
 
 def every_sampler_number(quality: SamplerQuality) -> Table:
@@ -98,6 +115,6 @@ def about_samplers(quality: SamplerQuality, where: str) -> list[str]:
     return [
         f"{where}: {quality.draws} samples of each of {images} held-out probes, share of superpixels hidden: {rates}"
         f"{too_few(images)}",
-        f"value [95 % interval]; {MARK} = the paired difference to {quality.reference} excludes 0; "
-        f"{WHOLE} = the difference to other real images does; seconds: {quality.measured_on}",
+        f"value [95 % interval]; {MARK} = differs from {quality.reference}, {WHOLE} from other real images, "
+        f"corrected by Holm over the samplers of a column; seconds: {quality.measured_on}",
     ]
