@@ -5,13 +5,18 @@ from __future__ import annotations
 import copy
 import warnings
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from lit_xai import engine
+from lit_xai.callbacks import Explain
 from lit_xai.data import FoldData
 from lit_xai.errors import UsageError
+from lit_xai.explainers import Saliency
 from lit_xai.models import Classifier, Pretrained, lipschitz, one_layer, resnet18, resnet50, vgg
-from lit_xai.models.lipschitz import local_lipschitz
+from lit_xai.models.lipschitz import fitted_temperature, local_lipschitz
+from lit_xai.store.fold import FoldStore
 from torch import nn
 
 from conftest import seeded
@@ -276,6 +281,62 @@ def test_lipschitz_network_never_moves_outputs_further_than_inputs():
 def test_local_constant_of_a_linear_map_is_its_largest_singular_value(linear, rgb):
     expected = torch.linalg.matrix_norm(linear.weight.detach().flatten(1).double(), ord=2)
     assert local_lipschitz(linear, rgb).tolist() == pytest.approx([float(expected)] * 5, rel=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------- temperature
+
+
+def test_a_predictor_is_read_at_the_temperature_it_is_trained_at():
+    module = classifier(SMALL["lipschitz"], scale=False, loss="tau_cross_entropy", tau=7.0).eval()
+    images, labels = batch()
+    with torch.no_grad():
+        z = module(images)
+        assert torch.allclose(module.predictor()(images), 7 * z, atol=1e-4)
+        loss = nn.functional.cross_entropy(module.predictor()(images), labels)
+        assert float(module.loss(z, labels)) == pytest.approx(float(loss) / 7, rel=1e-4)  # torchlip divides by tau
+    assert float(local_lipschitz(module.predictor(), images).max()) <= 1 + 1e-4
+    assert len(classifier(scale=False).eval().predictor()) == 2
+
+
+def test_the_fitted_temperature_has_the_least_loss():
+    z = torch.randn(300, 4, generator=seeded(0))
+    labels = (z + 0.3 * torch.randn(300, 4, generator=seeded(1))).argmax(1)
+
+    def loss(tau: float) -> float:
+        return float(nn.functional.cross_entropy(tau * z, labels))
+
+    tau = fitted_temperature(z, labels)
+    assert loss(tau) <= min(loss(t) for t in np.geomspace(0.1, 100, 400)) + 1e-6
+
+
+def test_hkr_keeps_the_temperature_of_its_training_folds_and_older_checkpoints_have_none(digits):
+    data = FoldData(lambda: digits, folds=2, train_subset=120)
+    module = classifier(SMALL["lipschitz"], scale=False, loss="hkr")
+    quiet = dict(logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)
+    pl.Trainer(max_epochs=1, accelerator="cpu", **quiet).fit(module, data)
+    module.eval()
+    images, labels = data.source.train.images(data.split.training(0).tolist()), data.split.label(data.split.training(0))
+    with torch.no_grad():
+        expected = fitted_temperature(module(images), labels)
+    assert float(module.temperature) == pytest.approx(expected, rel=1e-3)
+    state = module.state_dict()
+    again = classifier(SMALL["lipschitz"], scale=False, loss="hkr")
+    again.load_state_dict(state)
+    assert float(again.temperature) == pytest.approx(expected, rel=1e-3)
+    state.pop("temperature")
+    again.load_state_dict(state)
+    assert float(again.temperature) == 1
+    assert "temperature" not in classifier(scale=False).state_dict()
+
+
+def test_a_folder_explained_at_temperature_1_is_refused_by_name(digits, tmp_path):
+    data = FoldData(lambda: digits, folds=2, train_subset=120, probes_per_fold=3)
+    module = classifier(SMALL["lipschitz"], scale=False, loss="tau_cross_entropy").eval()
+    explain = Explain({"saliency": Saliency()}, {}, FoldStore(tmp_path / "fold=0"), progress=False)
+    job = explain.job(module.predictor()[:-1], data, torch.device("cpu"), None)
+    engine.predictions_of(job, data.split, 0)
+    with pytest.raises(UsageError, match=r"at temperature 1 by an earlier version.*delete its predictions"):
+        explain.tasks(module.predictor(), data, torch.device("cpu"))
 
 
 # ---------------------------------------------------------------------------------------------------------- degradation

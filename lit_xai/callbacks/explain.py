@@ -18,6 +18,7 @@ from lit_xai.data.folds import Disagreements, FoldData
 from lit_xai.engine import Job, Tasks, explained_classes
 from lit_xai.errors import DamagedFile, UsageError
 from lit_xai.metrics.localisation import settle
+from lit_xai.models.lipschitz import without_temperature
 from lit_xai.report.dashboard import Dashboard
 from lit_xai.report.ensemble import Ensemble
 from lit_xai.store.files import write_csv
@@ -151,6 +152,13 @@ class Explain(Report):
     ) -> Tasks:
         """What this part has to do with a model; `checkpoint` is empty where it is not trained yet."""
         predictions = self.known_predictions()
+        before = without_temperature(model)
+        if predictions and before is not None and predictions.meta.get("checkpoint") == engine.model_hash(before):
+            raise UsageError(
+                f"{self.store.root} was explained at temperature 1 by an earlier version, while its network is trained as "
+                f"softmax(tau z): delete its {self.store.predictions_file.name}, maps/ and disagreements/ (not model.ckpt) and "
+                f"explain again"
+            )
         if predictions is None and self.store.predictions_file.exists() and self.target == "prediction":
             self.store.read_predictions()  # damaged: the explained classes are not known
         job = self.job(model, data, device, predictions, checkpoint)

@@ -10,13 +10,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from lit_xai.calls import evaluating
 from lit_xai.errors import UsageError
-from lit_xai.models.lipschitz import plain
+from lit_xai.models.lipschitz import Temperature, fitted_temperature, plain
 from lit_xai.models.pretrained import Normalise
 from lit_xai.models.trainable import Trainable, check_choice
 from lit_xai.rng import stable_hash
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.MultiheadAttention)  # layers that have weights to damage
+FITTED = 2000  # most training images that a temperature is fitted to
 LOSSES = ("cross_entropy", "tau_cross_entropy", "hkr")
 
 
@@ -30,10 +32,12 @@ class Classifier(Trainable):
         lr, weight_decay, schedule, optimizer: see `Trainable`.
         label_smoothing: of the cross-entropy.
         loss: `cross_entropy`; `tau_cross_entropy` and `hkr` are deel-torchlip's, for 1-Lipschitz networks.
-        tau: temperature of `tau_cross_entropy`.
+        tau: temperature of `tau_cross_entropy`; the predictor is softmax(tau z), as it is trained.
         hkr_alpha, hkr_margin: weight of the hinge term and margin of `hkr`.
         scale: divide by the standard deviation as well (must be off where the Lipschitz constant counts).
     """
+
+    temperature: Tensor
 
     def __init__(
         self,
@@ -66,6 +70,7 @@ class Classifier(Trainable):
         self.label_smoothing, self.loss_name, self.tau = label_smoothing, loss, tau
         self.hkr_alpha, self.hkr_margin = hkr_alpha, hkr_margin
         self.classes = classes
+        self.register_buffer("temperature", torch.tensor(1.0), persistent=loss == "hkr")
         self.val_accuracy = MulticlassAccuracy(classes, average="micro")
         self.test_accuracy = nn.ModuleList([MulticlassAccuracy(classes, average="micro") for _ in range(2)])
 
@@ -73,8 +78,25 @@ class Classifier(Trainable):
         return self.network(self.normalise(images))
 
     def predictor(self) -> nn.Module:
-        """The network to explain: evaluation mode, plain layers, normalisation first."""
-        return nn.Sequential(self.normalise, plain(self.network)).eval()
+        """The network to explain: evaluation mode, plain layers, normalisation first, and the temperature it is trained at last."""
+        layers = [self.normalise, plain(self.network)]
+        tau = {"tau_cross_entropy": self.tau, "hkr": float(self.temperature)}.get(self.loss_name, 1.0)
+        return nn.Sequential(*layers, *([Temperature(tau)] if tau != 1 else [])).eval()
+
+    def on_train_end(self) -> None:
+        """HKR trains at no temperature: the one that fits the training folds best is kept with the weights."""
+        if self.loss_name == "hkr" and self.data is not None:
+            samples = self.data.split.training(self.data.fold)[:FITTED]
+            images, labels = self.data.source.train.images(samples.tolist()), self.data.split.label(samples)
+            with torch.no_grad(), evaluating(self):
+                parts = [self(x.to(self.device)).cpu() for x in images.split(250)]
+            self.temperature.fill_(fitted_temperature(torch.cat(parts), labels))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
+        """A checkpoint of before says no temperature: it is 1 then."""
+        if self.loss_name == "hkr":
+            state_dict.setdefault(f"{prefix}temperature", torch.tensor(1.0))
+        super()._load_from_state_dict(state_dict, prefix, *more)
 
     # ------------------------------------------------------------------------------------------------------- training
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from jaxtyping import Float
+from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
 from lit_xai.errors import UsageError
@@ -57,8 +59,46 @@ def plain(network: nn.Module) -> nn.Module:
     return network
 
 
+class Temperature(nn.Module):
+    """Logits tau z of a network z: 1-Lipschitz networks are trained as softmax(tau z), and z alone is never sure of anything.
+
+    Args:
+        tau: above 0.
+    """
+
+    tau: Tensor
+
+    def __init__(self, tau: float) -> None:
+        super().__init__()
+        self.register_buffer("tau", torch.tensor(float(tau)))
+
+    def forward(self, logits: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
+        return logits * self.tau
+
+
+def without_temperature(model: nn.Module) -> nn.Module | None:
+    """The network z of a predictor that ends in a `Temperature`; None for any other."""
+    if isinstance(model, nn.Sequential) and len(model) and isinstance(model[-1], Temperature):
+        return model[:-1]
+    return None
+
+
+def fitted_temperature(logits: Float[Tensor, "n k"], labels: Tensor) -> float:
+    """The tau in [.01, 10,000] that makes the mean of -log softmax(tau z)[label] least."""
+    z = logits.double()
+
+    def loss(log_tau: float) -> float:
+        return float(nn.functional.cross_entropy(z * math.exp(log_tau), labels))
+
+    return math.exp(minimize_scalar(loss, bounds=(math.log(1e-2), math.log(1e4)), method="bounded").x)
+
+
 def local_lipschitz(model: nn.Module, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
-    """The largest singular value of d logits / d image at every image: a lower bound of the Lipschitz constant."""
+    """The largest singular value of d z / d image at every image: a lower bound of the Lipschitz constant.
+
+    Of a predictor with a `Temperature` z are the logits before it.
+    """
+    model = without_temperature(model) or model
     with torch.inference_mode(False), torch.enable_grad():
         x = images.clone().requires_grad_()
         logits = model(x)
