@@ -120,12 +120,13 @@ def explain_folds(
         UsageError: the data, the module or the folder cannot be used, or the folder's predictors were trained otherwise; the
             message says how to mend it.
     """
+    from lit_xai.fillers import BlurOrMean
     from lit_xai.metrics import Deletion, Insertion, MuFidelity
 
     if k < 2:
         raise UsageError(f"cross-validation needs at least 2 folds, found k={k}")
     if scores is None:
-        scores = {"mufidelity": MuFidelity(), "deletion": Deletion(), "insertion": Insertion()}
+        scores = {"mufidelity": MuFidelity(), "deletion": Deletion(), "insertion": Insertion(filler=BlurOrMean())}
     methods = {name: as_explainer(e, f"explainer {name}") for name, e in explainers.items()}
     scores = {name: as_score(s, f"score {name}") for name, s in scores.items()}
     images = MapStyle(dataset)

@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from lit_xai.core import LUMA, Filler
+from lit_xai.core import LUMA, Filler, TrainedOn
 from lit_xai.errors import UsageError
 from lit_xai.fillers import Biharmonic, GaussianNoise, SegmentMean, Shuffle, UniformNoise
-from lit_xai.fillers.constant import Blur, Colour, Mean
+from lit_xai.fillers.constant import Blur, BlurOrMean, Colour, Mean
 from lit_xai.fillers.refill import Refill
 from lit_xai.rng import SampleRng
 from lit_xai.segments import Grid
@@ -273,3 +273,12 @@ def test_a_background_of_another_shape_is_refused_by_name(images):
 
     with pytest.raises(UsageError, match="Small returned a background of shape"):
         Refill(Small(), images, RNG)
+
+
+@pytest.mark.parametrize(("side", "start"), [(28, "mean"), (63, "mean"), (64, "blur"), (96, "blur")])
+def test_a_small_image_is_not_left_readable_by_a_blur(side, start):
+    images = torch.rand(2, 3, side, side, generator=seeded(0))
+    filler = BlurOrMean().fitted(TrainedOn((0.2, 0.4, 0.6)))
+    expected = Blur() if start == "blur" else Mean((0.2, 0.4, 0.6))
+    assert torch.equal(filler.background(images), expected.background(images))
+    assert filler.resolve(lambda x: x, images) == {"start": start}

@@ -1,6 +1,6 @@
 """What stands where a pixel is hidden: callables `filler(images, keep, rng, draws, segments) -> [b, n, d, c, h, w]`."""
 
-from lit_xai.fillers.constant import Blur, Colour, Mean
+from lit_xai.fillers.constant import Blur, BlurOrMean, Colour, Mean
 from lit_xai.fillers.diffusion import DDIM, DDIMInpainting
 from lit_xai.fillers.flow import Flow
 from lit_xai.fillers.gaussian import ConditionalGaussian
@@ -12,6 +12,7 @@ __all__ = [
     "DDIM",
     "Biharmonic",
     "Blur",
+    "BlurOrMean",
     "Colour",
     "ConditionalGaussian",
     "DDIMInpainting",
