@@ -34,7 +34,7 @@ BENCHMARKS = {
         True,
         "parts side by side, the scan of a store, evaluate against its floor, the cost model (short; see docs/scale.md)",
     ),
-    "coverage": (False, "simulated coverage of the intervals of MeGe and ReCo (minutes; only when named)"),
+    "coverage": (False, "simulated coverage of intervals, wrong marks, sets of ranks (minutes; only when named)"),
 }
 RESULTS = Path(__file__).parent / "results" / "latest.json"
 

@@ -7,7 +7,6 @@ import io
 import itertools
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lit_xai import explainers
-from lit_xai.core import Explainer
+from lit_xai.metrics import MeGe, ReCo
 from lit_xai.metrics.comparisons import (
     Mark,
     against_nulls,
@@ -253,24 +252,14 @@ def test_the_default_table_has_the_signed_reco_and_not_eq6():
 # --------------------------------------------------------------------------------------------- a map without the model
 
 
-@dataclass(frozen=True)
-class Brightness(Explainer):
-    """The image itself."""
-
-    def __call__(self, model, images, targets, rng=None):
-        return images.mean(1)
-
-
 def test_an_explainer_that_ignores_the_model_has_distance_0_mege_1_and_reco_0(digits):
-    images = digits.train.images(list(range(60)))
-    maps = Brightness()(None, images, torch.zeros(60, dtype=torch.long))
-    sample, right = torch.arange(60), torch.arange(60) < 40
-    from lit_xai.metrics import MeGe, ReCo
-
+    images, labels = digits.train.images(list(range(60))), torch.arange(60) % 10
+    one, other = (torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 10)) for _ in range(2))
+    maps = [explainers.Image()(model, images, labels) for model in (one, other)]
     for distance in ("spearman", "sqrt_spearman"):
         mege, reco = MeGe(distance=distance), ReCo(distance=distance)
         for metric in (mege, reco):
-            metric.update(maps, maps.clone(), torch.ones(60), right, sample)
+            metric.update(*maps, torch.ones(60), torch.arange(60) < 40, torch.arange(60))
         assert bool((mege.pairs().distance == 0).all())
         assert float(mege.compute()) == 1
         assert float(reco.compute()) == 0
@@ -318,6 +307,7 @@ def test_a_null_is_told_by_its_class_and_the_strongest_is_compared_with():
     assert [cells[n]["mark"]["direction"] for n in ("good", "poor")] == ["+", "-"]
     assert cells["poor"]["mark"]["p"] <= cells["poor"]["mark"]["p_corrected"] <= 0.05
     assert cells["good"]["difference_to_null"]["share_won"] == 1
+    assert cells["good"]["difference_to_null"]["null"] == "noise__2"
     assert (cells["good"]["rank_set"], cells["poor"]["rank_set"]) == ([1, 1], [2, 2])
     assert not {"mark", "rank_set"} & (set(cells["noise"]) | set(cells["noise__2"]))
 

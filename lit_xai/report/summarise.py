@@ -199,7 +199,7 @@ def mark(summary: Summary, row: Row, column: str) -> Mark | None:
     apart = {name: d for name, null in nulls.items() if (d := paired(column, e, null)) is not None}
     strongest = (max if up else min)(apart, key=lambda name: nulls[name].value, default="")
     if strongest:
-        row.differences[column] = apart[strongest]
+        row.strongest[column], row.differences[column] = strongest, apart[strongest]
         won = share_won(e.each, nulls[strongest].each, up)
         row.won |= {column: won} if math.isfinite(won) else {}
     if math.isfinite(e.p_above):

@@ -37,15 +37,17 @@ class Row:
     """One explainer's numbers: an estimate a column.
 
     Attributes:
-        differences: paired differences to the strongest null of the column.
+        strongest: the strongest null of the column, on the same probes.
+        differences: paired differences to it.
         marks: what is claimed of each, corrected over the column.
-        won: the share of probes on which it beats that null, ties half.
+        won: the share of probes on which it beats the strongest null, ties half.
         ranks: first and last rank that it may have in the column.
         to_whole: the paired difference to the whole image as an explanation, where a score has that reference.
     """
 
     explainer: str
     estimates: dict[str, Estimate] = field(default_factory=dict)
+    strongest: dict[str, str] = field(default_factory=dict)
     differences: dict[str, Estimate] = field(default_factory=dict)
     marks: dict[str, Mark] = field(default_factory=dict)
     won: dict[str, float] = field(default_factory=dict)
@@ -65,8 +67,8 @@ class Row:
                 if name in apart:
                     d = apart[name].plain()
                     cells[name][key] = {k: d[k] for k in ("value", "low", "high", "interval")}
-            if name in self.won:
-                cells[name]["difference_to_null"]["share_won"] = self.won[name]
+            if name in self.strongest:
+                cells[name]["difference_to_null"] |= {"null": self.strongest[name], "share_won": self.won.get(name)}
             if name in self.marks:
                 cells[name]["mark"] = self.marks[name].plain()
             if name in self.ranks:
