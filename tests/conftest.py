@@ -6,13 +6,14 @@ import builtins
 from collections import Counter
 from pathlib import Path
 
-import jaxtyping
 import pytest
 import torch
 from torch import Tensor, nn
 
+import checker
+
 torch.set_num_threads(1)
-jaxtyping.install_import_hook("lit_xai", "checker.check")  # before the first import of lit_xai
+checker.install()  # before the first import of lit_xai
 
 
 class Linear(nn.Module):
@@ -89,9 +90,9 @@ def digits():
 @pytest.fixture
 def unchecked():
     """Shape annotations off, to see the errors of a user who has no type checker."""
-    jaxtyping.config.update("jaxtyping_disable", True)
+    checker.Switch.on = False
     yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+    checker.Switch.on = True
 
 
 @pytest.fixture

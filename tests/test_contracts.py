@@ -68,14 +68,18 @@ def build(file: Path) -> Any:
     return instantiate(shrunk(node), _convert_="all").fitted(TrainedOn((0.4,), samples=100))
 
 
-@pytest.fixture
-def model() -> nn.Module:
+def small_network() -> nn.Module:
     """The project's own small residual network, its batch statistics no longer those of a fresh one."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = resnet18(1, 4, 16, width=4, dropout=0.5)
         network(torch.rand(32, 1, 16, 16))
     return network.eval()
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return small_network()
 
 
 @pytest.fixture

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -115,10 +117,12 @@ def with_files(folder: Path, files: dict[str, str]) -> Callable[..., str]:
     return python
 
 
-def contract(name: str) -> list[str]:
-    """The contract tests of one new thing."""
-    tests = str(ROOT / "tests" / "test_contracts.py")
-    return ["-m", "pytest", tests, "-k", name, "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml")]
+def keeps_the_contract(kind: type, known: dict[str, object]) -> None:
+    """All of what is promised of its kind holds of a new thing."""
+    for name, check in vars(kind).items():
+        if name.startswith("test_"):
+            wants = [n for n in inspect.signature(check).parameters if n != "self"]
+            check(kind(), **{n: copy.deepcopy(known[n]) for n in wants})
 
 
 def test_a_new_sampler_is_one_file_and_two_yamls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,34 +146,49 @@ def test_a_new_sampler_is_one_file_and_two_yamls(tmp_path: Path, monkeypatch: py
     keep = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(3)) < 0.6
     known = {"file": tmp_path / "own" / "filler" / "small_painter.yaml", "images": images, "keep": keep}
     assert len(RNG.samples) == len(images)
-    for name, check in vars(TestFiller).items():
-        if name.startswith("test_"):
-            wants = [n for n in inspect.signature(check).parameters if n != "self"]
-            check(TestFiller(), **{n: known[n] for n in wants})
+    keeps_the_contract(TestFiller, known)
 
 
-def test_a_new_explainer_is_one_file_and_one_yaml(tmp_path: Path) -> None:
-    code, node = (blocks("new_explainer.md", kind)[0] for kind in ("python", "yaml"))
-    place = "configs/explainer/blurred_gradient.yaml"
-    python = with_files(tmp_path, {"lit_xai/explainers/blurred_gradient.py": code, place: node})
-    assert "|gradient| at a blurred image" in python("-m", "lit_xai.train", "--help")
-    small = ["data.train_subset=200", "data.folds=2", "data.probes_per_fold=4", "data.size=16", "model.network.width=4"]
-    small += ["trainer.max_epochs=1", "score=[deletion]", "explainer.rise.masks=4", "explainer.smoothgrad.samples=2"]
-    small += ["explainer.integrated_gradients.steps=2", "progress=false", "logger=csv", "explainer.lime.samples=60"]
+def test_a_new_explainer_is_offered_where_its_yaml_is(tmp_path: Path) -> None:
+    node = blocks("new_explainer.md", "yaml")[0]
+    python = with_files(tmp_path, {"configs/explainer/blurred_gradient.yaml": node})
+    both = "import sys, lit_xai.train as t\nfor a in (['--help'], ['--cfg', 'job']): sys.argv[1:] = a; t.main()"
+    out = python("-c", both)
+    assert "|gradient| at a blurred image" in out
+    assert "  blurred_gradient:\n    _target_: lit_xai.explainers.blurred_gradient.BlurredGradient" in out
+
+
+def test_a_new_explainer_is_one_file_and_one_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import lit_xai.explainers
+
+    from test_contracts import RNG, TestExplainer, small_network
+    from test_doors import run
+
+    monkeypatch.setattr(lit_xai.explainers, "__path__", [*lit_xai.explainers.__path__, str(tmp_path)])
+    (tmp_path / "blurred_gradient.py").write_text(blocks("new_explainer.md", "python")[0])
+    file = tmp_path / "own" / "explainer" / "blurred_gradient.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(blocks("new_explainer.md", "yaml")[0])
+    small = ["data.train_subset=100", "data.folds=2", "data.probes_per_fold=4", "data.size=16", "model.network.width=4"]
     small += [
-        "explainer.kernel_shap.samples=60",
-        "explainer.sliding_patch.stride=112",
-        "explainer.averaged_gradient.points=2",
+        "trainer.max_epochs=1",
+        "score=[deletion]",
+        "explainer=[blurred_gradient]",
+        "progress=false",
+        "logger=csv",
     ]
-    small += ["explainer.meaningful_perturbation.steps=2"]
-    python("-m", "lit_xai.train", "-m", "fold=0,1", *small)
-    assert "blurred_gradient" in python("-m", "lit_xai.evaluate", *small)
-    folder = tmp_path / "checkpoints" / "digits-resnet18"
+    place = f"--config-dir={tmp_path / 'own'}"
+    run("train", tmp_path, "-m", place, "fold=0,1", small=small)
+    assert "blurred_gradient" in run("evaluate", tmp_path, place, small=small).stdout
+    folder = tmp_path / "digits-resnet18"
     assert "blurred_gradient" in json.loads((folder / "summary.json").read_text())["rows"]
     logged = "".join(f.read_text() for f in folder.rglob("metrics.csv"))
     assert "deletion/blurred_gradient" in logged
     assert "mege/blurred_gradient" in logged
-    assert "passed" in python(*contract("blurred_gradient"))
+    images = torch.rand(5, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    known = {"file": file, "model": small_network(), "images": images, "targets": torch.tensor([0, 3, 1, 2, 3])}
+    assert len(RNG.samples) == len(images)
+    keeps_the_contract(TestExplainer, known)
 
 
 def test_a_new_measure_is_one_function(
@@ -217,14 +236,14 @@ def test_a_new_measure_is_one_function(
 def test_the_example_of_perturbation_runs(convnet: object) -> None:
     import torch
 
-    images = torch.nn.functional.interpolate(torch.rand(2, 3, 5, 5), size=32, mode="bilinear")
+    images = torch.nn.functional.interpolate(torch.rand(2, 3, 5, 5), size=16, mode="bilinear")
     names = {"model": convnet, "images": images, "labels": torch.tensor([1, 3]), "image": images[0]}
     exec(compile(blocks("perturbation.md", "python")[0], "perturbation.md", "exec"), names)
     assert names["fit"].samples.tolist() == [s for s in names["fit"].samples.tolist() if 256 <= s <= 10_000]
     assert names["gap"].needed > 0
 
 
-def test_the_figures_of_the_limit_are_drawn(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "docs" / "lime_limit.py"), str(tmp_path)]
-    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+def test_the_figures_of_the_limit_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["lime_limit.py", str(tmp_path)])
+    runpy.run_path(str(ROOT / "docs" / "lime_limit.py"), run_name="__main__")
     assert {f.name for f in tmp_path.iterdir()} == {"detectors.png", "linear.png"}

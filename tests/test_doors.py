@@ -7,11 +7,11 @@ import importlib
 import io
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -248,18 +248,14 @@ def test_shard_size_does_not_change_a_map(finished: Path, tmp_path: Path) -> Non
             assert a == b, (explainer, key)
 
 
-def interrupted(door: str, root: Path, ready: Path | str, *options: str, small: list[str] = SMALL) -> None:
+def interrupted(name: str, root: Path, ready: str, *options: str, small: list[str] = SMALL) -> None:
     """Start a command and kill it (SIGKILL) as soon as `ready` exists below `root`."""
-    arguments = command(door, root, *options, small=small)
-    process = subprocess.Popen(
-        arguments, env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.time() + 120
-    while time.time() < deadline and process.poll() is None and not list(root.rglob(str(ready))):
-        time.sleep(0.02)
-    assert process.poll() is None, "the command ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    from ranks import Ranks
+
+    process = Ranks(name, root, *options, small=small, world=1)
+    process.until(lambda: list(root.rglob(ready)))
+    process.send(signal.SIGKILL, 0)
+    assert process.wait() == [-signal.SIGKILL], process.text()
 
 
 def test_killed_in_training_and_in_explaining_ends_with_equal_numbers(finished: Path, tmp_path: Path) -> None:
@@ -455,17 +451,19 @@ def test_a_checkpoint_of_another_model_is_refused(finished: Path, tmp_path: Path
     assert "another model" in done.stderr
 
 
-@pytest.mark.skipif(os.geteuid() != 0 and sys.platform != "linux", reason="needs a file size limit")
 def test_a_full_disk_leaves_nothing_half_written(finished: Path, tmp_path: Path) -> None:
     copy = tmp_path / "full"
     shutil.copytree(finished, copy)
     fold = copy / "digits-resnet18" / "fold=0"
     original = shards(fold)
     shutil.rmtree(fold / "maps" / "rise")
-    limited = f"ulimit -f 3; trap '' XFSZ; exec {' '.join(repr(c) for c in command('explain', copy, 'fold=0', 'logger=none'))}"
-    done = subprocess.run(
-        ["bash", "-c", limited], capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT, timeout=120
-    )
+    handler, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+    try:
+        done = run("explain", copy, "fold=0", "logger=none", check=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
     assert done.returncode != 0
     assert "could not be written" in done.stderr
     assert not list(copy.rglob("*.tmp"))

@@ -15,6 +15,7 @@ from lit_xai.cli.offered import PLACES, offered, refuse_other_code
 from lit_xai.cluster.status import status
 from lit_xai.errors import UsageError
 from lit_xai.store.files import read_checkpoint
+from lit_xai.store.names import is_name
 from lit_xai.store.plans import read_plan, repeatable
 
 from test_doors import run as run_door
@@ -275,21 +276,20 @@ def refused(root: Path, done: Any) -> None:
 
 
 @pytest.mark.parametrize("dry", ["true", "false"])
-@pytest.mark.parametrize("what", ["load", "open", "pickle", "partial", "helper", "reached", "positional"])
 @pytest.mark.parametrize(
-    "where",
+    ("where", "what"),
     [
-        ("explainer", "saliency"),
-        ("explainer", "sliding_patch", "filler"),
-        ("score", "deletion", "filler"),
-        ("data", "source"),
-        ("data", "augment"),
-        ("model",),
-        ("model", "network"),
+        (("explainer", "saliency"), "load"),
+        (("explainer", "sliding_patch", "filler"), "partial"),
+        (("score", "deletion", "filler"), "positional"),
+        (("data", "source"), "pickle"),
+        (("data", "augment"), "helper"),
+        (("model",), "open"),
+        (("model", "network"), "reached"),
     ],
-    ids=".".join,
 )
 def test_a_saved_configuration_runs_no_code(crafted: Path, where: tuple[str, ...], what: str, dry: str) -> None:
+    """Whatever it is, wherever it stands: each kind of code at one place, since what is looked at is the whole file."""
     node = evil_nodes(crafted.parent)[what]
     fold = crafted / NAME / "fold=0"
     edited(fold / "config.yaml", *where, value=[node] if where[-1] == "augment" else node)
@@ -565,10 +565,12 @@ def test_a_state_to_go_on_from_deletes_no_other_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["/../../../escaped", "..", "a/b", "x\x1b[2J", "a b; rm", ""])
-def test_a_name_of_a_file_is_a_name(crafted: Path, name: str) -> None:
-    from lit_xai.store.names import is_name
-
+def test_a_path_is_no_name(name: str) -> None:
     assert not is_name(name)
+
+
+@pytest.mark.parametrize("name", ["/../../../escaped", "x\x1b[2J"])
+def test_a_name_of_a_file_is_a_name(crafted: Path, name: str) -> None:
     file = crafted / NAME / "fold=0" / "config.yaml"
     whole = yaml.safe_load(file.read_text())
     whole["score"][name] = whole["score"]["deletion"]
@@ -600,12 +602,20 @@ def test_a_file_starts_no_download(crafted: Path) -> None:
 # ------------------------------------------------------------------------------------------------------- the user's own
 
 
-@pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "..", "."])
-def test_a_name_does_not_lead_out_of_the_root(tmp_path: Path, name: str) -> None:
-    for door, options in (("train", ["fold=0"]), ("explain", []), ("evaluate", []), ("evaluate", ["--status"])):
-        done = run(door, tmp_path / "root", f"name={name}", *options, check=False, small=[])
-        assert done.returncode == 1
-        assert "leads out of root=" in done.stderr
+@pytest.mark.parametrize(
+    ("name", "command", "options"),
+    [
+        ("../x", "train", ["fold=0"]),
+        ("/x", "explain", []),
+        ("a/../../x", "evaluate", []),
+        ("..", "evaluate", ["--status"]),
+        (".", "evaluate", ["--status"]),
+    ],
+)
+def test_a_name_does_not_lead_out_of_the_root(tmp_path: Path, name: str, command: str, options: list[str]) -> None:
+    done = run(command, tmp_path / "root", f"name={name}", *options, check=False, small=[])
+    assert done.returncode == 1
+    assert "leads out of root=" in done.stderr
     assert not any(tmp_path.iterdir())
 
 
@@ -646,8 +656,12 @@ def test_own_code_runs_where_the_user_names_it(tmp_path: Path, own: Path, choice
     fold = tmp_path / "ck" / NAME / "fold=0"
     assert list((fold / "maps" / "brightness").iterdir())
     assert "nothing to do" in run("explain", tmp_path / "ck", *place, choice, small=small).stdout
-    done = run("explain", tmp_path / "ck", *place, f"name={NAME}", choice)
-    assert "nothing to do" in done.stdout
+
+
+def test_own_code_of_a_folder_is_named_again_or_not_run(tmp_path: Path, own: Path) -> None:
+    place = ["--config-dir", str(own), "explainer=[brightness]"]
+    run("train", tmp_path / "ck", *place, "fold=0", small=[o for o in SMALL if not o.startswith("explainer=")])
+    assert "nothing to do" in run("explain", tmp_path / "ck", *place, f"name={NAME}").stdout
     done = run("explain", tmp_path / "ck", f"name={NAME}", check=False)
     assert "own_methods.Brightness" in done.stderr
     assert "on the command line" in done.stderr
