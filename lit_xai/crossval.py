@@ -240,17 +240,9 @@ def trained(
 
 # options of a Trainer that change where and how a training runs, or what it leaves, and not the weights
 NOT_WEIGHTS = (*HOW, "logger", "default_root_dir", "log_every_n_steps")
-THEIRS = (
-    "torch",
-    "torchvision",
-    "torchmetrics",
-    "pytorch_lightning",
-    "lightning_fabric",
-    "lightning",
-    "lit_xai",
-    "builtins",
-    "abc",
-)
+# packages whose code another version may change without another meaning
+THEIRS = ("torch", "torchvision", "torchmetrics", "pytorch_lightning", "lightning_fabric", "lightning", "lit_xai")
+THEIRS += ("builtins", "abc")
 
 
 def training_of(module: nn.Module, train: Train | None, options: Mapping[str, Any], batch: int) -> dict[str, Any]:
