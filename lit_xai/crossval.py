@@ -241,16 +241,9 @@ def trained(
 # options of a Trainer that change where and how a training runs, or what it leaves, and not the weights
 NOT_WEIGHTS = (*HOW, "logger", "default_root_dir", "log_every_n_steps")
 # packages whose code another version may change without another meaning
-THEIRS: tuple[str, ...] = (
-    "torch",
-    "torchvision",
-    "torchmetrics",
-    "pytorch_lightning",
-    "lightning_fabric",
-    "lightning",
-    "lit_xai",
-)
-THEIRS += ("builtins", "abc")
+THEIRS = (
+    "torch", "torchvision", "torchmetrics", "pytorch_lightning", "lightning_fabric", "lightning", "lit_xai", "builtins", "abc",
+)  # fmt: skip
 
 
 def training_of(module: nn.Module, train: Train | None, options: Mapping[str, Any], batch: int) -> dict[str, Any]:
