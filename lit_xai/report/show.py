@@ -68,7 +68,7 @@ def head_lines(summary: Summary) -> list[str]:
     differ = f"{d['explained']} of {d['found']} disagreements" if d else "no disagreements explained"
     lines = [
         f"{h['name']}: {len(h['folds_present'])} of {h['folds']} folds, {h['samples']:,} samples, "
-        f"{h.get('probes', 0):,} random probes, {differ}, distance {h['distance']['name']}",
+        f"{h.get('probes', 0):,} random probes, {differ}, distance {h['distance']['name']}, target {h.get('target', 'label')}",
         *(
             f"held-out accuracy %: {accuracy} (spread {100 * h['accuracy_spread']:.1f} points; chance {100 * a['null']:.1f})"
             for a in list(shares.values())[:1]  # unlabelled images have none
