@@ -69,10 +69,11 @@ def build(file: Path) -> Any:
 
 
 def small_network() -> nn.Module:
-    """The project's own small residual network, its batch statistics no longer those of a fresh one."""
+    """The first half of the project's own residual network, its batch statistics no longer those of a fresh one."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = resnet18(1, 4, 16, width=4, dropout=0.5)
+        network.stages, network.head[-1] = network.stages[:2], nn.Linear(8, 4)
         network(torch.rand(32, 1, 16, 16))
     return network.eval()
 
@@ -82,9 +83,19 @@ def model() -> nn.Module:
     return small_network()
 
 
+def five_images() -> Tensor:
+    return torch.rand(5, 1, 16, 16, generator=seeded(1))
+
+
 @pytest.fixture
 def images() -> Tensor:
-    return torch.rand(5, 1, 16, 16, generator=seeded(1))
+    return five_images()
+
+
+@functools.cache
+def maps_of(file: Path) -> Tensor:
+    """What an explainer makes of the five images, their classes and the numbers of their samples."""
+    return build(file)(small_network(), five_images(), torch.tensor([0, 3, 1, 2, 3]), RNG)
 
 
 @pytest.fixture
@@ -134,20 +145,19 @@ class TestExplainer:
     def test_yaml_places_it_under_its_own_name(self, file):
         assert file.read_text().splitlines()[0] == f"# @package explainer.{file.stem}"
 
-    def test_maps_are_finite_image_sized_and_of_the_images_type(self, file, model, images, targets):
-        maps = build(file)(model, images, targets, RNG)
+    def test_maps_are_finite_image_sized_and_of_the_images_type(self, file, images):
+        maps = maps_of(file)
         assert maps.shape == (5, 16, 16)
         assert maps.dtype == images.dtype
         assert bool(torch.isfinite(maps).all())
         assert not maps.requires_grad
 
-    def test_maps_are_not_all_the_same(self, file, model, images, targets):
-        maps = build(file)(model, images, targets, RNG)
-        assert float(maps.std()) > 0
+    def test_maps_are_not_all_the_same(self, file):
+        assert float(maps_of(file).std()) > 0
 
-    def test_its_legend_fits_the_signs_of_its_values_and_is_no_parameter(self, file, model, images, targets):
+    def test_its_legend_fits_the_signs_of_its_values_and_is_no_parameter(self, file):
         explainer = build(file)
-        legend, maps = explainer.legend, explainer(model, images, targets, RNG)
+        legend, maps = explainer.legend, maps_of(file)
         negative = bool((maps < -1e-6 * maps.abs().max()).any())
         fits = {"signed": negative, "magnitude": not negative, "range": True, "by sign": True}
         assert fits[legend.scale], (legend, float(maps.min()), float(maps.max()))
@@ -155,19 +165,16 @@ class TestExplainer:
 
     def test_maps_do_not_depend_on_the_batch(self, file, model, images, targets):
         explainer, model, images = build(file), model.double(), images.double()
-        whole = explainer(model, images, targets, RNG)
-        alone = torch.cat([explainer(model, images[[i]], targets[[i]], RNG.take([i])) for i in range(5)])
+        whole = explainer(model, images[:3], targets[:3], RNG.take([0, 1, 2]))
+        alone = torch.cat([explainer(model, images[[i]], targets[[i]], RNG.take([i])) for i in range(3)])
         assert torch.allclose(whole, alone, rtol=0, atol=1e-9)
 
     def test_maps_repeat_whatever_the_global_generators_hold(self, file, model, images, targets):
         import numpy as np
 
-        results = []
-        for seed in (1, 2):
-            torch.manual_seed(seed)
-            np.random.seed(seed)  # noqa: NPY002 - third parties draw from it
-            results.append(build(file)(model, images, targets, RNG))
-        assert torch.equal(*results)
+        torch.manual_seed(1)
+        np.random.seed(1)  # noqa: NPY002 - third parties draw from it
+        assert torch.equal(build(file)(model, images, targets, RNG), maps_of(file))
 
     def test_without_an_rng_the_samples_are_numbered(self, file, model, images, targets):
         explainer = build(file)
@@ -185,10 +192,9 @@ class TestExplainer:
         assert images.grad is None
 
     def test_works_inside_inference_mode(self, file, model, images, targets):
-        expected = build(file)(model, images, targets, RNG)
         with torch.inference_mode():
             inside = build(file)(model, images.clone(), targets.clone(), RNG)
-        assert torch.allclose(inside, expected, rtol=1e-4, atol=1e-6)
+        assert torch.allclose(inside, maps_of(file), rtol=1e-4, atol=1e-6)
 
     def test_cost_is_not_negative(self, file):
         assert min(build(file).passes(16, 16)) >= 0
@@ -244,8 +250,8 @@ class TestScore:
     def test_does_not_depend_on_the_batch(self, file, model, images, maps, targets, masks):
         score, model, images = build(file), model.double(), images.double()
         whole = apply(score, model, images, maps, targets, masks)
-        alone = [apply(score, model, images[[i]], maps[[i]], targets[[i]], masks[[i]], RNG.take([i])) for i in range(5)]
-        assert torch.allclose(whole, torch.cat(alone), rtol=0, atol=1e-9)
+        alone = [apply(score, model, images[[i]], maps[[i]], targets[[i]], masks[[i]], RNG.take([i])) for i in range(3)]
+        assert torch.allclose(whole[:3], torch.cat(alone), rtol=0, atol=1e-9)
 
     def test_repeats_whatever_the_global_generator_holds(self, file, model, images, maps, targets, masks):
         results = []

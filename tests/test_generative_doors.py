@@ -17,8 +17,8 @@ from test_doors import interrupted
 from test_information_doors import fails, run
 from test_interruption import signalled
 
-DATA = ["data=shapes", "data.size=16", "data.samples=120", "data.test=24", "data.folds=2", "data.probes_per_fold=4"]
-DATA += ["data.batch_size=16", "progress=false"]
+DATA = ["data=shapes", "data.size=16", "data.samples=60", "data.test=12", "data.folds=2", "data.probes_per_fold=2"]
+DATA += ["data.batch_size=8", "progress=false"]
 CLASSIFIER = [*DATA, "model.network.width=4", "trainer.max_epochs=2", "shard_size=8"]
 GENERATORS = {
     "ddim": ["model=ddim", "model.width=[8]", "model.attention=0"],
@@ -65,7 +65,7 @@ def test_a_generator_leaves_its_checkpoint_its_quality_and_a_picture(finished, n
     for m in measures:
         assert float(row[f"{m}_low"]) <= float(row[m]) <= float(row[f"{m}_high"])
     assert float(row["seconds_per_1000_draws"]) > 0
-    assert int(row["images"]) == 60
+    assert int(row["images"]) == 30
 
 
 @every_generator

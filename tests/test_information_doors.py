@@ -13,7 +13,7 @@ from ranks import run_ranks
 from test_doors import interrupted
 from test_doors import run as run_door
 
-DATA = ["data.train_subset=300", "data.folds=2", "data.probes_per_fold=6", "data.size=16", "progress=false"]
+DATA = ["data.train_subset=160", "data.folds=2", "data.probes_per_fold=3", "data.size=16", "progress=false"]
 CLASSIFIER = [*DATA, "model.network.width=4", "trainer.max_epochs=2", "shard_size=8"]
 SAMPLER = [*DATA, "model=patch_sampler", "model.patch=4", "model.width=4", "model.depth=1", "trainer.max_epochs=2"]
 GAUSSIAN = [*DATA, "model=conditional_gaussian", "model.patch=4", "model.positions=2000"]
@@ -63,7 +63,7 @@ def test_a_sampler_leaves_its_checkpoint_its_bits_and_a_picture(finished, name):
     assert {f.name for f in fold.iterdir()} == {"model.ckpt", "config.yaml", "quality.csv", "samples.png", "plans"}
     (row,) = table(fold / "quality.csv")
     assert 0 < float(row["bits_per_dim_low"]) < float(row["bits_per_dim"]) < float(row["bits_per_dim_high"]) < 8
-    assert int(row["images"]) == 150
+    assert int(row["images"]) == 80
 
 
 def test_a_finished_sampler_is_not_trained_again(finished):
@@ -166,7 +166,7 @@ def test_the_folds_are_evaluated_together(finished):
         (["explainer.pmi.stride=0", "name=other"], "stride must be at least 1"),
         (["explainer.pmi.filler.checkpoint=/nowhere"], "/nowhere is missing: train it by python -m lit_xai.train"),
         (["explainer.pmi.filler.checkpoint=null"], "needs a fitted sampler"),
-        (["data.train_subset=200", "name=other"], "was fitted to digits"),
+        (["data.train_subset=120", "name=other"], "was fitted to digits"),
         (
             ["data.size=32", "name=other", "explainer.pmi.filler.checkpoint=${root}/digits-patch_sampler"],
             "was fitted to",
@@ -198,7 +198,7 @@ def test_fillers_are_measured_on_the_held_out_images(copy):
     assert list(rows) == ["real", "patch_sampler", "conditional_gaussian", "uniform_noise", "patch_mean"]
     assert rows["uniform_noise"]["bits"] == "8.0"
     assert float(rows["conditional_gaussian"]["distance"]) < float(rows["uniform_noise"]["distance"])
-    assert "one window of 4 x 4 refilled in 150 held-out images" in out
+    assert "one window of 4 x 4 refilled in 80 held-out images" in out
 
 
 # -------------------------------------------------------------------------------------------------------------- checks

@@ -45,14 +45,15 @@ def test_its_predictors_are_not_trained_again(old: Path) -> None:
 
 
 def test_a_shard_that_is_missing_is_made_as_it_was(old: Path) -> None:
-    for name in ("lime", "pmi", "rise"):
-        (shard,) = (old / "fold=1" / "maps" / name).iterdir()
-        before = load_file(shard)
+    shards = [next((old / "fold=1" / "maps" / name).iterdir()) for name in ("lime", "pmi", "rise")]
+    before = [load_file(shard) for shard in shards]
+    for shard in shards:
         shard.unlink()
-        run("explain", Path("checkpoints"), "fold=1", "logger=none", small=NAMED)
-        after = load_file(shard)
-        assert set(after) == set(before)
-        assert all(torch.equal(after[k], before[k]) for k in before), name
+    run("explain", Path("checkpoints"), "fold=1", "logger=none", small=NAMED)
+    for shard, was in zip(shards, before, strict=True):
+        now = load_file(shard)
+        assert set(now) == set(was)
+        assert all(torch.equal(now[k], was[k]) for k in was), shard
 
 
 def test_it_is_evaluated_beside_maps_of_today(old: Path) -> None:

@@ -20,7 +20,7 @@ from lit_xai.store.plans import plan_text
 
 from test_doors import ENVIRONMENT, ROOT, run, shards
 
-SMALL = ["data.train_subset=200", "data.folds=2", "data.probes_per_fold=9", "data.size=16", "model.network.width=4"]
+SMALL = ["data.train_subset=100", "data.folds=2", "data.probes_per_fold=9", "data.size=16", "model.network.width=4"]
 SMALL += ["trainer.max_epochs=1", "explainer=[saliency,random]", "score=[mufidelity]", "score.mufidelity.subsets=12"]
 SMALL += ["shard_size=8", "progress=false", "logger=none"]
 NAME = "digits-resnet18"
