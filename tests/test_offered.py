@@ -277,24 +277,32 @@ def refused(root: Path, done: Any) -> None:
 
 @pytest.mark.parametrize("dry", ["true", "false"])
 @pytest.mark.parametrize(
-    ("where", "what"),
+    "where",
     [
-        (("explainer", "saliency"), "load"),
-        (("explainer", "sliding_patch", "filler"), "partial"),
-        (("score", "deletion", "filler"), "positional"),
-        (("data", "source"), "pickle"),
-        (("data", "augment"), "helper"),
-        (("model",), "open"),
-        (("model", "network"), "reached"),
+        ("explainer", "saliency"),
+        ("explainer", "sliding_patch", "filler"),
+        ("score", "deletion", "filler"),
+        ("data", "source"),
+        ("data", "augment"),
+        ("model",),
+        ("model", "network"),
     ],
+    ids=".".join,
 )
-def test_a_saved_configuration_runs_no_code(crafted: Path, where: tuple[str, ...], what: str, dry: str) -> None:
-    """Whatever it is, wherever it stands: each kind of code at one place, since what is looked at is the whole file."""
-    node = evil_nodes(crafted.parent)[what]
+def test_a_saved_configuration_runs_no_code(crafted: Path, where: tuple[str, ...], dry: str) -> None:
+    node = evil_nodes(crafted.parent)["open"]
     fold = crafted / NAME / "fold=0"
     edited(fold / "config.yaml", *where, value=[node] if where[-1] == "augment" else node)
     shutil.rmtree(fold / "plans")
     refused(crafted, run("explain", crafted, f"name={NAME}", "fold=0", f"dry_run={dry}", check=False))
+
+
+@pytest.mark.parametrize("what", ["load", "pickle", "partial", "helper", "reached", "positional"])
+def test_a_saved_configuration_runs_code_of_no_kind(crafted: Path, what: str) -> None:
+    fold = crafted / NAME / "fold=0"
+    edited(fold / "config.yaml", "explainer", "saliency", value=evil_nodes(crafted.parent)[what])
+    shutil.rmtree(fold / "plans")
+    refused(crafted, run("explain", crafted, f"name={NAME}", "fold=0", check=False))
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,7 @@ def test_a_set_of_one_point_has_its_silhouette_as_in_scikit_learn():
     assert float(silhouette(same, same)) == 0
 
 
+@pytest.mark.slow  # what UMAP compiles takes 8 s
 def test_the_plane_is_the_same_on_every_call_and_keeps_clusters_apart():
     x = torch.cat([torch.randn(20, 6, generator=seeded(1)), torch.randn(20, 6, generator=seeded(2)) + 30])
     state, threads = np.random.get_state()[1].copy(), torch.get_num_threads()  # noqa: NPY002
