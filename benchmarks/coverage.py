@@ -15,7 +15,8 @@ from statistics import NormalDist
 
 import numpy as np
 import torch
-from lit_xai.metrics.measures import MEASURES, estimates
+from lit_xai.metrics.estimation import estimates
+from lit_xai.metrics.measures import MEASURES
 from lit_xai.metrics.pairs import Pairs
 from lit_xai.metrics.statistics import Estimate, basic_interval, percentile_interval
 

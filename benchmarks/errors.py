@@ -8,7 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from lit_xai.metrics.comparisons import Mark, against_nulls, against_permutations, corrected, rank_sets
-from lit_xai.metrics.measures import MEASURES, estimates, paired
+from lit_xai.metrics.estimation import estimates
+from lit_xai.metrics.measures import MEASURES, paired
 from lit_xai.metrics.pairs import Pairs
 from lit_xai.metrics.statistics import Estimate, mean_estimate
 from torch import Tensor

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from lit_xai import engine
-from lit_xai.cli.build import HOW, build_data, build_module, read_config, say
-from lit_xai.cli.offered import refuse_other_code
+from lit_xai.cli.build import HOW, say
+from lit_xai.cli.loaded import ImagesOf, LoadedFold, MapsOf, load, predictor_of
 from lit_xai.core import Explainer, Score, as_explainer, as_score
 from lit_xai.data.folds import Disagreements, Split
-from lit_xai.data.images import ImageSet, digest
+from lit_xai.data.images import MapStyle
 from lit_xai.errors import UsageError
 from lit_xai.fitting import TrainedOn, code_digest, describe, plain_value
 from lit_xai.report import page
@@ -28,44 +26,11 @@ from lit_xai.report.summarise import summarise
 from lit_xai.report.summary import Summary
 from lit_xai.rng import stable_hash
 from lit_xai.store.files import load_weights, read_checkpoint, save_weights
-from lit_xai.store.fold import FoldStore, MapReader, common_samples, differences
-from lit_xai.store.names import DECISIONS, DISAGREEMENTS, RANDOM
+from lit_xai.store.fold import FoldStore, differences
+from lit_xai.store.names import CHECKS, DECISIONS, DISAGREEMENTS, RANDOM
 from lit_xai.store.plans import LIBRARY, plan_text
 
 Train = Callable[[nn.Module, Dataset, int], None]
-
-
-@dataclass(frozen=True)
-class MapStyle:
-    """Any map-style data set of `(image [c, h, w] in [0, 1], label)` as an image set."""
-
-    dataset: Any
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def images(self, indices: Sequence[int]) -> Float[Tensor, "b c h w"]:
-        """A batch of images."""
-        images = torch.stack([torch.as_tensor(self.dataset[i][0]) for i in indices]).float()
-        if images.ndim != 4 or float(images.min()) < 0 or float(images.max()) > 1:
-            raise UsageError(
-                f"the data set gives images of shape {tuple(images.shape[1:])} in "
-                f"[{float(images.min()):.3g}, {float(images.max()):.3g}]: "
-                f"give [c, h, w] in [0, 1] and put normalisation inside the model"
-            )
-        return images
-
-    def labels(self) -> Int[Tensor, "n"]:
-        """All labels (`dataset.targets` where there is one, else by going through the data set)."""
-        known = getattr(self.dataset, "targets", None)
-        if known is not None and len(known) == len(self.dataset):
-            return torch.as_tensor(known).long()
-        return torch.tensor([int(self.dataset[i][1]) for i in range(len(self.dataset))])
-
-    def identity(self, labels: Int[Tensor, "n"]) -> str:
-        """A digest of all labels and of 64 images."""
-        some = torch.linspace(0, len(self) - 1, min(64, len(self))).long().unique().tolist()
-        return digest(labels, self.images(some))
 
 
 def explain_folds(
@@ -80,6 +45,7 @@ def explain_folds(
     trainer: Mapping[str, Any] | None = None,
     probes_per_fold: int | None = 50,
     cap: int | None = 200,
+    checks: int = 12,
     seed: int = 0,
     training_batch: int = 64,
     batch_size: int = 16,
@@ -106,6 +72,7 @@ def explain_folds(
         trainer: options of `pytorch_lightning.Trainer`, e.g. `dict(max_epochs=5)`.
         probes_per_fold: random samples of every fold that are explained by every predictor; None = all.
         cap: most disagreements explained per fold.
+        checks: held-out probes of a fold that are explained again with fresh weights, and with other noise; 0 = none.
         seed: of the split, the initial weights, the order and all noise.
         training_batch: batch of the loader that Lightning gets.
         batch_size, shard_size: images per explainer call, probes per file.
@@ -192,11 +159,15 @@ def explain_folds(
         mine, says = found.samples[found.concerned[:, fold]], ensemble.predictions[fold]
         passes[fold, DISAGREEMENTS] = mine, split.label(mine)
         passes[fold, DECISIONS] = says.wrong_of(mine), says.of(says.wrong_of(mine))
-    for (fold, kind), (mine, _) in passes.items():
-        plan(fold, kind, len(mine))
+        own = engine.checked_probes(split, probes, fold, checks)
+        passes |= {(fold, kind): (own, split.label(own)) for kind in CHECKS if checks}
     for (fold, kind), (mine, classes) in passes.items():
-        if len(mine):
-            engine.explain(job(fold, kind, mine, classes, {"cap": cap}), methods, {}, progress=progress)
+        extra = {} if kind in CHECKS else {"cap": cap}
+        todo = job(fold, kind, mine, classes, extra)
+        tasks = engine.changed_tasks(engine.Tasks.of(todo, methods, {}))
+        if tasks is not None:
+            plan(fold, kind, len(mine))
+            engine.compute(tasks, progress)
     summary = summarise(Ensemble(root, seed), list(methods), distance, progress=progress)
     page.write(summary, Path(root))
     return summary
@@ -292,155 +263,6 @@ def refuse_other_training(file: Path, mine: Mapping[str, Any]) -> None:
             f"{file} was trained otherwise ({'; '.join(difference[:3])}): choose another root=, restore what differs, or delete "
             f"{file.parent.parent}"
         )
-
-
-@runtime_checkable
-class HasPredictor(Protocol):
-    """A module of which a part gets explained."""
-
-    def predictor(self) -> nn.Module: ...
-
-
-def predictor_of(module: nn.Module) -> nn.Module:
-    """What gets explained: `module.predictor()` where there is one."""
-    return (module.predictor() if isinstance(module, HasPredictor) else module).eval()
-
-
-# ------------------------------------------------------------------------------------------------------------- notebook
-
-
-class MapsOf(Mapping[str, Tensor]):
-    """Maps of one predictor by explainer: `maps["rise"]` is `[p, h, w]`, row by row of `maps.samples`.
-
-    Attributes:
-        samples: `[p]` the probes, as indices of the data set.
-    """
-
-    def __init__(self, store: FoldStore, split: Split) -> None:
-        self.readers = {n: MapReader(store, RANDOM, n) for n in store.explainers()}
-        samples = common_samples(self.readers.values())
-        self.samples = samples[split.fold(samples).sort(stable=True).indices]
-
-    def __getitem__(self, explainer: str) -> Tensor:
-        if explainer not in self.readers:
-            raise UsageError(f"no maps of {explainer!r} in this fold; there are: {', '.join(self.readers) or 'none'}")
-        return self.readers[explainer].rows(self.samples)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.readers)
-
-    def __len__(self) -> int:
-        return len(self.readers)
-
-    def scores(self, explainer: str) -> dict[str, Tensor]:
-        """Every score of an explainer, `[p]`."""
-        reader = self.readers[explainer]
-        return {n: reader.rows(self.samples, f"score/{n}") for n in reader.scores()}
-
-
-class ImagesOf:
-    """Images of a data set by index, read when they are asked for: `images[maps.samples[:8]]` is `[8, c, h, w]` in [0, 1]."""
-
-    def __init__(self, make: Callable[[], ImageSet]) -> None:
-        self.make = make
-
-    @cached_property
-    def known(self) -> ImageSet:
-        """The data set.
-
-        Raises:
-            UsageError: it is not where the configuration says, or nobody has said what it is.
-        """
-        return self.make()
-
-    def __len__(self) -> int:
-        return len(self.known)
-
-    def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> Tensor:
-        """One image `[c, h, w]`, or a batch of them."""
-        if isinstance(index, int):
-            return self.known.images([index])[0]
-        rows = range(len(self))[index] if isinstance(index, slice) else [int(i) for i in index]
-        return self.known.images(list(rows))
-
-
-class LoadedFold(NamedTuple):
-    """`model, split, maps, images = lit_xai.load(...)`.
-
-    Attributes:
-        model: the predictor in evaluation mode, see `takes`.
-        split: the folds.
-        maps: by explainer, row by row of `maps.samples`.
-        images: of the data set, by index.
-    """
-
-    model: nn.Module
-    split: Split
-    maps: MapsOf
-    images: ImagesOf
-
-    @property
-    def takes(self) -> str:
-        """What the model takes and gives, such as `images [b, 1, 32, 32] in [0, 1] -> logits [b, 10]`."""
-        shape = list(self.images[0].shape)
-        with torch.inference_mode():
-            classes = self.model(self.images[:1]).shape[1]
-        return f"images [b, {', '.join(map(str, shape))}] in [0, 1] -> logits [b, {classes}]"
-
-
-def load(folder: str | Path, fold: int = 0, module: nn.Module | None = None, dataset: Any = None) -> LoadedFold:
-    """The predictor, split, maps and images of one fold of `checkpoints/<name>`.
-
-    Nothing that a file names is run, except lit_xai's own models and data sets; for a model of your own, give `module`.
-
-    Args:
-        folder: `checkpoints/<name>`.
-        fold: which predictor.
-        module: your module, to load the weights into; None builds it from the saved configuration.
-        dataset: your data set, as `explain_folds` took it; None reads the one of the saved configuration when it is needed.
-
-    Returns:
-        The four. The model takes images in [0, 1], with no normalisation before it, and gives logits.
-
-    Raises:
-        UsageError: nothing is there, or the files do not fit.
-    """
-    store = FoldStore(Path(folder) / f"fold={fold}")
-    if not store.root.is_dir():
-        have = ", ".join(sorted(p.name for p in Path(folder).glob("fold=*"))) or "nothing"
-        raise UsageError(f"{store.root} is not there ({folder} has {have}): run python -m lit_xai.train fold={fold}")
-    split = store.read_predictions().split
-    config = store.root / "config.yaml"
-    if module is None:
-        if not config.exists():
-            raise UsageError(f"{config} is missing: pass module=, a fresh module to load the weights into")
-        node = read_config(config)["model"]
-        refuse_other_code({"model": node}, config)
-        file = store.root / "model.ckpt"
-        if file.exists():
-            module = build_module(node, read_checkpoint(file)["config"]["shape"])
-            load_weights(module, file)
-        else:
-            module = build_module(node, {"channels": 3, "classes": 0, "side": 0})
-    else:
-        load_weights(module, store.root / "model.ckpt")
-    images = ImagesOf(lambda: image_set(config, dataset))
-    return LoadedFold(predictor_of(module), split, MapsOf(store, split), images)
-
-
-def image_set(config: Path, dataset: Any) -> ImageSet:
-    """The images of a data set that is given, else of the one that a saved configuration names.
-
-    Raises:
-        UsageError: neither is there.
-    """
-    if dataset is not None:
-        return MapStyle(dataset)
-    if not config.exists():
-        raise UsageError(f"{config.parent} does not say where its images are: pass dataset= to lit_xai.load")
-    saved = read_config(config)
-    refuse_other_code({"data": saved["data"]}, config)
-    return build_data(saved["data"], 0, saved["seed"], saved["label_noise"]).source.train
 
 
 __all__ = ["ImagesOf", "LoadedFold", "MapsOf", "explain_folds", "load"]

@@ -134,7 +134,8 @@ def measured(own: Any, kind: str, level: float, explainers: list[str]) -> list[l
     """One row an explainer: kind, level, explainer, mean accuracy, an estimate of every measure of the short view."""
     from pathlib import Path
 
-    from lit_xai.metrics.measures import MEASURES, SHORT, estimates, view
+    from lit_xai.metrics.estimation import SHORT, estimates
+    from lit_xai.metrics.measures import MEASURES, view
     from lit_xai.report.ensemble import Ensemble
     from lit_xai.report.head import head
 

@@ -16,6 +16,12 @@ summary=true: then the table of lit_xai.evaluate, for these explainers.
 curves=true: the mean curve of deletion, insertion or negative evidence of every explainer, drawn.
 name=<folder> alone takes data and model from the folder's saved configuration."""
 
+NEW = {
+    "decisions": "what this predictor wrongly says",
+    "randomised": "fresh weights",
+    "repeated": "other noise",
+}  # what further passes explain, by kind
+
 
 @command("explain", ABOUT)
 def main(cfg: Any) -> None:
@@ -38,6 +44,7 @@ def explain(run: Any) -> None:
     from lit_xai import engine
     from lit_xai.callbacks import Explain
     from lit_xai.cli.build import say
+    from lit_xai.store.names import RANDOM, RANDOMISED
     from lit_xai.train import say_costs
 
     if run.is_sampler:
@@ -64,9 +71,10 @@ def explain(run: Any) -> None:
         summarise(run)
         return
     say(f"{run.name} fold {run.cfg.fold} of {run.cfg.data.folds}, {passes[0].probes} probes -> {run.store.root}")
-    if len(passes) > 1 and tasks[1] and not tasks[0]:
+    if any(tasks[1:]) and not tasks[0]:
+        new = [f"{sum(len(t.shard) for t in of)} of {NEW[p.kind]}" for p, of in every if of]
         say(
-            f"the maps of labels are there; {sum(len(t.shard) for t in tasks[1])} of what this predictor wrongly says are new"
+            f"the maps of {'random probes' if passes[0].kind == RANDOM else 'labels'} are there; new are {', '.join(new)}"
         )
     say_costs(run, engine.plan(*tasks, progress=bool(run.cfg.progress)))
     if run.cfg.dry_run:
@@ -74,7 +82,8 @@ def explain(run: Any) -> None:
     run.claim()
     with run.launched(module) as on:
         for p, t in every:
-            p.write_plans(len(t.job.samples))
+            if p.kind != RANDOMISED:  # of a model without layers it is left out
+                p.write_plans(len(t.job.samples))
         for p, t in every:
             p.run(on, t)
         for report in reports[len(passes) :]:

@@ -52,12 +52,12 @@ def train(run: Any) -> None:
     check_optimization(module, run.cfg.trainer)
     if trained:
         load_weights(module, run.checkpoint)
-    first = reports[0]
-    tasks = first.tasks(module.predictor(), run.data, run.device) if trained and isinstance(first, Explain) else None
-    if trained and (run.complete(first, tasks) if tasks is not None else first.complete):
+    passes = [report for report in reports if isinstance(report, Explain)]
+    tasks = [p.tasks(module.predictor(), run.data, run.device) for p in passes] if trained else []
+    if trained and (all(map(run.complete, passes, tasks)) if passes else reports[0].complete):
         say(f"{run.store.root} is complete: nothing to do")
         return
-    announce(run, module, first, tasks, trained)
+    announce(run, module, passes, tasks, trained)
     if run.cfg.dry_run:
         return
     run.claim()
@@ -86,8 +86,8 @@ def train(run: Any) -> None:
     accuracy = {k: round(float(v), 4) for k, v in trainer.callback_metrics.items() if k.endswith("/acc")}
     with torch.no_grad():
         on = Context.of(trainer, module.to(trainer.strategy.root_device))
-        for report in reports:
-            report.run(on, tasks) if isinstance(report, Explain) else report.run(on)
+        for number, report in enumerate(reports):  # the passes come first
+            report.run(on, tasks[number]) if number < len(tasks) else report.run(on)
     if trainer.is_global_zero:
         say(f"done: {run.store.root} {accuracy}")
         if not run.is_sampler:
@@ -146,7 +146,8 @@ def say_stability(reports: Any) -> None:
     """MeGe and ReCo over the folds that are there, in a line each."""
     from lit_xai.callbacks import Stability
     from lit_xai.cli.build import say
-    from lit_xai.metrics.measures import SHORT, view
+    from lit_xai.metrics.estimation import SHORT
+    from lit_xai.metrics.measures import view
 
     values = next((c.values for c in reports if isinstance(c, Stability)), {})
     for measure in view(SHORT):
@@ -156,14 +157,13 @@ def say_stability(reports: Any) -> None:
             say(f"{measure} over {values['stability/folds']:.0f} of {values['stability/of_folds']:.0f} folds: {text}")
 
 
-def announce(run: Any, module: Any, first: Any, tasks: Any, trained: bool) -> None:
+def announce(run: Any, module: Any, passes: Any, tasks: Any, trained: bool) -> None:
     """Say what is going to happen and how long it will take, from a short trial."""
     import copy
 
     import torch
 
     from lit_xai import engine
-    from lit_xai.callbacks import Explain
     from lit_xai.cli.build import say
     from lit_xai.models.trainable import FEW, epochs_for
 
@@ -174,10 +174,11 @@ def announce(run: Any, module: Any, first: Any, tasks: Any, trained: bool) -> No
             say("fit: one pass over windows of the training folds")
         elif not trained:
             training = training_time(module, run)
-        if isinstance(first, Explain):
-            if tasks is None:  # of a copy: this must not touch what will be trained
-                tasks = first.tasks(copy.deepcopy(module).predictor(), run.data, run.device, checkpoint="")
-            plan = engine.plan(tasks, progress=bool(run.cfg.progress))
+        if passes:
+            if not tasks:  # of a copy: this must not touch what will be trained
+                network = copy.deepcopy(module).predictor()
+                tasks = [p.tasks(network, run.data, run.device, checkpoint="") for p in passes]
+            plan = engine.plan(*tasks, progress=bool(run.cfg.progress))
     if training is not None:
         say(f"train: {training}")
         if training.steps < FEW:

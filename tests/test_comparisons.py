@@ -27,7 +27,8 @@ from lit_xai.metrics.comparisons import (
     share_won,
     two_sided,
 )
-from lit_xai.metrics.measures import MEASURES, estimates, view
+from lit_xai.metrics.estimation import estimates
+from lit_xai.metrics.measures import MEASURES, view
 from lit_xai.metrics.pairs import Pairs
 from lit_xai.metrics.statistics import Estimate, difference, mean_estimate, resamples, share_difference
 from lit_xai.quality.sampler_quality import SamplerQuality

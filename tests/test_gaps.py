@@ -9,8 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lit_xai.metrics.estimation import estimates
 from lit_xai.metrics.gaps import Gaps, Repeated, of_two_weights
-from lit_xai.metrics.measures import MEASURES, estimates
+from lit_xai.metrics.measures import MEASURES
 from lit_xai.metrics.pairs import Pairs
 from lit_xai.metrics.statistics import resamples
 from torch import Tensor

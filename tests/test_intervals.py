@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from lit_xai.metrics.comparisons import two_sided
-from lit_xai.metrics.measures import MEASURES, Measure, estimates
+from lit_xai.metrics.estimation import Measure, estimates
+from lit_xai.metrics.measures import MEASURES
 from lit_xai.metrics.robustness import robustness_table
 from lit_xai.metrics.statistics import (
     FEW,

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lit_xai.errors import UsageError
 from lit_xai.metrics import MeGe, ReCo
-from lit_xai.metrics.measures import MEASURES, Measure, estimates
+from lit_xai.metrics.estimation import Measure, estimates
+from lit_xai.metrics.measures import MEASURES
 from lit_xai.metrics.pairs import Pairs
 from lit_xai.metrics.statistics import Estimate
 from scipy.stats import spearmanr

@@ -23,11 +23,12 @@ from lit_xai.report.dashboard import Dashboard
 from lit_xai.report.ensemble import Ensemble
 from lit_xai.store.files import write_csv
 from lit_xai.store.fold import FoldStore, MapReader, Predictions
-from lit_xai.store.names import DECISIONS, DISAGREEMENTS, RANDOM
+from lit_xai.store.names import CHECKS, DECISIONS, DISAGREEMENTS, RANDOM, RANDOMISED, REPEATED
 from lit_xai.store.plans import plan_text
 from lit_xai.store.shards import Stamp, stamp_of
 
-PASSES = {"random": RANDOM, "disagreements": DISAGREEMENTS, "decisions": DECISIONS}
+PASSES = {"random": RANDOM, **{kind: kind for kind in (DISAGREEMENTS, DECISIONS, RANDOMISED, REPEATED)}}
+FEW_PROBES = 12  # that are explained again, of every fold
 SHOWN = 10_000  # rows of the table on the dashboard; the file has them all
 
 
@@ -50,12 +51,14 @@ class Explain(Report):
     Args:
         explainers, scores: by name.
         store: where results go.
-        probes: `random`; `disagreements`, for their labels; or `decisions`, the disagreements on which this predictor is wrong, for
-            the classes that it says (a pass of its own where `target` is the label).
+        probes: `random`; `disagreements`, for their labels; `decisions`, the disagreements on which this predictor is wrong, for
+            the classes that it says (a pass of its own where `target` is the label); `randomised`, a few held-out random probes by
+            the network with fresh weights; `repeated`, the same with other noise.
         seed: of all noise.
         batch_size, shard_size: images per explainer call, probes per file.
         target: the class a map explains: `label` or `prediction`.
         cap: most disagreements explained per fold; None = all.
+        checks: probes of `randomised` and `repeated`.
         part: this job's share of the shards, `i/n`.
         progress: show a bar.
         command: the command and its overrides that compute the same, for `lit_xai.evaluate --status`.
@@ -73,6 +76,7 @@ class Explain(Report):
         shard_size: int = 64,
         target: str = "label",
         cap: int | None = 200,
+        checks: int = FEW_PROBES,
         part: str = "0/1",
         progress: bool = True,
         command: tuple[str, Sequence[str]] = ("explain", ()),
@@ -85,7 +89,7 @@ class Explain(Report):
         self.explainers, self.store, self.probes = dict(explainers), store, probes
         self.scores = dict(scores) if probes == "random" else {}
         self.seed, self.batch_size, self.shard_size = seed, batch_size, shard_size
-        self.target, self.cap, self.part, self.progress = target, cap, parse_part(part), progress
+        self.target, self.cap, self.checks, self.part, self.progress = target, cap, checks, parse_part(part), progress
         self.command, self.nodes, self.written = command, dict(nodes or {}), 0
 
     @property
@@ -104,7 +108,9 @@ class Explain(Report):
         """The predictor and the probes of this pass; see `classes`."""
         target = self.target if data.source.labelled else "prediction"
         samples, shared = data.probes, {**data.shared(), "target": target}
-        if self.kind != RANDOM:
+        if self.kind in CHECKS:
+            samples = engine.checked_probes(data.split, samples, data.fold, self.checks)
+        elif self.kind != RANDOM:
             samples, shared = self.disagreements(data), {**shared, "cap": self.cap}
         if self.kind == DECISIONS and predictions is not None:  # all folds' predictions are there
             samples = predictions.wrong_of(samples)
@@ -188,12 +194,15 @@ class Explain(Report):
         same = torch.equal(now.samples, job.samples) and torch.equal(now.targets, job.targets)
         if tasks is None or not same:
             tasks = Tasks.of(now, self.explainers, self.scores, self.part)
+        mine = engine.changed_tasks(tasks.share(on.rank, on.world))
+        if mine is None:
+            return
         if on.rank == 0:
             self.write_plans(len(tasks.job.samples))
             alive(self.store.root, remove=True)
         index, of = self.part
         shown = f"{index}/{of}" if of > 1 else ""
-        lines, mine = not self.progress, tasks.share(on.rank, on.world)
+        lines = not self.progress
         with Heartbeat(self.store.root, f"explain {self.kind}", on.rank, on.world, shown, lines=lines) as heart:
 
             def watch(at: str, done: int, total: int, images: int) -> None:

@@ -52,6 +52,7 @@ from lit_xai.models.resnet import stem_for
 from lit_xai.models.trainable import STEPS, SamplerModule, TrainedModule, epochs_for
 from lit_xai.store.files import load_weights, write_atomically
 from lit_xai.store.fold import FoldStore, differences
+from lit_xai.store.names import CHECKS
 from lit_xai.store.plans import PLANS, plan_text
 
 PLACE = ("accelerator", "devices", "num_nodes", "strategy")  # of the trainer's options: where it runs
@@ -221,6 +222,7 @@ class Run:
             return [explain, self.explain("decisions")]
         if explain.probes != "random":
             return [explain]
+        again = [self.explain(kind) for kind in CHECKS] if c.checks else []
         after: list[Report] = [Gallery(self.store, self.explainers)]
         if self.cfg.data.folds > 1:
             after.insert(0, Stability(self.store, list(self.explainers), c.seed))
@@ -228,7 +230,7 @@ class Run:
             after.append(FillerReport(self.store, self.fillers, c.seed, inception=c.get("inception")))
         if c.get("curves"):
             after.append(Curves(self.store, list(self.explainers), self.scores, c.target, c.seed, c.batch_size))
-        return [explain, *after]
+        return [explain, *again, *after]
 
     def explain(self, probes: str) -> Explain:
         """The pass over these probes."""
@@ -243,6 +245,7 @@ class Run:
             shard_size=c.shard_size,
             target=c.target,
             cap=c.cap,
+            checks=c.checks,
             part=c.get("part", "0/1"),
             progress=c.progress,
             command=(self.job_type, self.overrides),
@@ -371,9 +374,18 @@ def without_unchosen(cfg: Any) -> Any:
 
 def check_values(cfg: Any) -> None:
     """Numbers that would fail late, or in somebody else's code."""
-    for key in ("fold", "seed", "batch_size", "shard_size", "data.folds", "data.batch_size", "trainer.max_epochs"):
+    for key in (
+        "fold",
+        "seed",
+        "checks",
+        "batch_size",
+        "shard_size",
+        "data.folds",
+        "data.batch_size",
+        "trainer.max_epochs",
+    ):
         value = OmegaConf.select(cfg, key)
-        least = {"fold": None, "seed": 0}.get(key, 1)
+        least = {"fold": None, "seed": 0, "checks": 0}.get(key, 1)
         if value is None and key == "trainer.max_epochs":
             continue  # the data decide
         if not isinstance(value, int) or isinstance(value, bool) or (least is not None and value < least):

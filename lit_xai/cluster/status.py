@@ -22,11 +22,14 @@ from typing import Any
 from lit_xai.cluster.heartbeat import Beat, alive
 from lit_xai.errors import DamagedFile, UsageError
 from lit_xai.store.names import (
+    CHECKS,
     DECISIONS,
     DISAGREEMENTS,
     KINDS,
     PREDICTIONS,
     RANDOM,
+    RANDOMISED,
+    REPEATED,
     explainers_in,
     fold_paths,
     is_name,
@@ -107,7 +110,13 @@ class Status:
 
     def __str__(self) -> str:
         lines = [f"{self.folder}: {'complete' if self.complete else 'incomplete'}", ""]
-        titles = {RANDOM: "random probes", DISAGREEMENTS: "disagreements", DECISIONS: "wrong decisions on them"}
+        titles = {
+            RANDOM: "random probes",
+            DISAGREEMENTS: "disagreements",
+            DECISIONS: "wrong decisions on them",
+            RANDOMISED: "probes by fresh weights",
+            REPEATED: "probes with other noise",
+        }
         names = [e for rows in self.counts.values() for e in rows]
         first = max(map(len, [*names, *titles.values()]), default=0)
         cells = {f: f"fold {f}" for f in self.folds}
@@ -275,7 +284,7 @@ def commands(found: Status) -> list[str]:
             out.append(line(plan_of(f, "train.json"), "train", f))
     for kind, rows in found.counts.items():
         for f, state in found.folds.items():
-            goes_on = state in UNTRAINED and kind == RANDOM and plan_of(f, "train.json").get("explains")
+            goes_on = state in UNTRAINED and kind in (RANDOM, *CHECKS) and plan_of(f, "train.json").get("explains")
             if not rows and kind == RANDOM and not found.sampler and not goes_on:
                 out.append(line({**plan_of(f, "train.json"), "door": "explain"}, "explain", f))
             groups: dict[str, list[str]] = {}
@@ -291,7 +300,7 @@ def commands(found: Status) -> list[str]:
             for text, names in groups.items():
                 plan = json.loads(text)
                 more = [f"explainer=[{','.join(names)}]"] if not plan else []
-                more += ["probes=disagreements"] if kind != RANDOM else []
+                more += ["probes=disagreements"] if kind in (DISAGREEMENTS, DECISIONS) else []
                 out.append(line(plan, "explain", f, *more))
     return list(dict.fromkeys(out)) or (["python -m lit_xai.evaluate " + shlex.join(place)] if outdated(found) else [])
 

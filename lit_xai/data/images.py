@@ -48,6 +48,39 @@ class InMemory:
 
 
 @dataclass(frozen=True)
+class MapStyle:
+    """Any map-style data set of `(image [c, h, w] in [0, 1], label)` as an image set."""
+
+    dataset: Any
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def images(self, indices: Sequence[int]) -> Float[Tensor, "b c h w"]:
+        """A batch of images."""
+        images = torch.stack([torch.as_tensor(self.dataset[i][0]) for i in indices]).float()
+        if images.ndim != 4 or float(images.min()) < 0 or float(images.max()) > 1:
+            raise UsageError(
+                f"the data set gives images of shape {tuple(images.shape[1:])} in "
+                f"[{float(images.min()):.3g}, {float(images.max()):.3g}]: "
+                f"give [c, h, w] in [0, 1] and put normalisation inside the model"
+            )
+        return images
+
+    def labels(self) -> Int[Tensor, "n"]:
+        """All labels (`dataset.targets` where there is one, else by going through the data set)."""
+        known = getattr(self.dataset, "targets", None)
+        if known is not None and len(known) == len(self.dataset):
+            return torch.as_tensor(known).long()
+        return torch.tensor([int(self.dataset[i][1]) for i in range(len(self.dataset))])
+
+    def identity(self, labels: Int[Tensor, "n"]) -> str:
+        """A digest of all labels and of 64 images."""
+        some = torch.linspace(0, len(self) - 1, min(64, len(self))).long().unique().tolist()
+        return digest(labels, self.images(some))
+
+
+@dataclass(frozen=True)
 class OnDisk:
     """Picture files, decoded when asked for: shorter side to `resize`, then the central `size` pixels.
 

@@ -4,6 +4,7 @@ Model batches are aligned to the probe order: batch b always holds probes b*B ..
 for them, so a map is bitwise the same for any rank count and shard size.
 """
 
+from lit_xai.engine.checks import changed, changed_tasks, checked_probes
 from lit_xai.engine.estimate import (
     COUNTS,
     ENOUGH,
@@ -34,7 +35,10 @@ __all__ = [
     "Task",
     "Tasks",
     "begun",
+    "changed",
+    "changed_tasks",
     "check_maps",
+    "checked_probes",
     "compute",
     "explain",
     "explained_classes",

@@ -33,12 +33,14 @@ class Job:
         shared: what folds must have in common to be compared (data, split, probes, seed).
         trained_on: what the predictor was trained on, for fillers that are fitted to it.
         truth: masks beside the images, for scores that want them.
-        kind: `maps` (random probes), `disagreements`, or `decisions` (what a wrong predictor says on disagreements).
+        kind: `maps` (random probes), `disagreements`, `decisions` (what a wrong predictor says on disagreements), `randomised` or
+            `repeated` (see `lit_xai.engine.checks`).
         seed: of all noise.
         batch_size: images per explainer call.
         shard_size: probes per file.
         device: where the model runs.
         checkpoint: a digest of the model's weights; None takes it from the model, empty = not trained yet.
+        repeat: of the noise; 0 is that of all maps that are compared between predictors.
     """
 
     model: nn.Module
@@ -55,6 +57,7 @@ class Job:
     shard_size: int = 64
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     checkpoint: str | None = None
+    repeat: int = 0
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.shard_size < 1:
@@ -91,7 +94,7 @@ class Job:
         """Images, targets and noise of the aligned batch that begins at probe `start`."""
         samples = self.samples[start : start + self.batch_size]
         images = self.images.images(samples.tolist()).to(self.device, memory_format=torch.channels_last)
-        rng = SampleRng(self.seed, tuple(samples.tolist()))
+        rng = SampleRng(self.seed, tuple(samples.tolist())).repeated(self.repeat)
         return images, self.targets[start : start + self.batch_size].to(self.device), rng
 
     def batches(self, shard: range) -> Iterator[int]:

@@ -20,6 +20,7 @@ from lit_xai.engine.tasks import Task, Tasks
 from lit_xai.errors import UsageError
 from lit_xai.rng import SampleRng
 from lit_xai.store.fold import read_shard, write_tensors
+from lit_xai.store.names import RANDOMISED
 
 
 def explain(
@@ -84,6 +85,8 @@ def run(task: Task, scores: Mapping[str, Score], observed: dict[tuple[str, int],
             batch_maps[inside] = kept.to(images.device)
         else:
             batch_maps, found = explainer.with_details(job.model, images, targets, rng)
+            if job.kind == RANDOMISED:  # fresh weights may overflow; a constant map is no evidence for or against
+                batch_maps = torch.where(torch.isfinite(batch_maps).flatten(1).all(1)[:, None, None], batch_maps, 0.0)
             check_maps(batch_maps, images, rng, task)
             for name, detail in found.items():
                 details.setdefault(f"detail/{name}", []).append(detail[inside].double().cpu())

@@ -41,7 +41,10 @@ class Pairs:
         predictions: of every predictor for all samples, by fold; empty where nobody knows them.
         found: how many disagreements the predictors have; None while not all of them are explained.
         mend: the command that explains them, where it is known.
-        lacks: why S_differ holds no pair of decisions (`decisions`) or of labels (`labels`) though disagreements were explained.
+        beside: pairs of two maps of the same predictor, all in `equal`: by `randomised` beside its network with fresh weights, by
+            `repeated` with other noise; i and j are both its fold.
+        lacks: why S_differ holds no pair of decisions (`decisions`) or of labels (`labels`) though disagreements were explained, and why a kind is not
+            `beside`.
     """
 
     distance: Float[Tensor, "p"]
@@ -57,6 +60,7 @@ class Pairs:
     predictions: Mapping[int, Predictions] = field(default_factory=dict, repr=False)
     found: int | None = None
     mend: str = ""
+    beside: Mapping[str, Pairs] = field(default_factory=dict, repr=False)
     lacks: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:

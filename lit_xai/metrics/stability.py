@@ -13,7 +13,8 @@ from torchmetrics import Metric
 from lit_xai.core import Maps
 from lit_xai.errors import UsageError
 from lit_xai.metrics.distance import map_distance
-from lit_xai.metrics.measures import MEASURES, MIN_DISAGREEMENTS, Measure, estimates
+from lit_xai.metrics.estimation import MIN_DISAGREEMENTS, Measure, estimates
+from lit_xai.metrics.measures import MEASURES
 from lit_xai.metrics.pairs import Pairs
 from lit_xai.metrics.statistics import RESAMPLES, Estimate
 

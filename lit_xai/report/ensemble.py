@@ -19,7 +19,7 @@ from lit_xai.metrics.distance import distance_of
 from lit_xai.metrics.pairs import Pairs
 from lit_xai.report.unfinished import Share, planned_probes
 from lit_xai.store.fold import FoldStore, MapReader, Predictions, as_slice, common_samples, differences
-from lit_xai.store.names import DECISIONS, DISAGREEMENTS, RANDOM
+from lit_xai.store.names import CHECKS, DECISIONS, DISAGREEMENTS, RANDOM
 from lit_xai.store.plans import mend
 from lit_xai.store.shards import Said
 
@@ -246,6 +246,7 @@ class Ensemble:
         differ, label = (right_i ^ right_j) & (found is None), torch.full_like(right_i, self.target == "label")
         weight = (number / drawn.clamp_min(1))[self.split.fold(sample)]
         columns = [(d, right_i & right_j, differ, sample, weight, i, j, label & differ)]
+        beside = {kind: pairs for kind in CHECKS if (pairs := self.beside(explainer, kind)) is not None}
         lacks = {} if self.target == "label" else {"labels": "maps explain predictions (target=prediction)"}
         if found is not None:
             both: list[tuple[Mapping[int, Maps], bool]] = [(pass_two, self.target == "label")]
@@ -260,8 +261,30 @@ class Ensemble:
                 no, label = torch.zeros_like(right_i), torch.full_like(right_i, of_labels)
                 columns.append((d, no, right_i ^ right_j, sample, weight, i, j, label))
         d, equal, differ, sample, weight, i, j, label = (torch.cat(column) for column in zip(*columns, strict=True))
-        more: Any = {"mend": EXPLAIN_THEM} if found is None else {"found": found.found, "lacks": lacks}
+        more: Any = {"mend": EXPLAIN_THEM} if found is None else {"found": found.found}
+        more |= {"lacks": lacks, "beside": beside}
         return Pairs(d, equal, differ, sample, weight, i, j, label, distance, self.seed, self.predictions, **more)
+
+    def beside(self, explainer: str, kind: str) -> Pairs | None:
+        """Every predictor's maps of some held-out probes, beside those of a check on it (see `lit_xai.engine.checks`), as pairs.
+
+        None while a fold has none of them. Their distance is `spearman`, 1 - |rho|.
+        """
+        readers, own, d = self.readers(explainer, kind), self.readers(explainer), distance_of("spearman")
+        columns = []
+        for f, reader in readers.items():
+            samples = reader.samples[own[f].holds(reader.samples)]
+            if not len(samples):
+                return None
+            pixels = reader.rows(samples[:1]).numel()
+            for part in samples.split(max(1, VALUES // pixels)):
+                apart = d.compare(*(d.prepare(r.rows(part)) for r in (own[f], reader)))
+                columns.append((apart, part, torch.full_like(part, f)))
+        if not columns:
+            return None
+        apart, sample, fold = (torch.cat(column) for column in zip(*columns, strict=True))
+        every = torch.ones_like(apart, dtype=torch.bool)
+        return Pairs(apart, every, ~every, sample, torch.ones_like(apart), fold, fold, name="spearman", seed=self.seed)
 
     @property
     def target(self) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 
 from scipy.stats import spearmanr
 
-from lit_xai.metrics.measures import SHORT, view
+from lit_xai.metrics.estimation import SHORT
+from lit_xai.metrics.measures import view
 from lit_xai.metrics.statistics import Estimate
 from lit_xai.report.table import Column, Table
 

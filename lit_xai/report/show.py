@@ -12,7 +12,8 @@ from rich.console import Console
 from lit_xai import explainers, metrics
 from lit_xai.errors import UsageError
 from lit_xai.metrics.comparisons import BETTER, WORSE, Mark
-from lit_xai.metrics.measures import MEASURES, VIEWS, view
+from lit_xai.metrics.estimation import VIEWS
+from lit_xai.metrics.measures import MEASURES, view
 from lit_xai.report.head import percent
 from lit_xai.report.summary import Row, Summary, class_of
 from lit_xai.report.table import Column, Marked, Table, console

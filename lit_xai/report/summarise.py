@@ -15,8 +15,9 @@ from lit_xai.cluster.status import status
 from lit_xai.errors import UsageError
 from lit_xai.metrics.comparisons import Mark, against_nulls, against_permutations, corrected, rank_sets, share_won
 from lit_xai.metrics.distance import distance_of
+from lit_xai.metrics.estimation import estimates
 from lit_xai.metrics.localisation import settle
-from lit_xai.metrics.measures import MEASURES, estimates, paired
+from lit_xai.metrics.measures import MEASURES, paired
 from lit_xai.metrics.robustness import robustness_table
 from lit_xai.metrics.statistics import Estimate, difference, mean_estimate
 from lit_xai.report.ensemble import Ensemble, family_of
@@ -193,7 +194,7 @@ def mark(summary: Summary, row: Row, column: str) -> Mark | None:
     Labels that were permuted are the null of a measure that has them; its mark is about these.
     """
     e, up = row.estimates.get(column), summary.columns[column]
-    if e is None or math.isnan(e.low):
+    if e is None or math.isnan(e.low) or (column in MEASURES and not MEASURES[column].against_nulls):
         return None
     nulls = nulls_of(summary, row, column)
     apart = {name: d for name, null in nulls.items() if (d := paired(column, e, null)) is not None}

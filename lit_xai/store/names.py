@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 
 FORMAT = 1
+# of random probes; of disagreements, for their labels; for what a wrong predictor says
 RANDOM, DISAGREEMENTS, DECISIONS = "maps", "disagreements", "decisions"
-KINDS = (
-    RANDOM,
-    DISAGREEMENTS,
-    DECISIONS,
-)  # of random probes; of disagreements, for their labels; for what a wrong predictor says
+# of held-out probes once more: by the same network with fresh weights, and by the same predictor with other noise
+RANDOMISED, REPEATED = "randomised", "repeated"
+CHECKS = (RANDOMISED, REPEATED)
+KINDS = (RANDOM, DISAGREEMENTS, DECISIONS, *CHECKS)
 PREDICTIONS = "predictions.safetensors"
 NAME = re.compile(r"(\d{9,})-(\d{9,})\.safetensors")
 
