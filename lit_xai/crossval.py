@@ -152,6 +152,7 @@ def explain_folds(
         work = job(fold, RANDOM, probes, split.label(probes))
         engine.predictions_of(work, split, fold, progress=progress)
         engine.explain(work, methods, scores, progress=progress)
+        engine.keep_thumbnails(work, split)
     ensemble = Ensemble(root, seed)
     found = Disagreements.find(ensemble.split, ensemble.correct, cap)
     passes: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}  # samples, and the class that their maps explain

@@ -52,6 +52,7 @@ def evaluate(cfg: Any, folder: Any) -> None:
     from lit_xai.cli.build import build_logger, finish, plain, say
     from lit_xai.metrics.measures import register_from
     from lit_xai.report import page, show
+    from lit_xai.report.cases import draw_worst
     from lit_xai.report.dashboard import Dashboard
     from lit_xai.report.ensemble import Ensemble
     from lit_xai.report.summarise import summarise
@@ -69,7 +70,7 @@ def evaluate(cfg: Any, folder: Any) -> None:
         return
     summary = summarise(ensemble, only, cfg.distance, progress=cfg.progress, pairs=plain(cfg.pairs))
     show.show(summary, cfg.definition)
-    files = page.write(summary, folder, cfg.definition)
+    files = page.write(summary, folder, cfg.definition) + draw_worst(ensemble, summary.cases, folder / "cases")
     say(f"written: {folder}/summary.json, {', '.join(f.name for f in files[1:])}")
     logger = build_logger(plain(cfg), folder, "evaluate", "evaluate")
     dashboard = Dashboard([logger] if logger is not None else [])

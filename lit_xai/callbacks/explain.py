@@ -213,6 +213,7 @@ class Explain(Report):
             self.written = engine.compute(mine, show, watch)
         on.barrier("explained")
         if on.rank == 0 and self.kind == RANDOM:
+            engine.keep_thumbnails(now, on.data.split)
             self.report(on.dashboard, mine, on.data, predictions)
 
     def report(self, dashboard: Dashboard, tasks: Tasks, data: FoldData, predictions: Predictions) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 
 import torch
-from jaxtyping import Int
+import torch.nn.functional as F
+from jaxtyping import Int, UInt8
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -17,6 +18,8 @@ from lit_xai.errors import DamagedFile, UsageError
 from lit_xai.models.lipschitz import local_lipschitz
 from lit_xai.store.fold import Predictions, differences
 from lit_xai.store.names import KINDS
+
+SMALL, MOST = 96, 500  # pixels a side of a thumbnail, and how many are kept of a fold
 
 
 def predict(
@@ -60,6 +63,23 @@ def predict(
     everything = sorted((row for part in parts for row in part), key=lambda row: row[0])
     predicted, confidence, loss = (torch.cat(column) for column in list(zip(*everything, strict=True))[1:])
     return predicted, confidence, loss
+
+
+def keep_thumbnails(job: Job, split: Split) -> None:
+    """Keep small copies of this fold's held-out probes, at most `MOST`, where there are none yet."""
+    samples, _ = job.store.read_thumbnails()
+    own = job.samples[split.fold(job.samples) == job.store.fold][:MOST]
+    if len(own) and not torch.equal(samples, own.sort().values):
+        job.store.write_thumbnails(own, torch.cat([thumbnails(job.images, part) for part in own.split(32)]))
+
+
+def thumbnails(images: ImageSet, samples: Int[Tensor, "p"]) -> UInt8[Tensor, "p c h w"]:
+    """Images of at most `SMALL` pixels a side."""
+    x = images.images(samples.tolist())
+    if max(x.shape[-2:]) > SMALL:
+        scale = SMALL / max(x.shape[-2:])
+        x = F.interpolate(x, [max(1, round(n * scale)) for n in x.shape[-2:]], mode="area")
+    return (x.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def predictions_of(

@@ -179,7 +179,8 @@ class Measure:
             reason = f"only {number} disagreeing samples, fewer than {self.least}"
             reason += f": the maps of {lost} more are constant" if lost else ""
         else:
-            reason = "no disagreements explained: run lit_xai.explain with probes=disagreements for every fold"
+            reason = "no disagreements explained"
+            reason += "" if rests_on.mend else ": run lit_xai.explain with probes=disagreements for every fold"
         return f"{reason}; {rests_on.mend}" if rests_on.mend else reason
 
     def alone(self, pairs: Pairs) -> tuple[float, str]:

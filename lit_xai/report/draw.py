@@ -57,6 +57,82 @@ def gallery(
     return save(figure, path)
 
 
+def cases(
+    images: Tensor | None,
+    captions: Sequence[str],
+    maps: Mapping[str, Tensor],
+    consensus: Tensor,
+    path: Path,
+    title: str = "",
+) -> Path:
+    """One row a probe: image, every predictor's map in colours of its own scale, and the share of them that have a pixel on top.
+
+    Args:
+        images: `[b, c, s, s]` uint8; None leaves them out.
+        captions: a text for every probe.
+        maps: `{predictor: [b, h, w]}`.
+        consensus: `[b, h, w]` in [0, 1].
+        path: where the picture goes.
+        title: above it.
+    """
+    first = int(images is not None)
+    columns = first + len(maps) + 1
+    figure, axes = new_figure(1.3 + 1.3 * columns, 0.7 + 1.25 * len(captions), len(captions), columns)
+    figure.suptitle(wrapped(title, figure.get_figwidth(), 9), fontsize=9)
+    for row, text in enumerate(captions):
+        if images is not None:
+            picture = images[row].permute(1, 2, 0).numpy()
+            axes[row, 0].imshow(
+                picture.squeeze(-1) if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=255
+            )
+        axes[row, 0].set_ylabel(text, fontsize=6, rotation=0, ha="right", va="center")
+        for column, values in enumerate(maps.values(), start=first):
+            Scale.of(values[row : row + 1]).draw(axes[row, column], values[row])
+        axes[row, -1].imshow(consensus[row].numpy(), cmap="viridis", vmin=0, vmax=1)
+    for axis, name in zip(axes[0], [*["image"] * first, *maps, "share of folds\nwith it on top"], strict=True):
+        axis.set_title(name, fontsize=7)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    return save(figure, path)
+
+
+def stability_plane(
+    points: Mapping[str, tuple[Estimate, Estimate]], nulls: Sequence[str], path: Path, title: str = ""
+) -> list[Path]:
+    """Every explainer as a point with two intervals: across, 1 - its similarity with fresh weights; up, MeGe. PNG and PDF.
+
+    Only the upper right corner is trust: a method in the upper left is stable because it ignores the model.
+
+    Args:
+        points: `{explainer: (sanity, mege)}`.
+        nulls: those drawn hollow.
+        path: where the picture goes.
+        title: above it.
+    """
+    from matplotlib import colormaps
+
+    figure, axes = new_figure(6.4, 5.2, 1, 1)
+    axis, colours = axes[0, 0], colormaps["tab10" if len(points) <= 10 else "tab20"]
+    axis.fill_between([0.5, 1], 0.75, 1, color="#2ca02c", alpha=0.07, linewidth=0)
+    for number, (name, (sanity, mege)) in enumerate(points.items()):
+        x, y, null = 1 - sanity.value, mege.value, name in nulls
+        across = [[max(0.0, sanity.high - sanity.value)], [max(0.0, sanity.value - sanity.low)]]
+        upwards = [[max(0.0, y - mege.low)], [max(0.0, mege.high - y)]]
+        axis.errorbar(
+            x, y, np.nan_to_num(upwards), np.nan_to_num(across), "s" if null else "o", color="#777" if null else colours(number),
+            markerfacecolor="white" if null else None, markersize=5, elinewidth=0.8, label=f"{name} (null)" if null else name,
+        )  # fmt: skip
+    axis.set_xlim(-0.03, 1.03)
+    axis.set_ylim(0.45, 1.03)
+    axis.set_xlabel("depends on the model: 1 - similarity with fresh weights")
+    axis.set_ylabel("persists over folds: MeGe")
+    axis.set_title(wrapped(title, 6.0, 9), fontsize=9)
+    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    axis.grid(alpha=0.25)
+    return [save(figure, path.with_suffix(suffix)) for suffix in (".png", ".pdf")]
+
+
 def curves(lines: Mapping[str, Tensor], end: float, path: Path, title: str = "", what: str = "pixels") -> Path:
     """The probability along a walk, one line an explainer, with its interval as a band.
 

@@ -5,7 +5,8 @@ Maps stream chunk by chunk; only one number per pair of maps is kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ class Decided:
 
 
 Maps = MapReader | Decided
+Look = Callable[[Tensor, dict[int, Tensor]], None]  # some samples, and all folds' maps of them
 
 
 class Ensemble:
@@ -193,16 +195,18 @@ class Ensemble:
         return Share(there, sum(map(len, mine.values())))
 
     def distances(
-        self, readers: Mapping[int, Maps], samples: Tensor, distance: str
+        self, readers: Mapping[int, Maps], samples: Tensor, distance: str, look: Look | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Of f_i's map (the fold that holds the sample out) and every f_j's: `(distance, right_i, right_j, sample, i, j)`.
 
-        A pair is left out where one of the two maps is missing.
+        A pair is left out where one of the two maps is missing. `look` is shown the maps that pass by.
         """
-        rows = list(self.compared(readers, samples, distance))
+        rows = list(self.compared(readers, samples, distance, look))
         return tuple(torch.cat(c) for c in zip(*rows, strict=True)) if rows else NO_PAIRS  # type: ignore[return-value]
 
-    def compared(self, readers: Mapping[int, Maps], samples: Tensor, distance: str) -> Iterator[tuple[Tensor, ...]]:
+    def compared(
+        self, readers: Mapping[int, Maps], samples: Tensor, distance: str, look: Look | None = None
+    ) -> Iterator[tuple[Tensor, ...]]:
         """`distances`, chunk by chunk."""
         d = distance_of(distance)
         if not len(samples):
@@ -215,12 +219,17 @@ class Ensemble:
         indices = torch.searchsorted(self.split.samples, samples).split(each)
         for part, home, index in zip(samples.split(each), homes, indices, strict=True):
             prepared: dict[int, Tensor] = {}
+            whole: dict[int, Tensor] = {}  # maps of folds that have all of these samples
             rows_of: dict[int, Tensor] = {}  # where a sample's map is among the prepared ones; -1: there is none
             for f, reader in readers.items():
                 here = reader.holds(part)
                 if bool(here.any()):
-                    prepared[f] = d.prepare(reader.rows(part[here]))
+                    maps = reader.rows(part[here])
+                    prepared[f] = d.prepare(maps)
+                    whole |= {f: maps} if len(maps) == len(part) else {}
                     rows_of[f] = torch.full((len(part),), -1).masked_scatter_(here, torch.arange(int(here.sum())))
+            if look is not None and len(whole) == len(readers):
+                look(part, whole)
             for i in (f for f in home.unique().tolist() if f in prepared):
                 for j in prepared:
                     both = (home == i) & (rows_of[i] >= 0) & (rows_of[j] >= 0)
@@ -235,14 +244,17 @@ class Ensemble:
                         *(torch.full_like(part[both], f) for f in (i, j)),
                     )
 
-    def pairs(self, explainer: str, distance: str = "spearman") -> Pairs:
-        """All pairs of one explainer: of the random probes, and of the disagreements once all of those are explained."""
+    def pairs(self, explainer: str, distance: str = "spearman", look: Look | None = None) -> Pairs:
+        """All pairs of one explainer: of the random probes, and of the disagreements once all of those are explained.
+
+        `look` is shown the maps of the random probes, some at a time, where all folds have them.
+        """
         readers, pass_two = self.readers(explainer), self.readers(explainer, DISAGREEMENTS)
         own = self.readers(explainer, DECISIONS)
         probes, found = self.probes(readers), self.disagreements(pass_two)
         number = torch.bincount(self.split.fold_of, minlength=self.split.k).double()
         drawn = torch.bincount(self.split.fold(probes), minlength=self.split.k).double()
-        d, right_i, right_j, sample, i, j = self.distances(readers, probes, distance)
+        d, right_i, right_j, sample, i, j = self.distances(readers, probes, distance, look)
         differ, label = (right_i ^ right_j) & (found is None), torch.full_like(right_i, self.target == "label")
         weight = (number / drawn.clamp_min(1))[self.split.fold(sample)]
         columns = [(d, right_i & right_j, differ, sample, weight, i, j, label & differ)]
@@ -285,6 +297,29 @@ class Ensemble:
         apart, sample, fold = (torch.cat(column) for column in zip(*columns, strict=True))
         every = torch.ones_like(apart, dtype=torch.bool)
         return Pairs(apart, every, ~every, sample, torch.ones_like(apart), fold, fold, name="spearman", seed=self.seed)
+
+    def thumbnails(self, samples: Tensor) -> Tensor | None:
+        """`[p, c, s, s]` uint8, small copies of held-out probes; None where one of them is not kept."""
+        of, images = self.kept_thumbnails
+        if not len(of):
+            return None
+        place = torch.searchsorted(of, samples).clamp(max=len(of) - 1)
+        return images[place] if torch.equal(of[place], samples) else None
+
+    @cached_property
+    def kept_thumbnails(self) -> tuple[Tensor, Tensor]:
+        """Samples, ascending, and their small copies."""
+        kept = [k for s in self.stores.values() if len((k := s.read_thumbnails())[0])]
+        if not kept:
+            return torch.zeros(0, dtype=torch.long), torch.zeros(0)
+        of, images = (torch.cat(column) for column in zip(*kept, strict=True))
+        order = of.argsort()
+        return of[order], images[order]
+
+    def maps_of(self, explainer: str, samples: Tensor) -> Tensor:
+        """`[folds, p, h, w]`, every predictor's maps of random probes that all have explained."""
+        readers = self.readers(explainer)
+        return torch.stack([readers[f].rows(samples) for f in self.folds])
 
     @property
     def target(self) -> str:

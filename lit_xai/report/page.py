@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import html
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from lit_xai.metrics.statistics import Estimate
 from lit_xai.report import draw
+from lit_xai.report.cases import case_table
 from lit_xai.report.show import (
     LEGEND,
     alarm_lines,
@@ -32,10 +35,21 @@ def write(summary: Summary, folder: Path, definition: str = "default") -> list[P
     comments = [*alarm_lines(summary), *head_lines(summary)]
     write_atomically(out[2], main_table(summary, columns).latex(comments))
     xlabel = f"distance: {summary.head['distance']['meaning']}"
+    write_csv(folder / "cases.csv", *case_table(summary.cases).file())
+    out.append(folder / "cases.csv")
+    if len(points := plane(summary)) > 1:
+        title = f"{summary.head['name']}: only the upper right corner is trust"
+        out += draw.stability_plane(points, list(summary.nulls), folder / "stability-plane.png", title)
     out += draw.histograms(summary.distances, folder / "histograms.png", xlabel)
     out.append(folder / "report.html")
     write_atomically(out[-1], page(summary, columns, folder))
     return out
+
+
+def plane(summary: Summary) -> dict[str, tuple[Estimate, Estimate]]:
+    """The points of the stability plane: by explainer, its similarity with fresh weights and its MeGe, where both are known."""
+    found = {row.explainer: (row.estimates.get("sanity"), row.estimates.get("mege")) for row in summary.rows}
+    return {n: (s, m) for n, (s, m) in found.items() if s and m and math.isfinite(s.value) and math.isfinite(m.value)}
 
 
 def page(summary: Summary, columns: Sequence[str], folder: Path) -> str:
@@ -77,6 +91,7 @@ pre {{ background: #f6f6f6; padding: 1rem; overflow-x: auto; font-size: 12px }}
 {main_table(summary, columns).html()}
 <p>{html.escape(LEGEND)}</p><ul>{why}</ul>
 {more}
+<h2>Stability needs dependence on the model</h2>{picture(folder / "stability-plane.png")}
 <h2>Distances between maps</h2>{picture(folder / "histograms.png")}
 <h2>Maps</h2>{galleries}
 <h2>Definitions</h2><pre>{definitions}</pre></html>

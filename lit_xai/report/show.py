@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -32,6 +33,10 @@ PAIRS = (
 RANKS = (
     "ranks that each may have, nulls left out: all sets of a column hold the true ranks at once with 95 % confidence "
     "(paired max-t bootstrap)"
+)
+CONSENSUS = (
+    "core: share of a map's highest tenth that all folds have in common [95 % interval] /that of maps of different probes; "
+    "contradictions: probes that all folds classify rightly while two of their maps differ by more than sampling noise (cases.csv)"
 )
 ROBUSTNESS = (
     "similarity of the maps of one method's variants, mean over pairs and probes [95 % interval]; stability: distance of "
@@ -142,6 +147,14 @@ def further_tables(summary: Summary, columns: Sequence[str]) -> dict[str, Table]
         heads = [Column("explainer"), *(Column(c, right=True) for c in columns)]
         ranks = [[row.explainer, *(span(row.ranks.get(c)) for c in columns)] for row in ranked]
         out["Ranks"] = Table(heads, ranks, RANKS)
+    if summary.consensus:
+        heads = [
+            Column("explainer"),
+            Column("core", better="up", right=True),
+            Column("contradictions", better="down", right=True),
+        ]
+        shared = [[name, *shares(found)] for name, found in summary.consensus.items()]
+        out["Consensus"] = Table(heads, shared, CONSENSUS, below=summary.nulls)
     if summary.robustness:
         heads = [Column("family"), *(Column(s, right=True) for s in SIMILARITIES)]
         alike = [[family, *(e.get(s) for s in SIMILARITIES)] for family, e in summary.robustness.items()]
@@ -155,6 +168,13 @@ def further_tables(summary: Summary, columns: Sequence[str]) -> dict[str, Table]
         ]
         out["Differences"] = Table(heads, apart, PAIRS)
     return out
+
+
+def shares(found: Mapping[str, Any]) -> list[Any]:
+    """The core with its null, and how many of the probes are contradictions."""
+    null = found["core_null"] if math.isfinite(found["core_null"]) else None
+    number = found["contradictions"]
+    return [replace(found["core"], null=null), None if number is None else f"{number} of {found['probes']}"]
 
 
 def span(ranks: tuple[int, int] | None) -> str | None:

@@ -20,6 +20,7 @@ from lit_xai.metrics.localisation import settle
 from lit_xai.metrics.measures import MEASURES, paired
 from lit_xai.metrics.robustness import robustness_table
 from lit_xai.metrics.statistics import Estimate, difference, mean_estimate
+from lit_xai.report.cases import Seen, cases
 from lit_xai.report.ensemble import Ensemble, family_of
 from lit_xai.report.head import head
 from lit_xai.report.summary import Row, Summary, is_null
@@ -48,7 +49,10 @@ def summarise(
     decided: dict[str, Share] = {}  # and of what wrong predictors say on them
     families = {f: [n for n in names if family_of(n) == f] for f in map(family_of, names)}
     for name in tqdm(names, desc="evaluate", unit="explainer", disable=not progress, leave=False):
-        pairs_of = ensemble.pairs(name, distance)
+        seen = Seen()
+        pairs_of = ensemble.pairs(name, distance, seen)
+        if not seen.empty:
+            add_cases(ensemble, name, seen, summary)
         summary.distances[name] = pairs_of.sets()
         row = Row(name, estimates(pairs_of, MEASURES))
         add_scores(ensemble, row, summary)
@@ -69,6 +73,9 @@ def summarise(
     lack = unfinished(ensemble.root, folds, there, ensemble.folds_with(), differ, decided, explainers, ensemble.said)
     say_what_lacks(summary, lack)
     compare_with_nulls(summary)
+    summary.consensus = {
+        row.explainer: summary.consensus[row.explainer] for row in summary.rows if row.explainer in summary.consensus
+    }
     summary.head["disagreements"] = None if found is None else {"found": found.found, "explained": len(found.samples)}
     summary.head["distance"] = {"name": distance, "meaning": distance_of(distance).meaning}
     for a, b in pairs:
@@ -92,6 +99,16 @@ def asked_for(ensemble: Ensemble, explainers: Sequence[str] | None) -> list[str]
         mend = next(iter(status(ensemble.root).commands), "run python -m lit_xai.explain")
         raise UsageError(f"{ensemble.root} holds no explanations of all its folds: {mend}")
     return names
+
+
+def add_cases(ensemble: Ensemble, name: str, seen: Seen, summary: Summary) -> None:
+    """What all folds' maps of a probe share, and where they contradict each other."""
+    rows = cases(ensemble, name, seen)
+    core, chance = seen.shared(ensemble.seed)
+    known = [row["contradiction"] for row in rows if row["contradiction"] is not None]
+    number = sum(known) if known else None
+    summary.cases += rows
+    summary.consensus[name] = {"core": core, "core_null": chance, "contradictions": number, "probes": len(rows)}
 
 
 # ------------------------------------------------------------------------------------------------------------- scores

@@ -97,6 +97,9 @@ class Summary:
         distances: `{explainer: (S_equal, S_differ)}` for the histograms.
         robustness: `{family: {similarity: estimate}}` of explainers that are variants of one method.
         pairs: `{"a - b": pair}`, of two explainers or families.
+        cases: one row a probe and explainer, see `lit_xai.report.cases`.
+        consensus: of every explainer, `core`, the share of a map's highest tenth that all folds have (an estimate), `core_null`, and
+            the number of `contradictions` of how many `probes`; None where it is not known.
         probes: which samples every explainer's and family's numbers rest on.
     """
 
@@ -109,6 +112,8 @@ class Summary:
     pairs: dict[str, Pair] = field(default_factory=dict)
     probes: dict[str, Tensor] = field(default_factory=dict)
     nulls: Collection[str] = ()
+    cases: list[dict[str, Any]] = field(default_factory=list)
+    consensus: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def pair(self, a: str, b: str) -> None:
         """Add the paired differences of two explainers, and of two families of variants.
@@ -173,4 +178,5 @@ class Summary:
             "definitions": self.definitions,
             "robustness": {f: {n: e.plain() for n, e in row.items()} for f, row in self.robustness.items()},
             "pairs": pairs,
+            "consensus": {n: {**c, "core": c["core"].plain()} for n, c in self.consensus.items()},
         }

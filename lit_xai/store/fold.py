@@ -3,6 +3,7 @@
     fold=3/predictions.safetensors                                    all training samples
     fold=3/maps/<explainer>/000000000-000000063.safetensors           random probes 0..63: maps and scores
     fold=3/disagreements/<explainer>/000000000-000000063.safetensors  disagreements: maps
+    fold=3/thumbnails.safetensors                                     small copies of its held-out probes
 
 Every file is written under a temporary name and renamed, carries a checksum and a fingerprint, and runs no code when it
 is read. The bytes of a shard depend on what was computed alone, not on when, where or by how many processes.
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from safetensors.torch import save as save_bytes
 from torch import Tensor
 
@@ -31,7 +32,7 @@ from lit_xai.data.threads import side_by_side
 from lit_xai.errors import DamagedFile, UsageError
 from lit_xai.store.files import write_atomically
 from lit_xai.store.names import DISAGREEMENTS as DISAGREEMENTS
-from lit_xai.store.names import FORMAT, PREDICTIONS, RANDOM, explainers_in, shard_name, shard_paths
+from lit_xai.store.names import FORMAT, PREDICTIONS, RANDOM, THUMBNAILS, explainers_in, shard_name, shard_paths
 from lit_xai.store.plans import damaged, mend, plan_file
 from lit_xai.store.shards import Entry, Head, Said, checksum_of, meta_checksum, parse_head, read_open_head
 
@@ -184,6 +185,18 @@ class FoldStore:
         t, meta = read_tensors(self.predictions_file)
         split = Split(t["sample"], t["fold_of"], t["label"], meta["folds"], meta["split_seed"])
         return Predictions(split, meta["fold"], t["predicted"], t["confidence"], meta)
+
+    def write_thumbnails(self, samples: Int[Tensor, "p"], images: UInt8[Tensor, "p c h w"]) -> None:
+        """Small copies of images, so that maps can be looked at where the data are not."""
+        write_tensors(self.root / THUMBNAILS, {"sample": samples, "images": images}, {})
+
+    def read_thumbnails(self) -> tuple[Int[Tensor, "p"], UInt8[Tensor, "p c h w"]]:
+        """Samples, ascending, and their small copies; none where nobody kept any, or the file is not whole."""
+        with contextlib.suppress(DamagedFile):
+            t, _ = read_tensors(self.root / THUMBNAILS)
+            order = t["sample"].argsort()
+            return t["sample"][order], t["images"][order]
+        return torch.zeros(0, dtype=torch.long), torch.zeros(0, 0, 0, 0, dtype=torch.uint8)
 
     def shard(self, kind: str, explainer: str, start: int, stop: int) -> Path:
         """The file of probes start..stop-1."""

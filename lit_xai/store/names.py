@@ -13,7 +13,7 @@ RANDOM, DISAGREEMENTS, DECISIONS = "maps", "disagreements", "decisions"
 RANDOMISED, REPEATED = "randomised", "repeated"
 CHECKS = (RANDOMISED, REPEATED)
 KINDS = (RANDOM, DISAGREEMENTS, DECISIONS, *CHECKS)
-PREDICTIONS = "predictions.safetensors"
+PREDICTIONS, THUMBNAILS = "predictions.safetensors", "thumbnails.safetensors"
 NAME = re.compile(r"(\d{9,})-(\d{9,})\.safetensors")
 
 

@@ -1,0 +1,205 @@
+"""Consensus and contradiction: what all predictors' maps of one probe share, and where they give different reasons.
+
+From stores alone, for every random probe that all folds have explained:
+
+- consensus map: for each pixel, the share of the folds whose map has it among its highest tenth;
+- core: the pixels that all folds have there, as a share of a map's own. Its null is the core of maps of different probes;
+- worst rho: the smallest signed rank correlation of two folds' maps. The case is a contradiction where all folds predict the same
+  class, rightly, and worst rho is below `LIMIT` and below what sampling noise alone would give in all but 5 % of the probes, by
+  the same predictor's maps with other noise (`noise_of`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lit_xai.metrics.distance import average_ranks, correlation, unit_ranks
+from lit_xai.metrics.statistics import Estimate, mean_estimate
+from lit_xai.report import draw
+from lit_xai.report.ensemble import Ensemble
+from lit_xai.report.table import Column, Table
+from lit_xai.store.names import REPEATED
+
+TOP = 0.1  # share of the pixels that count as a map's highest
+LIMIT = 0.5  # of rho, above which two maps are no contradiction even of a method without noise
+ALPHA = 0.05
+TAIL = 0.1  # share of the correlations with other noise from which smaller ones are extrapolated
+MOST = 0.999  # of rho, whose z is infinite at 1
+SHIFTS = 8  # pairings of different probes in the null of the core
+WORST = 10  # cases of every explainer that are drawn
+COLUMNS = (
+    "probe", "explainer", "worst_rho", "fold_a", "fold_b", "core_share", "prediction", "label", "contradiction", "reference",
+)  # fmt: skip
+
+
+def highest(maps: Float[Tensor, "n h w"]) -> Bool[Tensor, "n p"]:
+    """The highest tenth of every map's pixels; of equal values at its edge all or none, so of a constant map none."""
+    ranks = torch.from_numpy(average_ranks(maps.flatten(1).numpy()))  # 0 .. p-1, those of ties at their mean
+    pixels = ranks.shape[1]
+    return ranks > pixels - max(1, round(TOP * pixels)) - 0.5
+
+
+def core(tops: Bool[Tensor, "k n p"]) -> Float[Tensor, "n"]:
+    """The pixels that all predictors have on top, as a share of what each has there on average; NaN where nobody has any."""
+    return tops.all(0).sum(1) / tops.sum(2).double().mean(0)
+
+
+def consensus(maps: Float[Tensor, "k h w"]) -> Float[Tensor, "h w"]:
+    """The share of the predictors that have each pixel among their map's highest tenth."""
+    return highest(maps).double().mean(0).view(maps.shape[1:])
+
+
+@dataclass
+class Seen:
+    """What is noted of the maps of random probes while they pass by (`Ensemble.pairs(look=...)`).
+
+    Attributes:
+        samples: the probes.
+        worst: the smallest signed correlation of two folds' maps; NaN where fewer than two are not constant.
+        folds: `[2]` of that pair.
+        core: share of the highest tenth that all folds have in common.
+        chance: the same of maps of different probes, one number a pairing.
+    """
+
+    samples: list[Int[Tensor, "n"]] = field(default_factory=list)
+    worst: list[Float[Tensor, "n"]] = field(default_factory=list)
+    folds: list[Int[Tensor, "n 2"]] = field(default_factory=list)
+    core: list[Float[Tensor, "n"]] = field(default_factory=list)
+    chance: list[Float[Tensor, "_"]] = field(default_factory=list)
+
+    def __call__(self, samples: Tensor, maps: dict[int, Tensor]) -> None:
+        """Look at some probes' maps by all folds."""
+        pairs = list(combinations(sorted(maps), 2))
+        if not pairs:
+            return
+        ranks = {f: unit_ranks(m) for f, m in maps.items()}
+        rho = torch.stack([correlation(ranks[a], ranks[b]) for a, b in pairs])
+        known = torch.where(torch.isfinite(rho), rho, math.inf)
+        worst, at = known.min(0)
+        tops = torch.stack([highest(m) for m in maps.values()])
+        self.samples.append(samples)
+        self.worst.append(torch.where(torch.isfinite(worst), worst, torch.nan))
+        self.folds.append(torch.tensor(pairs)[at])
+        self.core.append(core(tops))
+        for shift in range(1, min(SHIFTS, (len(samples) - 1) // max(1, len(maps) - 1)) + 1):
+            other = torch.stack([top.roll(shift * n, 0) for n, top in enumerate(tops)])
+            self.chance.append(core(other))
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was seen."""
+        return not self.samples
+
+    def shared(self, seed: int) -> tuple[Estimate, float]:
+        """The mean core over probes, and that of maps of different probes (NaN of a single probe)."""
+        chance = torch.cat(self.chance).nanmean() if self.chance else torch.tensor(math.nan)
+        return mean_estimate(torch.cat(self.core), seed), float(chance)
+
+
+def noise_of(ensemble: Ensemble, explainer: str, pairs: int) -> float:
+    """What sampling noise alone would leave of the smallest of so many correlations, in all but 5 % of the probes; NaN where unknown.
+
+    It rests on the signed correlations of two maps of the same predictor with different noise.
+    """
+    readers, own, found = ensemble.readers(explainer, REPEATED), ensemble.readers(explainer), []
+    for f, reader in readers.items():
+        samples = reader.samples[own[f].holds(reader.samples)]
+        if len(samples):
+            found.append(correlation(*(unit_ranks(r.rows(samples)) for r in (own[f], reader))))
+    rho = torch.cat(found) if found else torch.zeros(0)
+    rho = rho[torch.isfinite(rho)]
+    return low_quantile(rho, ALPHA / pairs) if len(rho) else math.nan
+
+
+def low_quantile(rho: Float[Tensor, "n"], share: float) -> float:
+    """A quantile of correlations that may lie beyond the smallest of them.
+
+    Below the lowest tenth, Fisher's z is taken to fall off exponentially, by as much as the tenth itself lies below its upper end on
+    average: for normal noise that is right to 2 % from 5 % down to .5 %, and heavier tails are met.
+    """
+    z = rho.clamp(-MOST, MOST).atanh()
+    end = z.quantile(TAIL)
+    excess = float((end - z[z <= end]).mean())
+    return math.tanh(float(end) - excess * math.log(TAIL / share))
+
+
+def cases(ensemble: Ensemble, explainer: str, seen: Seen) -> list[dict[str, Any]]:
+    """One row a probe, the worst first; see the top of this file.
+
+    `contradiction` is None where it is not known: nobody has explained with other noise.
+    """
+    reference = noise_of(ensemble, explainer, math.comb(len(ensemble.folds), 2))
+    samples, worst, core = torch.cat(seen.samples), torch.cat(seen.worst), torch.cat(seen.core)
+    pairs, split = torch.cat(seen.folds), ensemble.split
+    said = torch.stack([p.of(samples) for p in ensemble.predictions.values()])
+    own = torch.stack([p.of(samples) for p in (ensemble.predictions[f] for f in split.fold(samples).unique().tolist())])
+    homes = split.fold(samples).unique(return_inverse=True)[1]
+    prediction, label = own[homes, torch.arange(len(samples))], split.label(samples)
+    alike = (said == said[0]).all(0) & ((label < 0) | (said[0] == label))
+    found = alike & (worst < min(LIMIT, reference)) if math.isfinite(reference) else None
+    rows = [
+        {
+            "probe": int(samples[n]),
+            "explainer": explainer,
+            "worst_rho": float(worst[n]),
+            "fold_a": int(pairs[n, 0]),
+            "fold_b": int(pairs[n, 1]),
+            "core_share": float(core[n]),
+            "prediction": int(prediction[n]),
+            "label": int(label[n]),
+            "contradiction": None if found is None else bool(found[n]),
+            "reference": reference,
+        }
+        for n in worst.nan_to_num(math.inf).argsort(stable=True).tolist()
+    ]
+    return sorted(rows, key=lambda row: not row["contradiction"])  # stable: each kind stays worst first
+
+
+def case_table(rows: list[dict[str, Any]]) -> Table:
+    """One row a probe and explainer, for files."""
+    values = [[plain(row[c]) for c in COLUMNS] for row in rows]
+    return Table([Column(c) for c in COLUMNS], values)
+
+
+def plain(value: Any) -> Any:
+    """A cell of a file: nothing where a number is undefined, words for what is true or false."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return ("no", "yes")[value] if isinstance(value, bool) else value
+
+
+def draw_worst(ensemble: Ensemble, rows: list[dict[str, Any]], folder: Path) -> list[Path]:
+    """The worst cases of every explainer, all folds' maps side by side, as `cases/<explainer>.png`."""
+    out, names = [], list(dict.fromkeys(row["explainer"] for row in rows))
+    for name in names:
+        mine = [row for row in rows if row["explainer"] == name and math.isfinite(row["worst_rho"])][:WORST]
+        if not mine:
+            continue
+        samples = torch.tensor([row["probe"] for row in mine])
+        maps = ensemble.maps_of(name, samples)
+        columns = {f"fold {f}": m for f, m in zip(ensemble.folds, maps, strict=True)}
+        shared = torch.stack([consensus(maps[:, n]) for n in range(len(mine))])
+        captions = [caption(row) for row in mine]
+        title = f"{ensemble.root.name}, {name}: the probes whose maps differ most between folds"
+        out.append(draw.cases(ensemble.thumbnails(samples), captions, columns, shared, folder / f"{name}.png", title))
+    return out
+
+
+def caption(row: dict[str, Any]) -> str:
+    """What stands beside a case."""
+    says = (
+        f"sample {row['probe']}\nlabel {row['label']}, said {row['prediction']}"
+        if row["label"] >= 0
+        else f"sample {row['probe']}"
+    )
+    return f"{says}\nrho {row['worst_rho']:.2f} (f{row['fold_a']}, f{row['fold_b']})" + (
+        "\ncontradiction" if row["contradiction"] else ""
+    )
