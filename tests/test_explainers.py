@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from lit_xai.cli.compose import compose
+from lit_xai.cli.schema import top_level
 from lit_xai.errors import UsageError
 from lit_xai.explainers import (
     RISE,
+    AbsoluteIntegratedGradients,
     Captum,
     GradCAM,
     GradCAMPlusPlus,
@@ -22,6 +25,7 @@ from lit_xai.explainers import (
 )
 from lit_xai.explainers.gradient import input_gradient
 from lit_xai.explainers.rise import enlargement
+from lit_xai.fitting import describe
 from lit_xai.rng import SampleRng
 from torch import nn
 
@@ -88,6 +92,27 @@ def test_integrated_gradients_of_a_linear_model_sum_to_the_difference_of_the_out
     maps = IntegratedGradients(steps=3, channels="sum")(linear.double(), rgb.double(), targets)
     outputs = linear(rgb.double()) - linear(torch.zeros_like(rgb).double())
     assert torch.allclose(maps.sum((1, 2)), outputs.gather(1, targets[:, None])[:, 0], atol=1e-10)
+
+
+def test_absolute_integrated_gradients_leave_what_signed_ones_are_described_as_alone():
+    signed, absolute = describe(IntegratedGradients()), describe(AbsoluteIntegratedGradients())
+    assert signed == {
+        "name": "IntegratedGradients",
+        "steps": 60,
+        "baseline": 0.0,
+        "output": "logit",
+        "channels": "mean",
+    }
+    assert absolute == {**signed, "name": "AbsoluteIntegratedGradients"}
+
+
+@pytest.mark.parametrize("experiment", ["fashion_mnist", "degradation"])
+def test_the_protocols_of_fel_et_al_take_absolute_integrated_gradients(experiment):
+    assert "absolute_integrated_gradients" in compose("train", [f"experiment={experiment}"]).explainer
+
+
+def test_without_a_protocol_integrated_gradients_are_signed():
+    assert {"integrated_gradients"} == {name for name in top_level("explainer") if "integrated" in name}
 
 
 def test_integrated_gradients_weigh_both_ends_by_half(rgb):

@@ -7,7 +7,15 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from lit_xai.explainers import Captum, GradCAM, GradCAMPlusPlus, GradientInput, IntegratedGradients, Saliency
+from lit_xai.explainers import (
+    AbsoluteIntegratedGradients,
+    Captum,
+    GradCAM,
+    GradCAMPlusPlus,
+    GradientInput,
+    IntegratedGradients,
+    Saliency,
+)
 from lit_xai.fillers.constant import Colour
 from lit_xai.metrics import Deletion, MuFidelity, map_distance
 from lit_xai.metrics.distance import average_ranks, scaled_to_one
@@ -54,6 +62,17 @@ def test_integrated_gradients_equal_captums_up_to_its_sum_of_weights(captum, con
     ).mean(1)
     result = IntegratedGradients(steps=60)(model, images, targets)
     assert torch.allclose(result, expected * 60 / 59, rtol=0, atol=1e-9)  # captum's weights sum to 59 / 60
+
+
+def test_absolute_integrated_gradients_equal_the_mean_over_channels_of_captums_absolute_values(
+    captum, convnet, rgb, targets
+):
+    model, images = convnet.double(), rgb.double()
+    peer = captum.IntegratedGradients(model)
+    signed = attributed(peer, images, targets, n_steps=60, method="riemann_trapezoid") * 60 / 59
+    result = AbsoluteIntegratedGradients(steps=60)(model, images, targets)
+    assert torch.allclose(result, signed.abs().mean(1), rtol=0, atol=1e-9)
+    assert not torch.allclose(result, signed.mean(1).abs(), rtol=0, atol=1e-3)  # channels do not cancel each other
 
 
 def test_deep_lift_through_the_adapter_equals_captums(captum, convnet, rgb, targets):

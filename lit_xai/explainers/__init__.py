@@ -5,7 +5,13 @@ from lit_xai.explainers.cam import GradCAM, GradCAMPlusPlus
 from lit_xai.explainers.centre import Centre
 from lit_xai.explainers.control import Random
 from lit_xai.explainers.edges import Edges
-from lit_xai.explainers.gradient import GradientInput, IntegratedGradients, Saliency, SmoothGrad
+from lit_xai.explainers.gradient import (
+    AbsoluteIntegratedGradients,
+    GradientInput,
+    IntegratedGradients,
+    Saliency,
+    SmoothGrad,
+)
 from lit_xai.explainers.image import Image
 from lit_xai.explainers.image_random import ImageRandom
 from lit_xai.explainers.information import Information, information_maps
@@ -18,6 +24,7 @@ from lit_xai.explainers.via_captum import Captum
 
 __all__ = [
     "RISE",
+    "AbsoluteIntegratedGradients",
     "AveragedGradient",
     "Captum",
     "Centre",

@@ -151,7 +151,26 @@ class IntegratedGradients(Explainer):
             return self.baseline + position[step_of].view(-1, 1, 1, 1) * difference[image_of]
 
         mean = mean_gradient(model, images, targets, weights, points, self.max_batch, self.output)
-        return reduce_channels(difference * mean, self.channels)
+        return reduce_channels(self.shown(difference * mean), self.channels)
+
+    def shown(self, attribution: Images) -> Images:
+        """What of every pixel and channel is reduced over the channels."""
+        return attribution
+
+
+@dataclass(frozen=True)
+class AbsoluteIntegratedGradients(IntegratedGradients):
+    """|Integrated Gradients|, mean over channels: how much a pixel matters, not which way; in [0, inf).
+
+    The printed results of Fel et al. (2022) are of these: they give Gradient x Input and Integrated Gradients the same MeGe on
+    Fashion-MNIST, as absolute values have and signed ones have not. Completeness is lost.
+    """
+
+    legend: ClassVar[Legend] = Legend(MAGNITUDE)
+
+    def shown(self, attribution: Images) -> Images:
+        """Absolute values."""
+        return attribution.abs()
 
 
 @dataclass(frozen=True)
