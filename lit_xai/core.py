@@ -236,6 +236,18 @@ class Score(Component):
     ) -> Scores:
         """The score of every map; of a score with `settings`, one column `[b, t]` each."""
 
+    def with_details(
+        self,
+        model: Model,
+        images: Images,
+        maps: Maps,
+        targets: Targets,
+        rng: SampleRng | None = None,
+        observed: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Float[Tensor, "b"]]]:
+        """The call's scores, and what else it learned on the way: one number an image each, by name."""
+        return self(model, images, maps, targets, rng, observed), {}
+
     @abstractmethod
     def meaning(self) -> dict[str, Any]:
         """What the number means."""

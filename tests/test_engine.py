@@ -17,6 +17,7 @@ from lit_xai.explainers import Random, Saliency
 from lit_xai.metrics import Deletion
 from lit_xai.report.ensemble import Ensemble
 from lit_xai.report.head import head, versions
+from lit_xai.report.show import head_lines
 from lit_xai.report.summarise import summarise
 from lit_xai.store.fold import FoldStore, read_tensors, write_tensors
 from torch import Tensor, nn
@@ -197,6 +198,47 @@ def test_a_score_asked_for_later_equals_one_computed_with_the_maps(tmp_path):
     for file in (tmp_path / "at once").rglob("*.safetensors"):
         twin = tmp_path / "later" / file.relative_to(tmp_path / "at once")
         assert twin.read_bytes() == file.read_bytes()
+
+
+@pytest.fixture
+def walked(tmp_path) -> Path:
+    """Two folds with a score that walks."""
+    for fold in (0, 1):
+        work = predicted(job(tmp_path, fold=fold))
+        engine.explain(work, {"saliency": Saliency(), "random": Random()}, {"deletion": Deletion()}, progress=False)
+    return tmp_path
+
+
+def test_the_ends_of_a_walk_are_kept_beside_its_score_and_shown_above_the_table(walked):
+    summary = summarise(Ensemble(walked), progress=False)
+    p, q = [], []  # of the image and of the mean colour
+    for fold in (0, 1):
+        work = job(walked, fold=fold)
+        for start in range(0, 20, 4):
+            images, targets, _ = work.batch(start)
+            for images_of, found in ((images, p), (torch.full_like(images, 0.3), q)):
+                found.append(work.model(images_of).softmax(1).gather(1, targets[:, None])[:, 0].double().detach())
+    for row in summary.rows:
+        ends = row.plain()["deletion"]["details"]
+        for end, expected in (("start", torch.cat(p)), ("end", torch.cat(q))):
+            of = {"mean": expected.mean(), "min": expected.min(), "max": expected.max()}
+            assert ends[end] == pytest.approx({k: float(v) for k, v in of.items()}, abs=1e-6)
+        assert not summary.definitions["explainers"][row.explainer]["details"]
+    line = f"output at the start -> end of the walk, mean over probes: deletion {torch.cat(p).mean():.2f} -> {torch.cat(q).mean():.2f}"
+    assert line in head_lines(summary)
+
+
+def test_shards_without_the_ends_of_a_walk_are_reused_and_say_nothing_of_them(walked):
+    for file in walked.rglob("maps/*/*.safetensors"):
+        tensors, meta = read_tensors(file)
+        assert {"detail/deletion/start", "detail/deletion/end"} <= set(tensors)
+        own = {k: v for k, v in meta.items() if k not in ("format", "checksum", "meta_checksum")}
+        write_tensors(file, {k: v for k, v in tensors.items() if not k.startswith("detail/")}, own)
+    explainers, scores = {"saliency": Saliency(), "random": Random()}, {"deletion": Deletion()}
+    assert engine.explain(job(walked), explainers, scores, progress=False) == 0
+    summary = summarise(Ensemble(walked), progress=False)
+    assert "details" not in summary.rows[0].plain()["deletion"]
+    assert not any("walk" in line for line in head_lines(summary))
 
 
 def test_folds_of_different_splits_do_not_belong_together(tmp_path):

@@ -190,6 +190,31 @@ def test_insertion_runs_from_the_blur_to_the_image(linear, rgb, targets):
     assert torch.allclose(curve[:, [0, -1]], torch.stack(ends, 1), atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "score", [Deletion(filler=Colour(0.2)), Insertion(filler=Colour(0.2)), NegativeEvidence(filler=Colour(0.2))]
+)
+def test_a_walk_tells_where_it_starts_and_ends(convnet, rgb, targets, score):
+    maps = untied_maps(5)
+    value, details = score.with_details(convnet, rgb, maps, targets)
+    curve = score.curve(convnet, rgb, maps, targets).double()
+    assert torch.equal(value, score(convnet, rgb, maps, targets))
+    assert {name: v.tolist() for name, v in details.items()} == {
+        "start": curve[:, 0].tolist(),
+        "end": curve[:, -1].tolist(),
+    }
+    assert bool((curve[:, 0] != curve[:, -1]).all())
+
+
+def test_half_a_walk_ends_at_the_mean_over_the_orders_of_ties():
+    # two pixels, a light one and a dark one, of which one is removed: 0 is left if the light one goes first, else .5
+    image, flat, rng = torch.tensor([[[[1.0, 0.0]]]]), torch.zeros(1, 1, 2), SampleRng(0, (3,))
+    score = Deletion(step=1, fraction=0.5, repeats=25, output="logit", filler=Colour(0.0))
+    dark_first = [descending_position(flat, rng, r)[0, 1].item() == 0 for r in range(25)]
+    details = score.with_details(additive, image, flat, FIRST, rng)[1]
+    assert details["start"].item() == 0.5
+    assert details["end"].item() == pytest.approx(np.mean([0.5 * dark for dark in dark_first]), abs=1e-7)
+
+
 def test_insertion_of_a_map_is_deletion_of_its_negative_read_backwards(convnet, rgb, targets):
     filler, maps = Colour(0.5), untied_maps(5)
     inserted = Insertion(filler=filler).curve(convnet, rgb, maps, targets)
@@ -524,8 +549,9 @@ def test_exact_contributions_have_more_negative_evidence_than_noise(linear, rgb,
 def test_a_map_without_negative_pixels_has_no_negative_evidence_to_test(convnet, rgb, targets):
     maps = untied_maps(5)
     maps[1], maps[3] = maps[1].abs(), 0.0
-    score = NegativeEvidence(filler=Colour(0.5))(convnet, rgb, maps, targets)
-    assert torch.isnan(score).tolist() == [False, True, False, True, False]
+    score, ends = NegativeEvidence(filler=Colour(0.5)).with_details(convnet, rgb, maps, targets)
+    for values in (score, *ends.values()):
+        assert torch.isnan(values).tolist() == [False, True, False, True, False]
 
 
 def test_an_undefined_negative_evidence_is_left_out_of_the_mean(convnet, rgb, targets):

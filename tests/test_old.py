@@ -52,7 +52,8 @@ def test_a_shard_that_is_missing_is_made_as_it_was(old: Path) -> None:
     run("explain", Path("checkpoints"), "fold=1", "logger=none", small=NAMED)
     for shard, was in zip(shards, before, strict=True):
         now = load_file(shard)
-        assert set(now) == set(was)
+        new = {k for k in now if k.startswith("detail/") and k.count("/") == 2}  # where a score's walk starts and ends
+        assert set(now) - new == set(was)
         assert all(torch.equal(now[k], was[k]) for k in was), shard
 
 

@@ -74,6 +74,8 @@ def test_the_whole_image_stands_beside_every_score_against_a_mask(finished: Path
 
 def test_what_a_method_knows_of_its_maps_is_kept(finished: Path, summary: dict) -> None:
     details = summary["definitions"]["explainers"]["lime"]["details"]
+    ends = summary["rows"]["lime"]["deletion"]["details"]
+    assert set(ends) == {"start", "end"}
     assert set(details) == {"r2", "samples", "standard_error", "superpixels"}
     assert details["samples"]["mean"] == 120
     changed = reader(finished, "meaningful_perturbation").rows(
@@ -83,6 +85,7 @@ def test_what_a_method_knows_of_its_maps_is_kept(finished: Path, summary: dict) 
     with (finished / "shapes-resnet18" / "fold=0" / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {r["samples"] for r in rows if r["explainer"] == "lime"} == {"120.0"}
+    assert {0 < float(r["deletion/start"]) < 1 for r in rows} == {True}
 
 
 def test_a_score_that_is_added_later_keeps_the_maps(finished: Path, tmp_path: Path) -> None:

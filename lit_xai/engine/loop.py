@@ -99,8 +99,10 @@ def run(task: Task, scores: Mapping[str, Score], observed: dict[tuple[str, int],
                 else:
                     observed[name, start] = score.observe(job.model, images, targets, rng)
             known = observed[name, start]
-            value = score(job.model, images, batch_maps, targets, rng, known)
+            value, found = score.with_details(job.model, images, batch_maps, targets, rng, known)
             values[name].append(value[inside].double().cpu())
+            for learned, numbers in found.items():
+                details.setdefault(f"detail/{name}/{learned}", []).append(numbers[inside].double().cpu())
             whole = score.reference(known) if score.truth is not None and known is not None else None
             if whole is not None:
                 details.setdefault(f"reference/{name}", []).append(whole[inside].double().cpu())

@@ -152,7 +152,10 @@ def correlate(a: Float[Tensor, "b n"], b: Float[Tensor, "b n"], how: str) -> Flo
 
 
 class Walk(Score):
-    """The target's output as more and more pixels change; what its heirs hold is said there."""
+    """The target's output as more and more pixels change; what its heirs hold is said there.
+
+    Its details are `start` and `end`, the output at the curve's two ends: what an area can be worth at most.
+    """
 
     what: ClassVar[str] = "pixels"  # that change
     fraction: float  # of them, at the curve's end
@@ -188,6 +191,17 @@ class Walk(Score):
             return refill(self.keep(changed), image_of, [0] * len(image_of))  # one noise along the whole curve
 
         return evaluate_rows(model, make, images, targets, counts.shape[1], self.max_batch, self.output)
+
+    def __call__(
+        self,
+        model: Model,
+        images: Images,
+        maps: Maps,
+        targets: Targets,
+        rng: SampleRng | None = None,
+        observed: Tensor | None = None,
+    ) -> Scores:
+        return self.with_details(model, images, maps, targets, rng, observed)[0]
 
 
 @dataclass(frozen=True)
@@ -251,7 +265,7 @@ class Curve(Walk):
         counts = self.counts(*images.shape[-2:]).expand(len(images), -1)
         return self.walk(model, images, targets, rng, descending_position(maps, rng, repeat), counts)
 
-    def __call__(
+    def with_details(
         self,
         model: Model,
         images: Images,
@@ -259,19 +273,20 @@ class Curve(Walk):
         targets: Targets,
         rng: SampleRng | None = None,
         observed: Tensor | None = None,
-    ) -> Scores:
+    ) -> tuple[Scores, dict[str, Float[Tensor, "b"]]]:
+        """The area, and the output at the curve's ends."""
         check_scored(images, maps, targets)
         height, width = images.shape[-2:]
         at = self.counts(height, width).to(images.device, torch.float64) / (height * width)
+        tied = has_ties(maps) if self.repeats > 1 else maps.new_zeros(len(maps), dtype=torch.bool)
+        repeats = range(self.repeats if bool(tied.any()) else 1)
+        curves = torch.stack([self.curve(model, images, maps, targets, rng, r).double() for r in repeats])
 
-        def area(repeat: int) -> Scores:
-            return torch.trapezoid(self.curve(model, images, maps, targets, rng, repeat).double(), at, dim=1)
+        def over_repeats(values: Float[Tensor, "r b"]) -> Float[Tensor, "b"]:
+            return torch.where(tied, values.mean(0), values[0])
 
-        first = area(0)
-        if self.repeats == 1 or not bool((tied := has_ties(maps)).any()):
-            return first
-        mean = torch.stack([first, *(area(r) for r in range(1, self.repeats))]).mean(0)
-        return torch.where(tied, mean, first)
+        ends = {"start": over_repeats(curves[..., 0]), "end": over_repeats(curves[..., -1])}
+        return over_repeats(torch.trapezoid(curves, at, dim=-1)), ends
 
 
 @dataclass(frozen=True)
@@ -353,7 +368,7 @@ class NegativeEvidence(Walk):
         rng = SampleRng.default(len(images), rng)
         return self.walk(model, images, targets, rng, descending_position(-maps, rng), self.counts(maps))
 
-    def __call__(
+    def with_details(
         self,
         model: Model,
         images: Images,
@@ -361,11 +376,13 @@ class NegativeEvidence(Walk):
         targets: Targets,
         rng: SampleRng | None = None,
         observed: Tensor | None = None,
-    ) -> Scores:
+    ) -> tuple[Scores, dict[str, Float[Tensor, "b"]]]:
+        """The area, and the output at the curve's ends; all NaN where no pixel is negative."""
         check_scored(images, maps, targets)
         curve = self.curve(model, images, maps, targets, rng).double()
+        curve = torch.where((maps < 0).flatten(1).any(1, keepdim=True), curve, torch.nan)
         rise = torch.trapezoid(curve - curve[:, :1], dx=self.fraction / self.steps, dim=1)
-        return torch.where((maps < 0).flatten(1).any(1), rise, torch.nan)
+        return rise, {"start": curve[:, 0], "end": curve[:, -1]}
 
 
 # --------------------------------------------------------------------------------------------------- order of the pixels

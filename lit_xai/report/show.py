@@ -93,7 +93,18 @@ def head_lines(summary: Summary) -> list[str]:
         if e.get("details"):
             texts = [f"{n} {v['mean']:.3g} ({v['min']:.3g}..{v['max']:.3g})" for n, v in e["details"].items()]
             lines.append(f"{name}: {', '.join(texts)}")
+    walks = [f"{name} {text}" for name in scores if (text := walked(summary, name))]
+    lines += [f"output at the start -> end of the walk, mean over probes: {', '.join(walks)}"] if walks else []
     return lines + [f"warning: {w}" for w in h["warnings"] if w not in h["alarms"]]
+
+
+def walked(summary: Summary, score: str) -> str:
+    """The mean output at both ends of a score's walk, as a range where it differs between explainers; empty where nobody noted it."""
+    found = [row.details[score] for row in summary.rows if row.details.get(score)]
+    if not found or not all({"start", "end"} <= set(d) for d in found):
+        return ""
+    ends = [[d[end]["mean"] for d in found] for end in ("start", "end")]
+    return " -> ".join("..".join(dict.fromkeys(f"{v:.2f}" for v in (min(e), max(e)))) for e in ends)
 
 
 def alarm_lines(summary: Summary) -> list[str]:

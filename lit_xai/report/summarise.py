@@ -122,7 +122,7 @@ def add_scores(ensemble: Ensemble, row: Row, summary: Summary) -> None:
         scored = first.meta["scores"][score]
         values = torch.stack([r.rows(samples, f"score/{score}") for r in readers])
         e, each = estimate(values, scored, samples, ensemble.seed)
-        row.estimates[score] = e
+        row.estimates[score], row.details[score] = e, details(readers, samples, f"{score}/")
         whole = whole_image(first, score, samples, each, ensemble.seed)
         if whole is not None:
             e.null, row.to_whole[score] = whole.value, difference(e, whole)
@@ -157,16 +157,18 @@ def whole_image(reader: MapReader, score: str, samples: Tensor, each: Tensor, se
     return mean_estimate(torch.where(torch.isfinite(each), reference, torch.nan), seed)
 
 
-def details(readers: Sequence[MapReader], samples: Tensor) -> dict[str, dict[str, float]]:
-    """What a method knows of its own maps: mean and range over folds and probes."""
+def details(readers: Sequence[MapReader], samples: Tensor, of: str = "") -> dict[str, dict[str, float]]:
+    """What a method knows of its own maps (or a score, `of` = its name and a slash, of its walk): mean and range over folds
+    and probes.
+    """
     out = {}
     for name in sorted(set.intersection(*(r.extra for r in readers))):
-        if name.startswith("detail/"):
+        if name.startswith(f"detail/{of}") and "/" not in name.removeprefix(f"detail/{of}"):
             values = torch.stack([r.rows(samples, name).double() for r in readers])
             known = values[torch.isfinite(values)]
             if len(known):
                 numbers = {"mean": float(known.mean()), "min": float(known.min()), "max": float(known.max())}
-                out[name.removeprefix("detail/")] = numbers
+                out[name.removeprefix(f"detail/{of}")] = numbers
     return out
 
 

@@ -43,6 +43,7 @@ class Row:
         won: the share of probes on which it beats the strongest null, ties half.
         ranks: first and last rank that it may have in the column.
         to_whole: the paired difference to the whole image as an explanation, where a score has that reference.
+        details: what else a score learned, `{column: {detail: {mean, min, max}}}` over folds and probes.
     """
 
     explainer: str
@@ -53,6 +54,7 @@ class Row:
     won: dict[str, float] = field(default_factory=dict)
     ranks: dict[str, tuple[int, int]] = field(default_factory=dict)
     to_whole: dict[str, Estimate] = field(default_factory=dict)
+    details: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
 
     def sign(self, column: str) -> str:
         """`+` better, `-` worse than the strongest null; empty where nothing can be claimed."""
@@ -73,6 +75,8 @@ class Row:
                 cells[name]["mark"] = self.marks[name].plain()
             if name in self.ranks:
                 cells[name]["rank_set"] = list(self.ranks[name])
+            if self.details.get(name):
+                cells[name]["details"] = self.details[name]
         return cells
 
 
