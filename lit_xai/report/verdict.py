@@ -1,0 +1,446 @@
+"""The verdict: what is shown of every method, what is not, what is contradicted, and whether its explanations can be trusted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from scipy.stats import t as student
+
+from lit_xai.metrics.comparisons import (
+    ALPHA,
+    BETTER,
+    PERMUTED_LABELS,
+    WORSE,
+    Mark,
+    against_nulls,
+    against_permutations,
+    corrected,
+)
+from lit_xai.metrics.measures import paired
+from lit_xai.metrics.statistics import LEAST, LEVEL, Estimate
+from lit_xai.report.conditions import EVERY_NULL, FOLDS, LABELS, MASKS, Condition
+from lit_xai.report.summarise import WHOLE_IMAGE, nulls_of
+from lit_xai.report.summary import Row, Summary
+
+SHOWN, NOT_SHOWN, CONTRADICTED, NOT_APPLICABLE = "shown", "not shown", "contradicted", "not applicable"
+TRUST, CARE, DISTRUST = "trust", "trust with care", "do not trust"
+DETERMINISTIC = "deterministic"  # begins the reason why a method that draws nothing has no repeats
+CALLED = {
+    "random": "noise",
+    "image": "the brightness of the image itself",
+    "edges": "the edges of the image",
+    "centre": "a blob in the middle",
+    "image_random": "the image times noise",
+    WHOLE_IMAGE: "the whole image",
+    PERMUTED_LABELS: "chance",
+}
+
+
+@dataclass(frozen=True)
+class Number:
+    """What one column says to a question.
+
+    Attributes:
+        column: of the summary.
+        status: `shown`, `not shown`, `contradicted` or `not applicable`.
+        reason: in words.
+        value, low, high: the number and its 95 % interval.
+        null: what it is compared with; empty = a number of the condition.
+        reference: the value of that.
+        p, p_corrected: of the comparison, where there is a test.
+        samples, predictors: that it rests on; `predictors` is 0 where the interval is over samples alone.
+        needed: how many samples (predictors, if those are counted) would show it, if value and spread stay as they are.
+    """
+
+    column: str
+    status: str
+    reason: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    null: str = ""
+    reference: float | None = None
+    p: float | None = None
+    p_corrected: float | None = None
+    samples: int = 0
+    predictors: int = 0
+    needed: int | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One method's answer to a question: its status, why, and the numbers it rests on."""
+
+    status: str
+    reason: str
+    numbers: tuple[Number, ...] = ()
+
+
+@dataclass
+class Verdict:
+    """What is to be said of the explanations of one network.
+
+    Attributes:
+        overall: `trust`, `trust with care` or `do not trust`: that of the best method, unless `because` says more.
+        sentence: the same in plain words, methods named.
+        tag: what is to be said of a planted tag; empty where there is none.
+        because: why the whole result is not to be trusted, whatever the methods' numbers are.
+        methods: the overall judgement of each.
+        answers: `{method: {question: answer}}`.
+        conditions: what was asked.
+    """
+
+    overall: str
+    sentence: str
+    tag: str
+    because: list[str]
+    methods: dict[str, str]
+    answers: dict[str, dict[str, Answer]]
+    conditions: list[Condition] = field(default_factory=list)
+
+    def unanswered(self) -> list[tuple[str, str, str, list[str]]]:
+        """What could not be shown and why: question, status, reason, methods."""
+        lines: dict[tuple[str, str, str], list[str]] = {}
+        for c in self.conditions:
+            for method, answers in self.answers.items():
+                answer = answers[c.key]
+                if answer.status in (NOT_SHOWN, NOT_APPLICABLE):
+                    lines.setdefault((c.question, answer.status, answer.reason), []).append(method)
+        return [(*said, methods) for said, methods in lines.items()]
+
+    def plain(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "overall": self.overall,
+            "sentence": self.sentence,
+            "tag": self.tag,
+            "because": self.because,
+            "methods": {
+                m: {"overall": overall, "answers": {k: asdict(a) for k, a in self.answers[m].items()}}
+                for m, overall in self.methods.items()
+            },
+        }
+
+
+def conclude(summary: Summary, conditions: Sequence[Condition], about: str = "") -> Verdict:
+    """The verdict on every method of a summary, nulls left out; `about` is what the network is called."""
+    rows = [row for row in summary.rows if row.explainer not in summary.nulls]
+    answers: dict[str, dict[str, Answer]] = {row.explainer: {} for row in rows}
+    for c in first_things_first(conditions):
+        lacks = cannot_be_asked(summary, c)
+        of = {} if lacks else {column: numbers(summary, rows, c, column) for column in c.columns if has(rows, column)}
+        for row in rows:
+            if lacks:
+                answers[row.explainer][c.key] = Answer(NOT_APPLICABLE, lacks)
+                continue
+            answer = combined(c, [found[row.explainer] for found in of.values()])
+            if c.after and answer.status == SHOWN and answers[row.explainer][c.after].status != SHOWN:
+                first = next(other for other in conditions if other.key == c.after)
+                why = f"{answer.reason}, but that says nothing before it is shown that explanations {first.shown}"
+                answer = Answer(NOT_SHOWN, why, answer.numbers)
+            answers[row.explainer][c.key] = answer
+    answers = {name: {c.key: of[c.key] for c in conditions} for name, of in answers.items()}
+    methods = {name: judged(list(of.values())) for name, of in answers.items()}
+    because = [*summary.head["alarms"]]
+    best = min(methods.values(), key=[TRUST, CARE, DISTRUST].index, default=DISTRUST)
+    overall = best if not because else CARE if only_unfinished(summary) and best != DISTRUST else DISTRUST
+    verdict = Verdict(overall, "", tag_sentence(summary, answers), because, methods, answers, list(conditions))
+    return replace(verdict, sentence=sentence(verdict, str(summary.head["data"]), about or summary.head["name"]))
+
+
+def first_things_first(conditions: Sequence[Condition]) -> list[Condition]:
+    """The conditions, each behind the one it waits for."""
+    return sorted(conditions, key=lambda c: bool(c.after))
+
+
+def only_unfinished(summary: Summary) -> bool:
+    """Whether the only alarm is that something is missing: what is there holds for what it says it rests on."""
+    return summary.head["unfinished"] is not None and len(summary.head["alarms"]) == 1
+
+
+def has(rows: Sequence[Row], column: str) -> bool:
+    """Whether any method has a number there."""
+    return any(column in row.estimates for row in rows)
+
+
+def cannot_be_asked(summary: Summary, c: Condition) -> str:
+    """Why a question cannot be asked of any method; empty if it can."""
+    if FOLDS in c.needs and len(summary.head["folds_present"]) < 2:
+        return "there is one predictor alone"
+    if LABELS in c.needs and not summary.head["held_out_accuracy"]:
+        return "the images have no labels"
+    if MASKS in c.needs:
+        if not has(summary.rows, c.columns[0]) and not any(has(summary.rows, column) for column in c.columns):
+            return f"nothing is scored against masks ({' or '.join(c.columns)})"
+        if tag_columns(summary):
+            return "a tag is planted: a true explanation of a network that looks at it points there"
+    return ""
+
+
+# ------------------------------------------------------------------------------------------------------------- numbers
+
+
+def numbers(summary: Summary, rows: Sequence[Row], c: Condition, column: str) -> dict[str, Number]:
+    """What a column says of every method."""
+    if c.threshold is not None:
+        return {row.explainer: against_number(row, c, column) for row in rows}
+    marks = marks_of(summary, rows, c, column)
+    return {row.explainer: against_null(summary, row, c, column, marks) for row in rows}
+
+
+def counted(e: Estimate) -> dict[str, Any]:
+    """Value, interval and counts of an estimate, as a number of the verdict has them."""
+    low, high = (None if math.isnan(v) else v for v in (e.low, e.high))
+    return {"value": e.value, "low": low, "high": high, "samples": e.samples, "predictors": e.predictors}
+
+
+def unknown(row: Row, column: str, drawn: bool) -> Number | None:
+    """The number of a method that has none, or one without an interval; None where there is something to judge.
+
+    `drawn` is whether a method that draws nothing has no number by its nature.
+    """
+    e = row.estimates.get(column)
+    if e is None:
+        return Number(column, NOT_APPLICABLE if drawn else NOT_SHOWN, f"{column} is not measured")
+    if math.isnan(e.value):
+        status = NOT_APPLICABLE if e.reason.startswith(DETERMINISTIC) else NOT_SHOWN
+        return Number(column, status, e.reason or f"{column} is undefined", samples=e.samples)
+    if math.isnan(e.low):
+        return Number(column, NOT_SHOWN, f"{column} {e.text()}: {e.reason}", **counted(e), needed=LEAST)
+    return None
+
+
+def against_number(row: Row, c: Condition, column: str) -> Number:
+    """A column against a number of the condition."""
+    found = unknown(row, column, drawn=c.above is not None)
+    if found is not None:
+        return found
+    e, threshold, up = row.estimates[column], float(c.threshold or 0.0), c.below is None
+    far, near = (e.low, e.high) if up else (e.high, e.low)  # the end that must be beyond, and the other one
+    side, other = ("above", "below") if up else ("below", "above")
+    more = {**counted(e), "reference": threshold}
+    if (far - threshold) * (1 if up else -1) > 0:
+        return Number(column, SHOWN, f"{column} {e.text()} is {side} {threshold:g}", **more)
+    if (near - threshold) * (1 if up else -1) < 0:
+        return Number(column, CONTRADICTED, f"{column} {e.text()} is {other} {threshold:g}", **more)
+    apart = (e.value - threshold) * (1 if up else -1)
+    need = enough(e, apart, abs(e.value - far))
+    why = f"{column} {e.text()} is not shown to be {side} {threshold:g}: {would_need(e, need)}"
+    return Number(column, NOT_SHOWN, why, **more, needed=need)
+
+
+def marks_of(summary: Summary, rows: Sequence[Row], c: Condition, column: str) -> dict[str, Mark]:
+    """The marks of a column against what a condition names, corrected over the methods; those of the table for every null."""
+    if EVERY_NULL in c.better_than:
+        return {row.explainer: row.marks[column] for row in rows if column in row.marks}
+    up, found = summary.columns[column], {}
+    for row in rows:
+        e = row.estimates.get(column)
+        if e is None or math.isnan(e.low):
+            continue
+        if PERMUTED_LABELS in c.better_than:
+            if math.isfinite(e.p_above):
+                found[row.explainer] = against_permutations(e, up)
+            continue
+        apart = {name: d for name in c.better_than if (d := to_null(summary, row, column, name)) is not None}
+        if len(apart) == len(c.better_than):
+            hardest = (min if up else max)(apart, key=lambda name: apart[name].value)
+            found[row.explainer] = against_nulls(apart, hardest, up)
+    return corrected(found, "methods of the question")
+
+
+def to_null(summary: Summary, row: Row, column: str, name: str) -> Estimate | None:
+    """The paired difference to a null, or to the whole image; None where there is none."""
+    if name == WHOLE_IMAGE:
+        return row.to_whole.get(column)
+    null = nulls_of(summary, row, column).get(name)
+    return None if null is None else paired(column, row.estimates[column], null)
+
+
+def against_null(summary: Summary, row: Row, c: Condition, column: str, marks: Mapping[str, Mark]) -> Number:
+    """A column against nulls."""
+    found = unknown(row, column, drawn=False)
+    if found is not None:
+        return found
+    e, up = row.estimates[column], summary.columns[column]
+    if row.explainer not in marks:
+        lacking = [n for n in c.better_than if to_null(summary, row, column, n) is None] or list(c.better_than)
+        why = f"{column} {e.text()} has nothing to be compared with: no {' and no '.join(lacking)} on the same probes"
+        return Number(column, NOT_SHOWN, why, **counted(e))
+    mark = marks[row.explainer]
+    d = None if mark.against == PERMUTED_LABELS else to_null(summary, row, column, mark.against)
+    reference = e.value - d.value if d is not None else e.null
+    more = {**counted(e), "null": mark.against, "reference": reference, "p": mark.p, "p_corrected": mark.corrected}
+    side, other = ("above", "below") if up else ("below", "above")
+    null = f"{'' if reference is None else f'{reference:.3f} of '}{called(mark.against)}"
+    p = f"p {f'{mark.corrected:.3f}' if mark.corrected >= 0.001 else 'below .001'} after correction"
+    if mark.sign == BETTER:
+        return Number(column, SHOWN, f"{column} {e.text()} is {side} {null}, {p}", **more)
+    if mark.sign == WORSE:
+        return Number(column, CONTRADICTED, f"{column} {e.text()} is {other} {null}, {p}", **more)
+    spread, apart = (d, d.value) if d is not None else (e, e.value - (reference or 0.0))
+    apart *= 1 if up else -1
+    reach = float(student.isf(ALPHA / 2 / max(1, len(marks)), spread.freedom)) * spread.error
+    need = enough(spread, apart, reach)
+    why = f"{column} {e.text()} is not shown to be {side} {null}, {p}: {would_need(spread, need)}"
+    return Number(column, NOT_SHOWN, why, **more, needed=need)
+
+
+def enough(e: Estimate, apart: float, reach: float) -> int | None:
+    """How many samples (predictors) bring an interval's half `reach` below the distance `apart`; None where none do."""
+    number = e.predictors or e.samples
+    if apart <= 0 or not math.isfinite(reach) or not number:
+        return None
+    return max(number + 1, math.ceil(number * (reach / apart) ** 2))
+
+
+def would_need(e: Estimate, need: int | None) -> str:
+    """The same in words."""
+    unit = "predictors" if e.predictors else "samples"
+    if need is None:
+        return f"it lies on the other side; more {unit} alone would not show it"
+    more = f"about {need:,}" if need <= 100_000 else "more than 100,000"
+    return f"{more} {unit} would be needed instead of {e.predictors or e.samples:,}"
+
+
+# ----------------------------------------------------------------------------------------------------------- judgements
+
+
+def combined(c: Condition, found: Sequence[Number]) -> Answer:
+    """The answer of several columns: contradicted if one is, shown if all are."""
+    asked = [n for n in found if n.status != NOT_APPLICABLE]
+    if not found:
+        return Answer(NOT_SHOWN, f"{' and '.join(c.columns)} {'is' if len(c.columns) == 1 else 'are'} not measured")
+    if not asked:
+        return Answer(NOT_APPLICABLE, "; ".join(dict.fromkeys(n.reason for n in found)), tuple(found))
+    status = SHOWN
+    for worse in (NOT_SHOWN, CONTRADICTED):
+        status = worse if any(n.status == worse for n in asked) else status
+    return Answer(status, "; ".join(n.reason for n in asked if n.status == status), tuple(found))
+
+
+def judged(answers: Sequence[Answer]) -> str:
+    """What is to be thought of a method: nothing contradicted, at least one question shown; trusted where all are."""
+    statuses = [a.status for a in answers if a.status != NOT_APPLICABLE]
+    if CONTRADICTED in statuses or SHOWN not in statuses:
+        return DISTRUST
+    return TRUST if set(statuses) == {SHOWN} else CARE
+
+
+# ------------------------------------------------------------------------------------------------------------ sentences
+
+
+def called(null: str) -> str:
+    """A null in words."""
+    return CALLED.get(null, null)
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def sentence(verdict: Verdict, data: str, about: str) -> str:
+    """The verdict in plain words: what is trusted and why, what with care, what not."""
+    if not verdict.methods:
+        return f"On {data}, no method explains {about}: there is nothing to judge."
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, overall in verdict.methods.items():
+        groups.setdefault((overall, story(verdict, name)), []).append(name)
+    parts = [
+        f"{'Do not trust any of it' if verdict.overall == DISTRUST else 'Not finished'}: {w}." for w in verdict.because
+    ]
+    first = f"On {data}, explanations of {about} by"
+    for (overall, why), names in sorted(groups.items(), key=lambda g: [TRUST, CARE, DISTRUST].index(g[0][0])):
+        of, by = listed(names), first or "Those by"
+        verb = {TRUST: "can be trusted", CARE: "are to be trusted with care", DISTRUST: "are not to be trusted"}[
+            overall
+        ]
+        parts.append(f"{by} {of} {verb}: they {why}.")
+        first = ""
+    return " ".join(parts)
+
+
+def story(verdict: Verdict, method: str) -> str:
+    """What a method's explanations do, and what is not shown or contradicted of them."""
+    asked = [(c, verdict.answers[method][c.key]) for c in verdict.conditions]
+    wrong = [said_against(c, a) for c, a in asked if a.status == CONTRADICTED]
+    if wrong:
+        return listed(wrong)
+    known = [c.shown for c, a in asked if a.status == SHOWN]
+    lacking = [c.shown for c, a in asked if a.status == NOT_SHOWN]
+    if not known:
+        return (
+            f"are not shown to {listed([infinitive(t) for t in lacking])}" if lacking else "could not be asked anything"
+        )
+    also = f"; it is not shown that they {listed(lacking)}" if lacking else ""
+    return listed(known) + also
+
+
+def infinitive(text: str) -> str:
+    """`be faithful` of `are faithful`."""
+    return f"be{text[3:]}" if text.startswith("are ") else text
+
+
+def said_against(c: Condition, answer: Answer) -> str:
+    """What is said of a contradicted answer, by its first contradicted number."""
+    against = list(dict.fromkeys(called(n.null) for n in answer.numbers if n.status == CONTRADICTED))
+    return c.contradicted.replace("{null}", listed(against))
+
+
+def tag_columns(summary: Summary) -> list[str]:
+    """The columns that score maps against a planted tag."""
+    return [c for c in summary.columns if "definition" in summary.definitions.get(c, {}) and is_tag(summary, c)]
+
+
+def is_tag(summary: Summary, column: str) -> bool:
+    """Whether a score is against the mask of a tag."""
+    return summary.definitions[column]["definition"].get("truth") == "tag"
+
+
+def tag_sentence(summary: Summary, answers: Mapping[str, Mapping[str, Answer]]) -> str:
+    """Whether the network looks at a planted tag, by the methods that can be believed."""
+    column = next((c for c in tag_columns(summary) if "mass" in c), next(iter(tag_columns(summary)), ""))
+    rows = {row.explainer: row for row in summary.rows if row.explainer in answers and column in row.estimates}
+    rows = {name: row for name, row in rows.items() if math.isfinite(row.estimates[column].value)}
+    if not rows:
+        return ""
+    believed = [
+        n for n in rows if {answers[n][k].status for k in ("depends", "faithful") if k in answers[n]} == {SHOWN}
+    ]
+    by = (
+        "the methods that are faithful and depend on the model"
+        if believed
+        else "all methods, none of which is shown to be faithful and to depend on the model"
+    )
+    of = [rows[n] for n in believed or rows]
+    said = [row.sign(column) for row in of]
+    looks = (
+        "The network looks at the planted tag"
+        if 2 * said.count(BETTER) > len(said)
+        else "It is not shown that the network looks at the planted tag"
+    )
+    value = mean_of(of, column)
+    whole = [null for row in of if (null := row.estimates[column].null) is not None]
+    cover = f", which covers {sum(whole) / len(whole):.0%} of the image" if whole else ""
+    what = "of the map's mass lies on the tag" if "mass" in column else "of the maps have their maximum on the tag"
+    inside = next((c for c in summary.columns if c.rpartition("/")[2] == "mass_inside"), "")
+    on = [row for row in of if inside in row.estimates and math.isfinite(row.estimates[inside].value)]
+    there = f"; on the object {mean_of(on, inside):.0%}" if on and "mass" in column else ""
+    return f"{looks}: by {by} ({listed([row.explainer for row in of])}), {value:.0%} {what}{cover}{there}."
+
+
+def mean_of(rows: Sequence[Row], column: str) -> float:
+    """The mean value of a column over methods."""
+    return sum(row.estimates[column].value for row in rows) / len(rows)
+
+
+def levels() -> str:
+    """What the words rest on, in a line."""
+    return (
+        f"shown and contradicted hold at {LEVEL:.0%}: an interval beyond a number, or a test that Holm's method corrects over the "
+        "methods; not shown is not the contrary"
+    )
