@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -87,91 +88,189 @@ def explain_folds(
         UsageError: the data, the module or the folder cannot be used, or the folder's predictors were trained otherwise; the
             message says how to mend it.
     """
-    from lit_xai.fillers import BlurOrMean
-    from lit_xai.metrics import Deletion, Insertion, MuFidelity
-
     if k < 2:
         raise UsageError(f"cross-validation needs at least 2 folds, found k={k}")
-    if scores is None:
-        scores = {"mufidelity": MuFidelity(), "deletion": Deletion(), "insertion": Insertion(filler=BlurOrMean())}
-    methods = {name: as_explainer(e, f"explainer {name}") for name, e in explainers.items()}
-    scores = {name: as_score(s, f"score {name}") for name, s in scores.items()}
-    images = MapStyle(dataset)
-    labels = images.labels()
-    split = Split.make(labels, k, seed)
-    shared = {
-        "data": type(dataset).__name__,
-        "content": images.identity(labels),
-        "samples": len(labels),
-        "folds": k,
-        "split_seed": seed,
-        "label_noise": 0.0,
-        "target": "label",
-    }
+    options = (train, trainer or {}, seed, training_batch)
+    study = Study.of(
+        lambda split, fold, store: trained(make_module, dataset, split, fold, store, *options),
+        dataset,
+        explainers,
+        scores,
+        k,
+        root,
+        seed,
+        {"batch_size": batch_size, "shard_size": shard_size, "device": torch.device(device)},
+    )
+    study.explain(probes_per_fold, cap, checks, progress)
+    return study.summarise(distance, progress)
+
+
+def explain_model(
+    model: nn.Module,
+    dataset: Any,
+    explainers: Mapping[str, Explainer | Callable[..., Any]],
+    root: str | Path = "checkpoints/mine",
+    *,
+    scores: Mapping[str, Score] | None = None,
+    probes: int | None = None,
+    checks: int = 12,
+    seed: int = 0,
+    batch_size: int = 16,
+    shard_size: int = 64,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> Summary:
+    """Explain images that one trained model never saw: what can be said of its maps without training others.
+
+    MeGe and ReCo need predictors of other folds; scores, `sanity` and `repeat` do not. The files are those of `explain_folds`.
+
+    Args:
+        model: images in [0, 1] -> logits. If it has `predictor()`, that is what gets explained.
+        dataset: map-style, `(image [c, h, w] in [0, 1], label)`, of images that it was not trained on.
+        explainers: by name, or plain functions of the same call.
+        root: folder of this model and data set.
+        scores: by name; None takes muFidelity, deletion and insertion. `{}` takes none.
+        probes: random samples that are explained; None = all.
+        checks: of these, how many are explained again with fresh weights, and with other noise; 0 = none.
+        seed: of the choice of probes and of all noise.
+        batch_size, shard_size: images per explainer call, probes per file.
+        device: where the model is explained.
+        progress: show bars.
+
+    Returns:
+        The summary, also written to `root`.
+
+    Raises:
+        UsageError: the data or the folder cannot be used; the message says how to mend it.
+    """
+    how = {"batch_size": batch_size, "shard_size": shard_size, "device": torch.device(device)}
+    study = Study.of(lambda split, fold, store: model, dataset, explainers, scores, 1, root, seed, how)
+    study.explain(probes, None, checks, progress)
+    return study.summarise("spearman", progress)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Predictors of one data set, and what is to be explained of them.
+
+    Attributes:
+        module: `(split, fold, its store) -> module`, the trained one of a fold.
+        images: of the data set.
+        split: its folds; one fold is no split.
+        methods, scores: by name.
+        root: where results go.
+        shared: what all folds have in common.
+        how: options of every `engine.Job`.
+    """
+
+    module: Callable[[Split, int, FoldStore], nn.Module]
+    images: MapStyle
+    split: Split
+    methods: Mapping[str, Explainer]
+    scores: Mapping[str, Score]
+    root: Path
+    shared: Mapping[str, Any]
+    how: Mapping[str, Any]
+
+    @staticmethod
+    def of(
+        module: Callable[[Split, int, FoldStore], nn.Module],
+        dataset: Any,
+        explainers: Mapping[str, Explainer | Callable[..., Any]],
+        scores: Mapping[str, Score] | None,
+        k: int,
+        root: str | Path,
+        seed: int,
+        how: Mapping[str, Any],
+    ) -> Study:
+        """That of a data set of one's own; see `explain_folds`."""
+        from lit_xai.fillers import BlurOrMean
+        from lit_xai.metrics import Deletion, Insertion, MuFidelity
+
+        if scores is None:
+            scores = {"mufidelity": MuFidelity(), "deletion": Deletion(), "insertion": Insertion(filler=BlurOrMean())}
+        methods = {name: as_explainer(e, f"explainer {name}") for name, e in explainers.items()}
+        scores = {name: as_score(s, f"score {name}") for name, s in scores.items()}
+        images = MapStyle(dataset)
+        labels = images.labels()
+        split = Split.make(labels, k, seed)
+        shared = {
+            "data": type(dataset).__name__,
+            "content": images.identity(labels),
+            "samples": len(labels),
+            "folds": k,
+            "split_seed": seed,
+            "label_noise": 0.0,
+            "target": "label",
+        }
+        return Study(module, images, split, methods, scores, Path(root), shared, {"seed": seed, **how})
+
+    def store(self, fold: int) -> FoldStore:
+        """The files of a fold."""
+        return FoldStore(self.root / f"fold={fold}")
 
     def job(
-        fold: int,
-        kind: str,
-        samples: Int[Tensor, "p"],
-        classes: Int[Tensor, "p"],
-        extra: Mapping[str, Any] | None = None,
+        self, fold: int, kind: str, samples: Int[Tensor, "p"], classes: Int[Tensor, "p"], cap: int | None = None
     ) -> engine.Job:
-        store = FoldStore(Path(root) / f"fold={fold}")
-        module = trained(make_module, dataset, split, fold, store, train, trainer or {}, seed, training_batch)
-        model = predictor_of(module)
-        some = split.training(fold)[:500].tolist()
+        """A fold's predictor and the probes of one pass."""
+        split, k, shared = self.split, self.split.k, self.shared
+        model = predictor_of(self.module(split, fold, self.store(fold)))
+        known = split.training(fold) if k > 1 else split.samples
         held_out = f"fold {fold} of {k} held out"
-        about = f"{shared['data']} ({shared['content']}), {len(labels)} samples, seed {seed}, {held_out}"
-        colour = tuple(images.images(some).mean((0, 2, 3)).tolist())
+        about = f"{shared['data']} ({shared['content']}), {shared['samples']} samples, seed {split.seed}, {held_out}"
+        colour = tuple(self.images.images(known[:500].tolist()).mean((0, 2, 3)).tolist())
+        shape = tuple(self.images.images([0])[0].shape)
         return engine.Job(
             model=model,
-            images=images,
+            images=self.images,
             samples=samples,
             targets=classes,
-            store=store,
-            shared={**shared, **(extra or {})},
-            trained_on=TrainedOn(colour, fold, len(split.training(fold)), about, tuple(images.images([0])[0].shape)),
+            store=self.store(fold),
+            shared={**shared, **({"cap": cap} if kind in (DISAGREEMENTS, DECISIONS) else {})},
+            trained_on=TrainedOn(colour, fold, len(known), about, shape) if k > 1 else TrainedOn(colour, shape=shape),
             kind=kind,
-            seed=seed,
-            batch_size=batch_size,
-            shard_size=shard_size,
-            device=torch.device(device),
+            **self.how,
         )
 
-    probes = split.probes(probes_per_fold)
+    def plan(self, fold: int, kind: str, number: int) -> None:
+        """Say what there is to do."""
+        options = {"folds": self.split.k, "explains": 1, "sampler": 0}
+        self.store(fold).write_plans("", {"train": plan_text(LIBRARY, (), **options)})
+        text = plan_text(LIBRARY, (), probes=number, shard_size=self.how["shard_size"])
+        self.store(fold).write_plans(kind, dict.fromkeys(self.methods, text))
 
-    def plan(fold: int, kind: str, number: int) -> None:
-        store = FoldStore(Path(root) / f"fold={fold}")
-        store.write_plans("", {"train": plan_text(LIBRARY, (), folds=k, explains=1, sampler=0)})
-        text = plan_text(LIBRARY, (), probes=number, shard_size=shard_size)
-        store.write_plans(kind, dict.fromkeys(methods, text))
+    def explain(self, probes_per_fold: int | None, cap: int | None, checks: int, progress: bool) -> None:
+        """Every pass over every fold; what is there is not computed again."""
+        split, folds = self.split, range(self.split.k)
+        probes = split.probes(probes_per_fold)
+        for fold in folds:
+            self.plan(fold, RANDOM, len(probes))
+        for fold in folds:
+            work = self.job(fold, RANDOM, probes, split.label(probes))
+            engine.predictions_of(work, split, fold, progress=progress)
+            engine.explain(work, self.methods, self.scores, progress=progress)
+            engine.keep_thumbnails(work, split)
+        ensemble = Ensemble(self.root, split.seed)
+        found = Disagreements.find(ensemble.split, ensemble.correct, cap)
+        passes: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}  # samples, and the class that their maps explain
+        for fold in folds:
+            if split.k > 1:
+                mine, says = found.samples[found.concerned[:, fold]], ensemble.predictions[fold]
+                passes[fold, DISAGREEMENTS] = mine, split.label(mine)
+                passes[fold, DECISIONS] = says.wrong_of(mine), says.of(says.wrong_of(mine))
+            own = engine.checked_probes(split, probes, fold, checks)
+            passes |= {(fold, kind): (own, split.label(own)) for kind in CHECKS if checks}
+        for (fold, kind), (mine, classes) in passes.items():
+            tasks = engine.Tasks.of(self.job(fold, kind, mine, classes, cap), self.methods, {})
+            if (changed := engine.changed_tasks(tasks)) is not None:
+                self.plan(fold, kind, len(mine))
+                engine.compute(changed, progress)
 
-    for fold in range(k):
-        plan(fold, RANDOM, len(probes))
-    for fold in range(k):
-        work = job(fold, RANDOM, probes, split.label(probes))
-        engine.predictions_of(work, split, fold, progress=progress)
-        engine.explain(work, methods, scores, progress=progress)
-        engine.keep_thumbnails(work, split)
-    ensemble = Ensemble(root, seed)
-    found = Disagreements.find(ensemble.split, ensemble.correct, cap)
-    passes: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}  # samples, and the class that their maps explain
-    for fold in range(k):
-        mine, says = found.samples[found.concerned[:, fold]], ensemble.predictions[fold]
-        passes[fold, DISAGREEMENTS] = mine, split.label(mine)
-        passes[fold, DECISIONS] = says.wrong_of(mine), says.of(says.wrong_of(mine))
-        own = engine.checked_probes(split, probes, fold, checks)
-        passes |= {(fold, kind): (own, split.label(own)) for kind in CHECKS if checks}
-    for (fold, kind), (mine, classes) in passes.items():
-        extra = {} if kind in CHECKS else {"cap": cap}
-        todo = job(fold, kind, mine, classes, extra)
-        tasks = engine.changed_tasks(engine.Tasks.of(todo, methods, {}))
-        if tasks is not None:
-            plan(fold, kind, len(mine))
-            engine.compute(tasks, progress)
-    summary = summarise(Ensemble(root, seed), list(methods), distance, progress=progress)
-    page.write(summary, Path(root))
-    return summary
+    def summarise(self, distance: str, progress: bool) -> Summary:
+        """All numbers, also written to the folder."""
+        summary = summarise(Ensemble(self.root, self.split.seed), list(self.methods), distance, progress=progress)
+        page.write(summary, self.root)
+        return summary
 
 
 def trained(
@@ -266,4 +365,4 @@ def refuse_other_training(file: Path, mine: Mapping[str, Any]) -> None:
         )
 
 
-__all__ = ["ImagesOf", "LoadedFold", "MapsOf", "explain_folds", "load"]
+__all__ = ["ImagesOf", "LoadedFold", "MapsOf", "explain_folds", "explain_model", "load"]

@@ -157,6 +157,8 @@ class Measure:
             return "" if len(known) else "no pair of maps has a distance"
         if self.over in CHECKS:
             return "" if len(known) else "every map beside its own is constant, which has no ranks"
+        if len(rests_on.predictions) == 1:
+            return "one predictor alone: persistence needs those of other folds"
         if not bool(known.equal.any()):
             if bool(rests_on.equal.any()):
                 return (

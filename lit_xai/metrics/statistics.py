@@ -255,9 +255,8 @@ def across_predictors(e: Estimate, without: Float[Tensor, "k"]) -> Estimate:
     if not math.isfinite(e.low) or not k:
         return e
     if k < FEWEST_PREDICTORS or not bool(torch.isfinite(without).all()):
-        e.add_reason(
-            f"{k} predictors or their pairs are too few to say what others would change: interval over samples alone"
-        )
+        few = "one predictor is" if k == 1 else f"{k} predictors or their pairs are"
+        e.add_reason(f"{few} too few to say what others would change: interval over samples alone")
         return e
     e.se = math.sqrt((k - 1) * float(without.var(unbiased=False)))
     e.low_samples, e.high_samples = e.low, e.high

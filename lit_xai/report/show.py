@@ -144,16 +144,23 @@ def reasons(summary: Summary, columns: Sequence[str]) -> list[str]:
 
 
 def main_table(summary: Summary, columns: Sequence[str]) -> Table:
-    """Every explainer's measures and scores, the nulls' below a line."""
+    """Every explainer's measures and scores, the nulls' below a line; a column that nobody could fill is left out."""
+    columns = filled(summary, columns)
     heads = [Column(c, better="up" if summary.columns[c] else "down", right=True) for c in columns]
     rows = [[row.explainer, *(Marked(row.estimates.get(c), row.sign(c)) for c in columns)] for row in summary.rows]
     return Table([Column("explainer"), *heads], rows, "\n".join(head_lines(summary)), LEGEND, below=summary.nulls)
 
 
+def filled(summary: Summary, columns: Sequence[str]) -> list[str]:
+    """The columns of which any number is known; all of them where none is."""
+    known = [c for c in columns if any(c in r.estimates and not math.isnan(r.estimates[c].value) for r in summary.rows)]
+    return known or list(columns)
+
+
 def further_tables(summary: Summary, columns: Sequence[str]) -> dict[str, Table]:
     """What stands below the main table, where there is any: ranks, robustness of families, paired differences."""
     out = {}
-    ranked = [row for row in summary.rows if row.ranks]
+    ranked, columns = [row for row in summary.rows if row.ranks], filled(summary, columns)
     if len(ranked) > 1:
         heads = [Column("explainer"), *(Column(c, right=True) for c in columns)]
         ranks = [[row.explainer, *(span(row.ranks.get(c)) for c in columns)] for row in ranked]

@@ -1,0 +1,58 @@
+"""One trained model without folds: what can be said of its maps, and what needs others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from lit_xai.crossval import explain_model
+from lit_xai.explainers import Image, Random, Saliency, SmoothGrad
+from lit_xai.report.show import show
+from rich.console import Console
+from torch import nn
+from torch.utils.data import TensorDataset
+
+DATA = TensorDataset(torch.rand(30, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 3)
+METHODS = {"saliency": Saliency(), "smoothgrad": SmoothGrad(samples=2), "image": Image(), "random": Random()}
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, 3))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("one")
+    summary = explain_model(model(), DATA, METHODS, root, progress=False)
+    with open(root / "table.txt", "w") as file:
+        show(summary, to=Console(file=file, width=180))
+    return root
+
+
+def test_faithfulness_dependence_and_noise_are_measured_and_persistence_says_what_it_needs(folder: Path) -> None:
+    rows = json.loads((folder / "summary.json").read_text())["rows"]
+    for name in ("saliency", "smoothgrad"):
+        measured = {"deletion", "insertion", "mufidelity", "sanity", "repeat"}
+        assert {c for c in rows[name] if rows[name][c]["value"] is not None} >= measured
+        assert rows[name]["sanity"]["value"] < 0.3
+        assert rows[name]["mege"]["reason"] == "one predictor alone: persistence needs those of other folds"
+    assert rows["saliency"]["deletion"]["samples"] == 30
+    assert rows["image"]["sanity"]["value"] == 1
+    assert rows["smoothgrad"]["repeat"]["value"] < 1 == rows["saliency"]["repeat"]["value"]
+
+
+def test_columns_that_nobody_can_fill_are_left_out_and_said_below(folder: Path) -> None:
+    text = (folder / "table.txt").read_text()
+    head = next(line for line in text.splitlines() if "sanity" in line and "deletion" in line)
+    assert "mege" not in head
+    assert "reco" not in head
+    assert "mege: one predictor alone: persistence needs those of other folds" in text
+
+
+def test_a_second_call_computes_nothing(folder: Path) -> None:
+    before = {f: f.stat().st_mtime_ns for f in folder.rglob("*.safetensors")}
+    explain_model(model(), DATA, METHODS, folder, progress=False)
+    assert {f: f.stat().st_mtime_ns for f in before} == before
