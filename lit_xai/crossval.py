@@ -68,7 +68,7 @@ def explain_folds(
         k: folds.
         root: folder of this experiment; one per model, data set and way of training. Predictors that are there are reused where
             their module's code, hyper-parameters and first weights, `train`, `trainer` and `training_batch` are as they were.
-        scores: by name; None takes muFidelity, deletion and insertion. `{}` takes none.
+        scores: by name; None takes muFidelity (of pixels and of 7 x 7 cells), deletion and insertion. `{}` takes none.
         train: `train(module, training_set, fold)`, for modules that are not LightningModules.
         trainer: options of `pytorch_lightning.Trainer`, e.g. `dict(max_epochs=5)`.
         probes_per_fold: random samples of every fold that are explained by every predictor; None = all.
@@ -129,7 +129,7 @@ def explain_model(
         dataset: map-style, `(image [c, h, w] in [0, 1], label)`, of images that it was not trained on.
         explainers: by name, or plain functions of the same call.
         root: folder of this model and data set.
-        scores: by name; None takes muFidelity, deletion and insertion. `{}` takes none.
+        scores: by name; None takes muFidelity (of pixels and of 7 x 7 cells), deletion and insertion. `{}` takes none.
         probes: random samples that are explained; None = all.
         checks: of these, how many are explained again with fresh weights, and with other noise; 0 = none.
         seed: of the choice of probes and of all noise.
@@ -188,7 +188,8 @@ class Study:
         from lit_xai.metrics import Deletion, Insertion, MuFidelity
 
         if scores is None:
-            scores = {"mufidelity": MuFidelity(), "deletion": Deletion(), "insertion": Insertion(filler=BlurOrMean())}
+            faithful = {"mufidelity": MuFidelity(), "mufidelity_cells": MuFidelity(grid=7)}
+            scores = {**faithful, "deletion": Deletion(), "insertion": Insertion(filler=BlurOrMean())}
         methods = {name: as_explainer(e, f"explainer {name}") for name, e in explainers.items()}
         scores = {name: as_score(s, f"score {name}") for name, s in scores.items()}
         images = MapStyle(dataset)

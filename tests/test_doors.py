@@ -33,6 +33,7 @@ SMALL = [
     "explainer.rise.masks=20",
     "explainer.smoothgrad.samples=3",
     "score.mufidelity.subsets=12",
+    "score.mufidelity_cells.subsets=12",
     "batch_size=4",
     "shard_size=8",
     "progress=false",

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from lit_xai.cli.schema import config_dir, top_level
 from lit_xai.core import Passes, TrainedOn
 from lit_xai.errors import UsageError
 from lit_xai.fillers import UniformNoise
@@ -15,6 +16,7 @@ from lit_xai.metrics import Deletion, Insertion, MuFidelity, NegativeEvidence
 from lit_xai.metrics.fidelity import descending_position
 from lit_xai.metrics.statistics import mean_estimate
 from lit_xai.rng import SampleRng
+from omegaconf import OmegaConf
 from scipy.ndimage import correlate1d
 from torch import Tensor
 
@@ -92,6 +94,23 @@ def test_subsets_on_a_grid_remove_whole_cells():
     cells = torch.nn.functional.avg_pool2d(removed[:, None], 4)
     assert set(cells.unique().tolist()) <= {0.0, 1.0}
     assert cells.sum((1, 2, 3)).tolist() == [1] * 10  # 15 % of 9 cells
+
+
+def test_a_smooth_map_that_is_right_by_cells_is_faithful_by_cells_and_hardly_by_pixels():
+    blocks = torch.randn(3, 7, 7, generator=seeded(1)).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    rough = 5 * torch.randn(3, 28, 28, generator=seeded(2))  # what a pixel adds to its cell, 0 over the cell
+    rough -= torch.nn.functional.avg_pool2d(rough[:, None], 4)[:, 0].repeat_interleave(4, 1).repeat_interleave(4, 2)
+    model = Linear((blocks + rough)[:, None].double(), torch.zeros(3).double())
+    images, classes = torch.ones(3, 1, 28, 28, dtype=torch.float64), torch.arange(3)
+    by_cells, by_pixels = (MuFidelity(grid=g)(model, images, blocks.double(), classes) for g in (7, None))
+    assert by_cells.tolist() == pytest.approx([1.0] * 3, abs=1e-6)
+    assert by_pixels.tolist() == pytest.approx([1 / math.sqrt(26)] * 3, abs=3 / math.sqrt(200))
+
+
+def test_mufidelity_of_pixels_and_of_cells_are_taken_where_no_score_is_named():
+    assert {"mufidelity", "mufidelity_cells"} <= set(top_level("score"))
+    cells, pixels = (OmegaConf.load(config_dir() / "score" / f"mufidelity{s}.yaml") for s in ("_cells", ""))
+    assert {k for k in pixels if pixels[k] != cells[k]} == {"grid"}
 
 
 def test_xplique_removes_a_fifth_of_the_cells_of_a_nine_grid_independently():

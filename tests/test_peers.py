@@ -112,12 +112,13 @@ def test_class_activation_maps_equal_pytorch_grad_cams(convnet, rgb, targets, ki
 # -------------------------------------------------------------------------------------------------------------- quantus
 
 
-def test_mufidelity_equals_scipys_pearson_correlation_over_the_same_subsets(convnet, rgb, targets):
+@pytest.mark.parametrize("grid", [None, 7])
+def test_mufidelity_equals_scipys_correlation_over_the_same_subsets(convnet, rgb, targets, grid):
     model, images, rng = convnet.double(), rgb.double(), SampleRng(3, (5, 6, 7, 8, 9))
     maps = torch.randn(5, 12, 12, generator=seeded(4), dtype=torch.float64)
-    score = MuFidelity(subsets=25)
+    score = MuFidelity(subsets=25, grid=grid)
     for how, peer in (("pearson", stats.pearsonr), ("spearman", stats.spearmanr)):
-        result = MuFidelity(subsets=25, correlation=how)(model, images, maps, targets, rng)
+        result = MuFidelity(subsets=25, grid=grid, correlation=how)(model, images, maps, targets, rng)
         for row in range(5):
             sums, drops = [], []
             for removed in score.removed(row, 12, 12, rng):

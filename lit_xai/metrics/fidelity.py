@@ -39,7 +39,8 @@ def check_scored(images: Images, maps: Tensor, targets: Targets) -> None:
 class MuFidelity(Score):
     """Correlation, over random subsets S of pixels, of the attribution in S with the drop of the output without S.
 
-    Bhatt et al. (2020), Fel et al. (2022) appendix C. In [-1, 1]; NaN for a map or drops that are constant.
+    Bhatt et al. (2020), Fel et al. (2022) appendix C. In [-1, 1]; NaN for a map or drops that are constant. Over single pixels
+    a smooth map cannot be near 1, however right it is about regions: hence `grid`.
 
     Args:
         subsets: random subsets an image.
