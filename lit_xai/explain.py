@@ -44,8 +44,8 @@ def explain(run: Any) -> None:
     from lit_xai import engine
     from lit_xai.callbacks import Explain
     from lit_xai.cli.build import say
+    from lit_xai.cli.cost import say_costs
     from lit_xai.store.names import RANDOM, RANDOMISED
-    from lit_xai.train import say_costs
 
     if run.is_sampler:
         from lit_xai.errors import UsageError

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import dataclass
 from typing import Any
 
+from lit_xai.cli import side_by_side
 from lit_xai.cli.command import command
-
-LONG = 30  # minutes above which somebody is told what takes them
 
 ABOUT = """Train the predictor that never sees one fold, explain the probes of every fold with it, score the explanations,
 and say how stable they are over the folds that are there. All results go to checkpoints/<name>/fold=<i>/.
+fold=all: every fold, side by side on the cores or cards that are there.
 model=inpainter, ddim, flow, patch_sampler or conditional_gaussian: train what draws hidden pixels or whole new images for
 fillers, without the same fold."""
 
 
-@command("train", ABOUT)
+def serve_all(overrides: list[str]) -> None:
+    """What `fold=all` needs is loaded beside what this process needs."""
+    if "fold=all" in overrides:
+        side_by_side.serve()
+
+
+@command("train", ABOUT, ahead=serve_all)
 def main(cfg: Any) -> None:
     """Train, predict, explain, score, measure."""
+    if cfg.fold == "all":
+        train_all(cfg)
+        return
     from lit_xai.cli.run import Run
     from lit_xai.errors import UsageError
 
@@ -29,6 +37,17 @@ def main(cfg: Any) -> None:
         )
     with run.interruptible():
         train(run)
+
+
+def train_all(cfg: Any) -> None:
+    """Every fold, side by side; ends with an error where one failed."""
+    import sys
+
+    from lit_xai.cli.command import parted
+    from lit_xai.cli.ensembles import ensembles
+    from lit_xai.cli.together import together
+
+    together(ensembles(cfg, "train", parted(sys.argv[1:])[1]), "auto", cfg.dry_run, reveal=False).end()
 
 
 def train(run: Any) -> None:
@@ -165,6 +184,7 @@ def announce(run: Any, module: Any, passes: Any, tasks: Any, trained: bool) -> N
 
     from lit_xai import engine
     from lit_xai.cli.build import say
+    from lit_xai.cli.cost import say_costs, training_time
     from lit_xai.models.trainable import FEW, epochs_for
 
     say(f"{run.name} fold {run.cfg.fold} of {run.cfg.data.folds} -> {run.store.root}")
@@ -189,80 +209,6 @@ def announce(run: Any, module: Any, passes: Any, tasks: Any, trained: bool) -> N
                 f"or more, or lower data.batch_size={run.cfg.data.batch_size}"
             )
     say_costs(run, plan, training)
-
-
-def say_costs(run: Any, plan: Any, training: Any = None) -> None:
-    """What is explained and what that takes; of a dry run every explainer and score, else the dearest of a long one."""
-    from lit_xai.cli.build import say
-
-    minutes = (training.minutes if training is not None else 0.0) + (plan.minutes if plan is not None else 0.0)
-    if plan is not None:
-        say(f"explain: {plan}")
-        if run.cfg.dry_run:
-            for cost in plan.costs:
-                say(f"  {cost}")
-        elif minutes > LONG and plan.costs:
-            say(f"  the dearest is {plan.costs[0]} (all: dry_run=true)")
-    if run.cfg.dry_run and (plan is not None or training is not None):
-        folds = run.cfg.data.folds
-        say(f"total: about {minutes:.1f} min, {folds * minutes:.0f} min for all of {folds} folds")
-
-
-@dataclass(frozen=True)
-class TrainingTime:
-    """What a training will take.
-
-    Attributes:
-        epochs, batches: of the training, of one epoch.
-        accumulate: batches of one optimizer step.
-        minutes: by a trial on `device`.
-        cheaper: options that cost less.
-    """
-
-    epochs: int
-    batches: int
-    accumulate: int
-    minutes: float
-    device: str
-    cheaper: str = ""
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps of all epochs."""
-        from lit_xai.models.trainable import optimizer_steps
-
-        return optimizer_steps(self.batches, self.epochs, self.accumulate)
-
-    def __str__(self) -> str:
-        from lit_xai.engine.estimate import unit
-
-        text = f"{self.epochs} epochs, {self.steps:,} steps, about {self.minutes:.1f} min on this {unit(self.device)}"
-        return f"{text}; cheaper: {self.cheaper}" if self.cheaper else text
-
-
-def training_time(module: Any, run: Any) -> TrainingTime:
-    """What the training of a module takes, by a few steps of a copy of it with growing batches."""
-    import copy
-
-    from lit_xai import engine
-
-    loader, trainer = run.data.train_dataloader(), run.cfg.trainer
-    batch = [x.to(run.device) for x in next(iter(loader))]
-    there = copy.deepcopy(module).to(run.device).train()
-
-    def step(rows: int) -> None:
-        loss = there.batch_loss(tuple(x[:rows] for x in batch))
-        loss.backward()
-        loss.detach().item()  # a GPU has done it all by then
-
-    rows = len(batch[0])
-    seconds = rows * engine.trial(step, rows, least=2, progress=bool(run.cfg.progress))  # a batch norm needs two
-    minutes = len(loader) * trainer.max_epochs * seconds / 60
-    size, resize = run.cfg.data.get("size") or 0, run.cfg.data.get("resize")
-    free = resize and size > 64 and not any(run.trained_folds())  # folds of one folder are alike
-    smaller = f"data.size={size // 2} data.resize={resize // 2}" if free else ""
-    each = trainer.get("accumulate_grad_batches") or 1
-    return TrainingTime(trainer.max_epochs, len(loader), each, minutes, run.device.type, smaller)
 
 
 if __name__ == "__main__":

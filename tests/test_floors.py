@@ -28,7 +28,7 @@ FLOORS = [
     {"callbacks"},
     {"cli"},
     {"crossval", "train", "evaluate"},
-    {"explain"},
+    {"audit", "explain"},
     {"degradation"},
 ]
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}

@@ -31,9 +31,23 @@ def fail(message: str) -> None:
 
 
 def command(
-    name: str, about: str, status: Callable[[list[str]], None] | None = None, sweeps: bool = True
+    name: str,
+    about: str,
+    status: Callable[[list[str]], None] | None = None,
+    sweeps: bool = True,
+    read: Callable[[list[str]], list[str]] = lambda arguments: arguments,
+    ahead: Callable[[list[str]], None] = lambda overrides: None,
 ) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
-    """Make a function of the composed configuration into a command; `status` answers `--status`, `sweeps` allows `-m`."""
+    """Make a function of the composed configuration into a command.
+
+    Args:
+        name: its file in `configs/`.
+        about: what `--help` says of it.
+        status: answers `--status`.
+        sweeps: whether it takes `-m`.
+        read: what the arguments mean, where they are not all `key=value`.
+        ahead: what begins beside the loading of torch once the command line is found right.
+    """
 
     def decorate(task: Callable[[Any], None]) -> Callable[[], None]:
         def main() -> None:
@@ -56,7 +70,10 @@ def command(
                 else:
                     status([a for a in arguments if a != "--status"])
                 return
-            overrides, flags = parted(arguments)
+            try:
+                overrides, flags = parted(read(arguments))
+            except UsageError as e:
+                fail(str(e))
             unknown = [f for f in flags if f.startswith("-") and f.partition("=")[0] not in KNOWN]
             if unknown:
                 fail(f"unknown option {unknown[0]}: see python -m lit_xai.{name} --help")
@@ -76,6 +93,7 @@ def command(
                 except (CommandError, UsageError) as e:
                     fail(str(e))
                 sys.argv[1:] = [*flags, *overrides]
+                ahead(overrides)
             run(name, task)
 
         return main

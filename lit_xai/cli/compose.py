@@ -23,11 +23,14 @@ def compose(command: str, overrides: list[str], hydra_config: bool = False) -> A
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    outer = GlobalHydra.instance().hydra  # of the command that asks
+    GlobalHydra.instance().clear()
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
         flat = []
@@ -41,6 +44,8 @@ def compose(command: str, overrides: list[str], hydra_config: bool = False) -> A
             cfg = hydra_compose(command, overrides=flat, return_hydra_config=hydra_config)
     except (HydraException, OmegaConfBaseException) as e:
         raise CommandError(one_line(e, overrides, command)) from None
+    finally:
+        GlobalHydra.instance().hydra = outer
     check_added(cfg, parsed)
     known = set(GROUPS) | {key for file in lineage(command) for key in keys_of(file)} | {"hydra"}
     for key in map(str, cfg):

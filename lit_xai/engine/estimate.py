@@ -78,8 +78,10 @@ def unit(device: str) -> str:
     return "CPU" if device == "cpu" else "GPU"
 
 
-def plan(*several: Tasks, progress: bool = False) -> Plan:
-    """Count what is missing in one or more passes of a predictor and time one forward and one backward batch."""
+def plan(*several: Tasks, enough: float = ENOUGH, progress: bool = False) -> Plan:
+    """Count what is missing in one or more passes of a predictor and time one forward and one backward batch, each for at most
+    about `enough` seconds.
+    """
     tasks = [task for one in several for task in one]
     if not tasks:
         return Plan(0, 0, Passes(0), 0.0, device=several[0].job.device.type)
@@ -100,7 +102,7 @@ def plan(*several: Tasks, progress: bool = False) -> Plan:
                 seen.add((n, w.shard))
         for name in names:
             asked[name] = asked.get(name, Passes(0)) + Passes(*(n * len(w.shard) for n in each[name]))
-    seconds, fewer, costs = seconds_per_image(job.model, images, targets, progress=progress), fewer_probes(job), []
+    seconds, fewer, costs = seconds_per_image(job.model, images, targets, enough, progress), fewer_probes(job), []
     for name, passes in asked.items():
         minutes = sum(n * s for n, s in zip(passes, seconds, strict=True)) / 60
         thing = things[name]

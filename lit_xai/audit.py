@@ -1,0 +1,102 @@
+"""`python -m lit_xai.audit`: from data and a model to the answer whether its explanations can be trusted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lit_xai.cli import side_by_side
+from lit_xai.cli.command import command, parted
+
+ABOUT = """Train the predictors of all folds side by side, explain and score, explain what they disagree on, and evaluate: one command.
+python -m lit_xai.audit PATH: pictures in one folder per class, of any sizes; or a folder of results, checkpoints/<name>.
+models=[resnet18,lipschitz]: several models. name=<folder> alone: data and model are the folder's, and what is trained is not
+trained again. dry_run=true says what would be done and how long it would take. Whatever ended it, the same command goes on."""
+
+
+def read(arguments: list[str]) -> list[str]:
+    """A folder in the place of `key=value`: of pictures, or of results.
+
+    Raises:
+        UsageError: there is no such folder, or several.
+    """
+    from lit_xai.errors import UsageError
+
+    overrides, flags = parted(arguments)
+    folders = [o for o in overrides if "=" not in o and not o.startswith("~")]
+    for o in [o for o in overrides if o.startswith("data=") and ("/" in o or o.removeprefix("data=") in (".", ".."))]:
+        folders.append(o.removeprefix("data="))
+        overrides.remove(o)
+    if not folders:
+        return arguments
+    if len(folders) > 1:
+        raise UsageError(f"one folder is audited at a time, found {', '.join(folders)}")
+    path = Path(folders[0]).expanduser()
+    if not path.is_dir():
+        raise UsageError(f"{path} is no folder: give a folder of pictures or of results, or options as key=value")
+    rest, path = [o for o in overrides if o not in folders], path.resolve()
+    if any(path.glob("fold=*")):
+        return [*flags, f"root={path.parent}", f"name={path.name}", *rest]
+    given = {o.partition("=")[0] for o in rest}
+    side = side_of(path)
+    options = {"experiment": "own_pictures", "data.root": path, "data.name": name_of(path), "name": "null"}
+    options |= {"data.size": side, "data.resize": side * 9 // 8} if not {"data.size", "data.resize"} & given else {}
+    return [*flags, *(f"{k}={v}" for k, v in options.items() if k not in given), *rest]
+
+
+def name_of(path: Path) -> str:
+    """A folder's name as a name of data."""
+    import re
+
+    return re.sub(r"[^\w.-]+", "-", path.name, flags=re.ASCII).strip(".-") or "pictures"
+
+
+def side_of(path: Path) -> int:
+    """128, or 64 or 32 where half of the pictures (of the first hundred) are smaller."""
+    from itertools import islice
+    from statistics import median
+
+    from PIL import Image
+
+    sides = []
+    for file in islice((f for f in sorted(path.rglob("*")) if f.is_file()), 100):
+        try:
+            with Image.open(file) as picture:
+                sides.append(min(picture.size))
+        except OSError:
+            continue
+    usual = median(sides) if sides else 128
+    return next((s for s in (128, 64) if s <= usual), 32)
+
+
+@command("audit", ABOUT, sweeps=False, read=read, ahead=lambda overrides: side_by_side.serve())
+def main(cfg: Any) -> None:
+    """Train, explain, evaluate."""
+    import sys
+
+    from lit_xai.cli.ensembles import ensembles
+    from lit_xai.cli.together import together
+
+    every = ensembles(cfg, "audit", parted(sys.argv[1:])[1])
+    failed = together(every, cfg.jobs, cfg.dry_run)
+    if cfg.dry_run:
+        return
+    conclude(every)
+    failed.end()
+
+
+def conclude(every: list[Any]) -> None:
+    """What the results of some ensembles say: tables and pages."""
+    from lit_xai.cli.build import say
+    from lit_xai.evaluate import evaluate
+    from lit_xai.store.names import PREDICTIONS
+
+    for ensemble in every:
+        there = list(ensemble.folder.glob(f"fold=*/{PREDICTIONS}"))
+        if len(there) >= min(2, ensemble.cfg.data.folds):
+            evaluate(ensemble.cfg, ensemble.folder)
+            say(f"the page: {ensemble.folder}/report.html")
+
+
+if __name__ == "__main__":
+    main()
