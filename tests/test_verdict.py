@@ -11,10 +11,11 @@ import torch
 from lit_xai.errors import UsageError
 from lit_xai.metrics.statistics import Estimate, mean_estimate
 from lit_xai.report import conditions
+from lit_xai.report.answers import CARE, DISTRUST, TRUST, Verdict
 from lit_xai.report.conditions import Condition
 from lit_xai.report.summarise import compare_with_nulls
 from lit_xai.report.summary import Row, Summary
-from lit_xai.report.verdict import CARE, DISTRUST, TRUST, Verdict, conclude
+from lit_xai.report.verdict import conclude
 from torch import Tensor
 
 from conftest import seeded
@@ -198,8 +199,10 @@ def test_without_folds_or_labels_two_questions_cannot_be_asked(head, reason):
 def test_a_method_that_draws_nothing_has_no_other_seed_but_a_pass_that_is_missing_is_said():
     gone = Estimate(math.nan, reason="deterministic")
     lost = Estimate(math.nan, reason="run lit_xai.audit")
-    found = verdict({"it": GOOD | {"repeat": gone}, "lost": GOOD | {"repeat": lost}, "none": GOOD | {"sanity": lost}})
-    assert [statuses(found, m)["repeats"] for m in ("it", "lost", "none")] == ["not applicable", "not shown", "shown"]
+    same = mean_estimate(torch.ones(PROBES), n_resamples=50)
+    changes = {"it": {"repeat": gone}, "same": {"repeat": same}, "lost": {"repeat": lost}, "none": {"sanity": lost}}
+    found = verdict({name: GOOD | change for name, change in changes.items()})
+    assert [statuses(found, m)["repeats"] for m in changes] == ["not applicable"] * 2 + ["not shown", "shown"]
     assert found.answers["none"]["depends"].reason == "run lit_xai.audit"
     assert ("Does it survive another seed?", "not applicable", "deterministic", ["it"]) in found.unanswered()
 
@@ -291,7 +294,7 @@ def test_a_condition_that_means_nothing_is_refused(given, text):
 def test_a_question_is_left_out_by_null_and_a_name_alone_is_a_list():
     (one,) = conditions.read({"a": {"columns": "mege", "above": 0.5}, "b": None})
     assert one.columns == ("mege",)
-    assert one.text() == "95% interval of mege above 0.5"
+    assert one.text() == "the 95 % interval of mege lies above 0.5"
 
 
 def test_every_default_condition_is_told_in_the_documentation():

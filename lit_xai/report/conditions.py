@@ -50,12 +50,13 @@ class Condition:
 
     def text(self) -> str:
         """When it is shown, in a line."""
-        of = " and ".join(self.columns)
+        of = " and ".join([", ".join(self.columns[:-1]), self.columns[-1]] if len(self.columns) > 1 else self.columns)
         if self.threshold is not None:
             side = "above" if self.below is None else "below"
-            rule = f"{LEVEL:.0%} interval of {of} {side} {self.threshold:g}"
+            rule = f"the {100 * LEVEL:.0f} % interval of {of} lies {side} {self.threshold:g}"
         else:
-            rule = f"{of} better than {' and '.join(self.better_than)}, corrected by Holm over the methods"
+            verb = "is" if len(self.columns) == 1 else "are"
+            rule = f"{of} {verb} better than {' and '.join(self.better_than)}, corrected by Holm over the methods"
         return rule + (f", once {self.after} is shown" if self.after else "")
 
     def plain(self) -> dict[str, Any]:

@@ -263,9 +263,11 @@ def claims(row: Row, column: str) -> list[Any]:
     return [*mark, row.won.get(column, ""), *row.ranks.get(column, ("", ""))]
 
 
-def show(summary: Summary, definition: str = "default", to: Console | None = None) -> None:
-    """Print it all."""
-    to, columns = to or console(), shown(summary, definition)
+def show(
+    summary: Summary, definition: str = "default", to: Console | None = None, columns: Sequence[str] | None = None
+) -> None:
+    """Print it all; `columns` in the place of the view's."""
+    to, columns = to or console(), shown(summary, definition) if columns is None else columns
     for line in alarm_lines(summary):
         to.print(line, style="bold red", markup=False, highlight=False, soft_wrap=True)
     main_table(summary, columns).show(to)

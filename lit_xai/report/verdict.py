@@ -1,10 +1,10 @@
-"""The verdict: what is shown of every method, what is not, what is contradicted, and whether its explanations can be trusted."""
+"""From a summary and conditions to the verdict on one network's explanations."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from scipy.stats import t as student
@@ -20,109 +20,27 @@ from lit_xai.metrics.comparisons import (
     corrected,
 )
 from lit_xai.metrics.measures import paired
-from lit_xai.metrics.statistics import LEAST, LEVEL, Estimate
+from lit_xai.metrics.statistics import LEAST, Estimate
+from lit_xai.report.answers import (
+    CARE,
+    CONTRADICTED,
+    DISTRUST,
+    NOT_APPLICABLE,
+    NOT_SHOWN,
+    SHOWN,
+    TRUST,
+    Answer,
+    Number,
+    Verdict,
+    called,
+)
 from lit_xai.report.conditions import EVERY_NULL, FOLDS, LABELS, MASKS, Condition
+from lit_xai.report.sentences import sentence, tag_columns, tag_sentence
 from lit_xai.report.summarise import WHOLE_IMAGE, nulls_of
 from lit_xai.report.summary import Row, Summary
 
-SHOWN, NOT_SHOWN, CONTRADICTED, NOT_APPLICABLE = "shown", "not shown", "contradicted", "not applicable"
-TRUST, CARE, DISTRUST = "trust", "trust with care", "do not trust"
 DETERMINISTIC = "deterministic"  # begins the reason why a method that draws nothing has no repeats
-CALLED = {
-    "random": "noise",
-    "image": "the brightness of the image itself",
-    "edges": "the edges of the image",
-    "centre": "a blob in the middle",
-    "image_random": "the image times noise",
-    WHOLE_IMAGE: "the whole image",
-    PERMUTED_LABELS: "chance",
-}
-
-
-@dataclass(frozen=True)
-class Number:
-    """What one column says to a question.
-
-    Attributes:
-        column: of the summary.
-        status: `shown`, `not shown`, `contradicted` or `not applicable`.
-        reason: in words.
-        value, low, high: the number and its 95 % interval.
-        null: what it is compared with; empty = a number of the condition.
-        reference: the value of that.
-        p, p_corrected: of the comparison, where there is a test.
-        samples, predictors: that it rests on; `predictors` is 0 where the interval is over samples alone.
-        needed: how many samples (predictors, if those are counted) would show it, if value and spread stay as they are.
-    """
-
-    column: str
-    status: str
-    reason: str
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    null: str = ""
-    reference: float | None = None
-    p: float | None = None
-    p_corrected: float | None = None
-    samples: int = 0
-    predictors: int = 0
-    needed: int | None = None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One method's answer to a question: its status, why, and the numbers it rests on."""
-
-    status: str
-    reason: str
-    numbers: tuple[Number, ...] = ()
-
-
-@dataclass
-class Verdict:
-    """What is to be said of the explanations of one network.
-
-    Attributes:
-        overall: `trust`, `trust with care` or `do not trust`: that of the best method, unless `because` says more.
-        sentence: the same in plain words, methods named.
-        tag: what is to be said of a planted tag; empty where there is none.
-        because: why the whole result is not to be trusted, whatever the methods' numbers are.
-        methods: the overall judgement of each.
-        answers: `{method: {question: answer}}`.
-        conditions: what was asked.
-    """
-
-    overall: str
-    sentence: str
-    tag: str
-    because: list[str]
-    methods: dict[str, str]
-    answers: dict[str, dict[str, Answer]]
-    conditions: list[Condition] = field(default_factory=list)
-
-    def unanswered(self) -> list[tuple[str, str, str, list[str]]]:
-        """What could not be shown and why: question, status, reason, methods."""
-        lines: dict[tuple[str, str, str], list[str]] = {}
-        for c in self.conditions:
-            for method, answers in self.answers.items():
-                answer = answers[c.key]
-                if answer.status in (NOT_SHOWN, NOT_APPLICABLE):
-                    lines.setdefault((c.question, answer.status, answer.reason), []).append(method)
-        return [(*said, methods) for said, methods in lines.items()]
-
-    def plain(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {
-            "overall": self.overall,
-            "sentence": self.sentence,
-            "tag": self.tag,
-            "because": self.because,
-            "methods": {
-                m: {"overall": overall, "answers": {k: asdict(a) for k, a in self.answers[m].items()}}
-                for m, overall in self.methods.items()
-            },
-        }
+TINY = 1e-9  # by which a map's correlation with itself differs from 1
 
 
 def conclude(summary: Summary, conditions: Sequence[Condition], about: str = "") -> Verdict:
@@ -208,6 +126,8 @@ def unknown(row: Row, column: str, drawn: bool) -> Number | None:
     if math.isnan(e.value):
         status = NOT_APPLICABLE if e.reason.startswith(DETERMINISTIC) else NOT_SHOWN
         return Number(column, status, e.reason or f"{column} is undefined", samples=e.samples)
+    if drawn and e.value > 1 - TINY:
+        return Number(column, NOT_APPLICABLE, f"{DETERMINISTIC}: no noise is drawn", **counted(e))
     if math.isnan(e.low):
         return Number(column, NOT_SHOWN, f"{column} {e.text()}: {e.reason}", **counted(e), needed=LEAST)
     return None
@@ -328,119 +248,3 @@ def judged(answers: Sequence[Answer]) -> str:
     if CONTRADICTED in statuses or SHOWN not in statuses:
         return DISTRUST
     return TRUST if set(statuses) == {SHOWN} else CARE
-
-
-# ------------------------------------------------------------------------------------------------------------ sentences
-
-
-def called(null: str) -> str:
-    """A null in words."""
-    return CALLED.get(null, null)
-
-
-def listed(names: Sequence[str]) -> str:
-    """`a, b and c`."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def sentence(verdict: Verdict, data: str, about: str) -> str:
-    """The verdict in plain words: what is trusted and why, what with care, what not."""
-    if not verdict.methods:
-        return f"On {data}, no method explains {about}: there is nothing to judge."
-    groups: dict[tuple[str, str], list[str]] = {}
-    for name, overall in verdict.methods.items():
-        groups.setdefault((overall, story(verdict, name)), []).append(name)
-    parts = [
-        f"{'Do not trust any of it' if verdict.overall == DISTRUST else 'Not finished'}: {w}." for w in verdict.because
-    ]
-    first = f"On {data}, explanations of {about} by"
-    for (overall, why), names in sorted(groups.items(), key=lambda g: [TRUST, CARE, DISTRUST].index(g[0][0])):
-        of, by = listed(names), first or "Those by"
-        verb = {TRUST: "can be trusted", CARE: "are to be trusted with care", DISTRUST: "are not to be trusted"}[
-            overall
-        ]
-        parts.append(f"{by} {of} {verb}: they {why}.")
-        first = ""
-    return " ".join(parts)
-
-
-def story(verdict: Verdict, method: str) -> str:
-    """What a method's explanations do, and what is not shown or contradicted of them."""
-    asked = [(c, verdict.answers[method][c.key]) for c in verdict.conditions]
-    wrong = [said_against(c, a) for c, a in asked if a.status == CONTRADICTED]
-    if wrong:
-        return listed(wrong)
-    known = [c.shown for c, a in asked if a.status == SHOWN]
-    lacking = [c.shown for c, a in asked if a.status == NOT_SHOWN]
-    if not known:
-        return (
-            f"are not shown to {listed([infinitive(t) for t in lacking])}" if lacking else "could not be asked anything"
-        )
-    also = f"; it is not shown that they {listed(lacking)}" if lacking else ""
-    return listed(known) + also
-
-
-def infinitive(text: str) -> str:
-    """`be faithful` of `are faithful`."""
-    return f"be{text[3:]}" if text.startswith("are ") else text
-
-
-def said_against(c: Condition, answer: Answer) -> str:
-    """What is said of a contradicted answer, by its first contradicted number."""
-    against = list(dict.fromkeys(called(n.null) for n in answer.numbers if n.status == CONTRADICTED))
-    return c.contradicted.replace("{null}", listed(against))
-
-
-def tag_columns(summary: Summary) -> list[str]:
-    """The columns that score maps against a planted tag."""
-    return [c for c in summary.columns if "definition" in summary.definitions.get(c, {}) and is_tag(summary, c)]
-
-
-def is_tag(summary: Summary, column: str) -> bool:
-    """Whether a score is against the mask of a tag."""
-    return summary.definitions[column]["definition"].get("truth") == "tag"
-
-
-def tag_sentence(summary: Summary, answers: Mapping[str, Mapping[str, Answer]]) -> str:
-    """Whether the network looks at a planted tag, by the methods that can be believed."""
-    column = next((c for c in tag_columns(summary) if "mass" in c), next(iter(tag_columns(summary)), ""))
-    rows = {row.explainer: row for row in summary.rows if row.explainer in answers and column in row.estimates}
-    rows = {name: row for name, row in rows.items() if math.isfinite(row.estimates[column].value)}
-    if not rows:
-        return ""
-    believed = [
-        n for n in rows if {answers[n][k].status for k in ("depends", "faithful") if k in answers[n]} == {SHOWN}
-    ]
-    by = (
-        "the methods that are faithful and depend on the model"
-        if believed
-        else "all methods, none of which is shown to be faithful and to depend on the model"
-    )
-    of = [rows[n] for n in believed or rows]
-    said = [row.sign(column) for row in of]
-    looks = (
-        "The network looks at the planted tag"
-        if 2 * said.count(BETTER) > len(said)
-        else "It is not shown that the network looks at the planted tag"
-    )
-    value = mean_of(of, column)
-    whole = [null for row in of if (null := row.estimates[column].null) is not None]
-    cover = f", which covers {sum(whole) / len(whole):.0%} of the image" if whole else ""
-    what = "of the map's mass lies on the tag" if "mass" in column else "of the maps have their maximum on the tag"
-    inside = next((c for c in summary.columns if c.rpartition("/")[2] == "mass_inside"), "")
-    on = [row for row in of if inside in row.estimates and math.isfinite(row.estimates[inside].value)]
-    there = f"; on the object {mean_of(on, inside):.0%}" if on and "mass" in column else ""
-    return f"{looks}: by {by} ({listed([row.explainer for row in of])}), {value:.0%} {what}{cover}{there}."
-
-
-def mean_of(rows: Sequence[Row], column: str) -> float:
-    """The mean value of a column over methods."""
-    return sum(row.estimates[column].value for row in rows) / len(rows)
-
-
-def levels() -> str:
-    """What the words rest on, in a line."""
-    return (
-        f"shown and contradicted hold at {LEVEL:.0%}: an interval beyond a number, or a test that Holm's method corrects over the "
-        "methods; not shown is not the contrary"
-    )
