@@ -125,6 +125,7 @@ GENERATIVE = ["experiment=generative_removal", "summary=true", "score=[truth/mas
 GENERATIVE += ["explainer.lime_grey.samples=90", "explainer.lime_g.samples=90", "explainer.sp_g.stride=40"]
 GENERATIVE += [
     "explainer.sliding_patch.stride=40",
+    "explainer.sliding_patch_cover.stride=40",
     "explainer.mp_g.steps=3",
     "explainer.meaningful_perturbation.steps=3",
 ]

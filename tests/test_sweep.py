@@ -321,6 +321,32 @@ def test_overlapping_patches_equal_captums_occlusion(convnet, rgb, targets):
     assert torch.allclose(patch(model, images, targets), expected.double(), rtol=0, atol=1e-6)
 
 
+def square_seen(image: Tensor) -> Tensor:
+    """Logits of a model that looks at rows 60..67 and columns 150..157 alone."""
+    seen = 10 * image[:, 0, 60:68, 150:158].mean((1, 2)) - 5
+    return torch.stack([seen, -seen], 1)
+
+
+def displacement(projection: str) -> tuple[float, float]:
+    """How far the centre of mass of the map lies from that of the square, in pixels down and right, at 224 px with stride 7."""
+    patch = SlidingPatch(stride=7, projection=projection, filler=Colour(0.0), max_batch=256)
+    of_map = patch(square_seen, torch.full((1, 1, 224, 224), 0.9), torch.tensor([0]))[0].double()
+    at = torch.arange(224.0, dtype=torch.float64)
+    down, right = (float((of_map.sum(axis) * at).sum() / of_map.sum()) for axis in (1, 0))
+    return down - 63.5, right - 153.5
+
+
+def test_the_mean_over_covering_patches_lies_where_the_model_looks():
+    assert max(map(abs, displacement("mean"))) < 1
+
+
+def test_enlarged_values_are_displaced_towards_the_edges_as_far_as_the_grid_is_short_of_the_image():
+    # window i of 28 has its centre at 7 i + 14 and is shown at 8 i + 3.5
+    down, right = displacement("bilinear")
+    assert down == pytest.approx((63.5 - 14) / 7 - 10.5, abs=1)
+    assert right == pytest.approx((153.5 - 14) / 7 - 10.5, abs=1)
+
+
 @pytest.mark.parametrize("projection", ["mean", "bilinear"])
 @pytest.mark.parametrize("filler", [Colour(0.3), UniformNoise()], ids=["colour", "noise"])
 def test_maps_do_not_depend_on_the_batch(convnet, rgb, targets, projection, filler):

@@ -299,7 +299,8 @@ class SlidingPatch(Explainer):
         draws: fillings of every window, for fillers with randomness.
         contrast: of the outputs.
         projection: `bilinear` enlarges the grid of (side - patch) // stride + 1 values a side; `mean` gives a pixel the
-            mean over the windows that cover it, with extra windows flush with the edges.
+            mean over the windows that cover it, with extra windows flush with the edges. What is enlarged is displaced: the first
+            window's centre, 14 px from the edge at 224 px, is shown at 1.2 px, the last one's as far the other way.
         scale: False takes patch and stride as they are, at any image size.
         precision: `float32`, or `bf16` for autocast.
         max_batch: most images per model call.
