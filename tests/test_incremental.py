@@ -722,6 +722,56 @@ def test_a_changed_model_is_traced_anew(edit):
     assert off(answered(model)(PIXELS, TOP, LEFT), after) < TOLERANCE
 
 
+def through_data(model: Net) -> None:
+    """Weights as no version counter sees them."""
+    for p in model.parameters():
+        p.data.mul_(1.5)
+
+
+def other_statistics(model: Net) -> None:
+    """Of what may be folded into a convolution."""
+    next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d)).running_mean.data.add_(2.0)
+
+
+@pytest.mark.parametrize("mode", ["always", "auto"])
+@pytest.mark.parametrize("edit", [optimised, other_layer, through_data, other_statistics], ids=lambda f: f.__name__)
+def test_what_a_caller_keeps_notices_a_changed_model(edit, mode):
+    model = net()
+    kept = answered(model, mode)
+    before = kept(PIXELS, TOP, LEFT)
+    edit(model)
+    after = bare(model, IMAGE, PIXELS, TOP, LEFT)
+    assert off(before, after) > 5 * TOLERANCE
+    assert off(kept(PIXELS, TOP, LEFT), after) < TOLERANCE
+    assert not kept.why
+
+
+def test_what_a_caller_keeps_notices_a_changed_image():
+    model, image = net(), IMAGE.clone()
+    kept = WindowLogits(model, image, (4, 4), 3, "always", LATE)
+    image.data.mul_(0.5)
+    assert off(kept(PIXELS, TOP, LEFT), bare(model, image, PIXELS, TOP, LEFT)) < TOLERANCE
+
+
+def test_what_a_caller_keeps_of_a_model_that_is_trained_on_calls_it_or_refuses():
+    model = net(nn.Dropout(0.9))
+    always, auto = answered(model, "always"), answered(model, "auto")
+    model.train()
+    auto(PIXELS, TOP, LEFT)
+    assert "training mode" in auto.why
+    with pytest.raises(UsageError, match="training mode"):
+        always(PIXELS, TOP, LEFT)
+
+
+def test_the_model_answers_one_window_of_a_call():
+    model = net()
+    kept, seen = answered(model), []
+    model.register_forward_pre_hook(lambda _, x: seen.append(len(x[0])))
+    kept(PIXELS, TOP, LEFT)
+    assert seen == [1]
+    assert len(PIXELS) > 1
+
+
 def test_a_traced_model_in_training_mode_is_refused():
     model = net()
     answered(model)

@@ -43,10 +43,14 @@ LOG = logging.getLogger(__name__)
 GAIN = 0.85  # of the naive cost, by prediction: above it the model itself is used
 MEMORY = 1 << 30  # bytes of feature maps that may be kept of an image
 MODES = ("auto", "always", "never")
+ALIKE = 1e-3  # of the largest |logit|: what rounding stays far below
 
 
 class WindowLogits:
-    """Logits of one image with windows replaced, by the shortest exact way, while model and image are as they are.
+    """Logits of one image with windows replaced, by the shortest exact way.
+
+    What is kept of model and image may be out of date at any call, since weights can be written without a trace (`.data`). So the
+    model itself answers the first window of every call, too; where the answers differ, everything is computed anew.
 
     Args:
         model: images in [0, 1] to logits, in evaluation mode.
@@ -89,22 +93,29 @@ class WindowLogits:
         ):
             raise UsageError(f"windows of {patch[0]} x {patch[1]} do not fit an image of shape {tuple(image.shape)}")
         self.model, self.image, self.patch, self.rows = model, image, patch, rows
-        self.why, self.kept, self.share = "incremental=never", 0, 1.0
-        self.network, self.memory = network, memory
+        self.mode, self.costs, self.network, self.memory = mode, costs, network, memory
         self.incremental: Incremental | None = None
-        if mode == "never":
-            return
+        self.why, self.kept, self.share = "incremental=never", 0, 1.0
+        if mode != "never":
+            self.prepare()
+
+    def prepare(self) -> None:
+        """Keep what patches need, or say why not.
+
+        Raises:
+            UsageError: it is not possible, with `always`.
+        """
         try:
             with torch.no_grad():
-                self.incremental, self.why = self.carrying(mode, costs), ""
+                self.incremental, self.why = self.carrying(), ""
             self.kept, self.share = self.incremental.kept, self.incremental.plan.share
         except NotIncremental as e:
-            if mode == "always":
+            if self.mode == "always":
                 raise UsageError(f"incremental=always is not possible: {e}") from None
-            self.why = str(e)
+            self.incremental, self.why, self.kept, self.share = None, str(e), 0, 1.0
             LOG.info("the model itself is called for every window: %s", e)
 
-    def carrying(self, mode: str, costs: Costs | None) -> Incremental:
+    def carrying(self) -> Incremental:
         """The way by patches.
 
         Raises:
@@ -115,13 +126,13 @@ class WindowLogits:
             raise NotIncremental("autocast is on: windows would be rounded otherwise than whole maps")
         if self.image.dtype != torch.float32:
             raise NotIncremental(f"the image is {self.image.dtype}: only float32")
-        known = costs or COSTS.get(device.type)
+        known = self.costs or COSTS.get(device.type)
         if known is None:
             raise NotIncremental(f"nothing is known of the speed of {device.type}")
         self.network = network = self.network or network_of(self.model)
         try:
             plan = network.plan(tuple(self.image.shape), self.patch, self.rows, known, device)
-            if mode == "auto" and plan.share > GAIN:
+            if self.mode == "auto" and plan.share > GAIN:
                 raise NotIncremental(f"it would take {plan.share:.2f} of the model's own time")
             if plan.kept > self.memory:
                 raise NotIncremental(
@@ -143,20 +154,46 @@ class WindowLogits:
             )
         if len(ys) and (min(ys.min(), xs.min()) < 0 or ys.max() > height - h or xs.max() > width - w):
             raise UsageError(f"a window of {h} x {w} lies outside of the image of {height} x {width} pixels")
+        found = self.of_all(pixels, ys, xs)
+        if self.carries and len(ys):
+            with torch.no_grad():
+                own = self.by_model(pixels[:1], ys[:1], xs[:1])
+            if not alike(found[:1], own):
+                self.network = None
+                self.prepare()
+                found = self.of_all(pixels, ys, xs)
+        return found
+
+    @property
+    def carries(self) -> bool:
+        """Whether a call carries patches now."""
+        return self.incremental is not None and not torch.is_autocast_enabled(self.image.device.type)
+
+    def of_all(self, pixels: Tensor, top: Ints, left: Ints) -> Tensor:
+        """All windows, `rows` in a call."""
         return torch.cat(
             [
-                self.of_rows(pixels[i : i + self.rows], ys[i : i + self.rows], xs[i : i + self.rows])
-                for i in range(0, max(1, len(ys)), self.rows)
+                self.of_rows(pixels[i : i + self.rows], top[i : i + self.rows], left[i : i + self.rows])
+                for i in range(0, max(1, len(top)), self.rows)
             ]
         )
 
     def of_rows(self, pixels: Tensor, top: Ints, left: Ints) -> Tensor:
         """One call."""
-        exact = not torch.is_autocast_enabled(self.image.device.type)
-        if self.incremental is not None and exact and len(pixels):
+        if self.incremental is not None and self.carries and len(pixels):
             with torch.no_grad():
                 return self.incremental(pixels.to(self.image), top, left)
+        return self.by_model(pixels, top, left)
+
+    def by_model(self, pixels: Tensor, top: Ints, left: Ints) -> Tensor:
+        """The model's own answer."""
         x = in_format_of(self.image.repeat(len(pixels), 1, 1, 1), self.image)
         for row, (t, s) in enumerate(zip(top.tolist(), left.tolist(), strict=True)):
             x[row, :, t : t + self.patch[0], s : s + self.patch[1]] = pixels[row]
         return self.model(x)
+
+
+def alike(found: Tensor, own: Tensor) -> bool:
+    """Whether logits are the model's own, up to rounding."""
+    most = ALIKE * float(own.detach().nan_to_num().abs().max())
+    return found.shape == own.shape and torch.allclose(found, own, rtol=0, atol=most, equal_nan=True)
