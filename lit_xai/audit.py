@@ -81,21 +81,49 @@ def main(cfg: Any) -> None:
     failed = together(every, cfg.jobs, cfg.dry_run)
     if cfg.dry_run:
         return
-    conclude(every)
+    conclude(every, cfg)
     failed.end()
 
 
-def conclude(every: list[Any]) -> None:
-    """What the results of some ensembles say: tables and pages."""
-    from lit_xai.cli.build import say
-    from lit_xai.evaluate import evaluate
+def conclude(every: list[Any], cfg: Any) -> None:
+    """The verdicts, on the terminal and on one page; where a fold failed, of those that are there."""
+    from lit_xai import evaluate
+    from lit_xai.cli.build import plain, say
+    from lit_xai.report import audit, conditions
     from lit_xai.store.names import PREDICTIONS
 
+    asked, audits = conditions.read(plain(cfg.conditions)), []
     for ensemble in every:
         there = list(ensemble.folder.glob(f"fold=*/{PREDICTIONS}"))
         if len(there) >= min(2, ensemble.cfg.data.folds):
-            evaluate(ensemble.cfg, ensemble.folder)
-            say(f"the page: {ensemble.folder}/report.html")
+            stores, summary = evaluate.measure(ensemble.cfg, ensemble.folder)
+            audits.append(audit.Audit.of(stores, summary, asked, command=typed(), classes=classes_of(ensemble)))
+    if not audits:
+        return
+    folder = audits[0].ensemble.root if len(audits) == 1 else page_folder(cfg, [a.name for a in audits])
+    files = audit.write(audits, folder)
+    audit.show(audits, definition=cfg.definition)
+    for a, ensemble in zip(audits, every, strict=False):
+        evaluate.write(ensemble.cfg, a.ensemble, a.summary, files[0])
+    say(f"the page: {files[0]}")
+
+
+def classes_of(ensemble: Any) -> tuple[str, ...]:
+    """The names of the classes."""
+    return tuple(ensemble.run.data.source.classes)
+
+
+def page_folder(cfg: Any, names: list[str]) -> Path:
+    """Where the page of several models is: `checkpoints/audit-<names>`."""
+    return Path(cfg.root) / f"audit-{'+'.join(names)}"
+
+
+def typed() -> str:
+    """The command line."""
+    import shlex
+    import sys
+
+    return shlex.join(["python", "-m", "lit_xai.audit", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

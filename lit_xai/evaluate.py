@@ -49,11 +49,20 @@ def main(cfg: Any) -> None:
 
 def evaluate(cfg: Any, folder: Any) -> None:
     """The whole evaluation of one folder."""
-    from lit_xai.cli.build import build_logger, finish, plain, say
+    from lit_xai.report import show
+
+    measured = measure(cfg, folder)
+    if measured is not None:
+        ensemble, summary = measured
+        show.show(summary, cfg.definition)
+        write(cfg, ensemble, summary)
+
+
+def measure(cfg: Any, folder: Any) -> Any:
+    """The stores of a folder and all their numbers; None of a dry run."""
+    from lit_xai.cli.build import plain, say
     from lit_xai.metrics.measures import register_from
-    from lit_xai.report import page, show
-    from lit_xai.report.cases import draw_worst
-    from lit_xai.report.dashboard import Dashboard
+    from lit_xai.report import show
     from lit_xai.report.ensemble import Ensemble
     from lit_xai.report.summarise import summarise
 
@@ -67,14 +76,25 @@ def evaluate(cfg: Any, folder: Any) -> None:
         f"no model calls, maps are read once"
     )
     if cfg.dry_run:
-        return
-    summary = summarise(ensemble, only, cfg.distance, progress=cfg.progress, pairs=plain(cfg.pairs))
-    show.show(summary, cfg.definition)
+        return None
+    return ensemble, summarise(ensemble, only, cfg.distance, progress=cfg.progress, pairs=plain(cfg.pairs))
+
+
+def write(cfg: Any, ensemble: Any, summary: Any, page_of_audit: Any = None) -> None:
+    """The files of a folder, and the dashboard; there, the page of an audit, too."""
+    from lit_xai.cli.build import build_logger, finish, plain, say
+    from lit_xai.report import page
+    from lit_xai.report.cases import draw_worst
+    from lit_xai.report.dashboard import Dashboard
+
+    folder = ensemble.root
     files = page.write(summary, folder, cfg.definition) + draw_worst(ensemble, summary.cases, folder / "cases")
-    say(f"written: {folder}/summary.json, {', '.join(f.name for f in files[1:])}")
+    say(f"written: {folder}/{', '.join(str(f.relative_to(folder)) for f in files)}")
     logger = build_logger(plain(cfg), folder, "evaluate", "evaluate")
     dashboard = Dashboard([logger] if logger is not None else [])
     log(summary, dashboard, folder)
+    if page_of_audit is not None:
+        dashboard.page("audit", page_of_audit)
     finish(logger)
 
 

@@ -19,6 +19,7 @@ GROUPS = {
     "logger": "loggers",
     "experiment": "experiments",
     "launcher": "launchers",
+    "conditions": "questions of a verdict (audit)",
 }
 LISTS = ("explainer", "score")
 OPEN = (*LISTS, "filler")
