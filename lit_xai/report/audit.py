@@ -145,7 +145,7 @@ def write(audits: Sequence[Audit], folder: Path, comparisons: Sequence[Mapping[s
     from lit_xai.report.render import card, page
 
     found = document(audits, comparisons)
-    sprites: dict[tuple[int, str, int], str] = {}
+    sprites: dict[tuple[int, str, int], pictures.Strip] = {}
     for number, a in enumerate(audits):
         of = pictures.sprites(a.ensemble, a.plain["cases"], pictures.BUDGET // len(audits))
         sprites |= {(number, *key): uri for key, uri in of.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,13 @@ GAP = 2
 WORST, LOWEST, OFF = 6, 3, 3  # cases of a method: least alike, least faithful, off the object
 BUDGET = 1_900_000  # bytes of all pictures of a page, in base64
 CONTRADICTION, UNLIKE = "contradiction", "least alike over the predictors"
+
+
+class Strip(NamedTuple):
+    """Small pictures side by side, as a data URI; `image` is whether the first is the probe itself."""
+
+    uri: str
+    image: bool
 
 
 def chosen(
@@ -69,8 +76,10 @@ def about(ensemble: Ensemble, probe: int, classes: Sequence[str]) -> dict[str, A
     return {"class": named(int(ensemble.split.labels[at])), "home": int(ensemble.split.fold(sample)), "said": said}
 
 
-def sprites(ensemble: Ensemble, cases: Sequence[Mapping[str, Any]], budget: int = BUDGET) -> dict[tuple[str, int], str]:
-    """A data URI for every case, `{(explainer, probe): uri}`: the image where the store has one, then the map of every fold.
+def sprites(
+    ensemble: Ensemble, cases: Sequence[Mapping[str, Any]], budget: int = BUDGET
+) -> dict[tuple[str, int], Strip]:
+    """A picture of every case, `{(explainer, probe): strip}`: the image where the store has one, then the map of every fold.
 
     Methods take turns, so that those left out for want of room are the last cases of each.
     """
@@ -80,7 +89,7 @@ def sprites(ensemble: Ensemble, cases: Sequence[Mapping[str, Any]], budget: int 
             by[c["explainer"]].append(c["probe"])
     images = thumbnails(ensemble, sorted({c["probe"] for c in cases}))
     maps = {e: ensemble.maps_of(e, torch.tensor(probes)) for e, probes in by.items()}
-    out: dict[tuple[str, int], str] = {}
+    out: dict[tuple[str, int], Strip] = {}
     for turn in range(max(map(len, by.values()), default=0)):
         for explainer, probes in by.items():
             if turn >= len(probes):
@@ -90,7 +99,7 @@ def sprites(ensemble: Ensemble, cases: Sequence[Mapping[str, Any]], budget: int 
             if budget < len(uri):
                 return out
             budget -= len(uri)
-            out[explainer, probes[turn]] = uri
+            out[explainer, probes[turn]] = Strip(uri, bool(tiles))
     return out
 
 

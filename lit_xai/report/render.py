@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from lit_xai.report.answers import ICONS, called
+from lit_xai.report.pictures import Strip
 
 TEMPLATES = Path(__file__).parent / "templates"
 ROOM = 0.04  # of an axis, beyond the outermost values
@@ -34,7 +35,7 @@ def environment(html: bool) -> Environment:
     return made
 
 
-def page(document: Mapping[str, Any], sprites: Mapping[tuple[int, str, int], str]) -> str:
+def page(document: Mapping[str, Any], sprites: Mapping[tuple[int, str, int], Strip]) -> str:
     """audit.html: one file that asks for nothing beside it."""
     script = (TEMPLATES / "audit.js").read_text()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -147,8 +148,10 @@ def view(a: Mapping[str, Any]) -> dict[str, Any]:
         questions.append({**c, "forests": [f for f in forests if f["rows"]]})
     answers = [of["answers"] for of in a["verdict"]["methods"].values()]
     asked = [q for q in questions if any(of[q["key"]]["status"] != "not applicable" for of in answers)]
+    ranked = [column for c in a["conditions"] for column in c["columns"]]
     return {
         "order": order,
+        "ranked": [column for column in ranked if any(column in row["ranks"] for row in a["leaderboard"])],
         "questions": questions,
         "asked": asked,
         "plane": scatter(a),

@@ -33,6 +33,11 @@ for (const tools of document.querySelectorAll('.tools')) {
       item.hidden = !(fits && item.textContent.toLowerCase().includes(text));
       shown += !item.hidden;
     }
+    const set = [...tools.querySelectorAll('select, input')].some(control => control.value);
+    document.getElementById(tools.dataset.of).querySelectorAll('.group').forEach((group, place) => {
+      group.hidden = ![...group.querySelectorAll('[data-item]')].some(item => !item.hidden);
+      group.open = set || place === 0;
+    });
     if (count) count.textContent = shown + ' of ' + items.length;
   };
   tools.addEventListener('input', filter);
