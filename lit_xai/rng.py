@@ -14,7 +14,7 @@ from lit_xai.errors import UsageError
 
 def stable_hash(*parts: object) -> int:
     """A 63-bit integer from the text of `parts`, the same on every machine and in every process."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 

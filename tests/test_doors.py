@@ -21,6 +21,8 @@ from lit_xai.data.sources import digits
 from lit_xai.models.pretrained import Normalise
 from safetensors.torch import load_file
 
+from offline import Offline
+
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [
     "data.train_subset=300",
@@ -326,9 +328,10 @@ def test_load_gives_model_split_maps_and_images(folder: Path) -> None:
 def test_wandb_files_hold_every_promised_key(folder: Path) -> None:
     logged = {}
     for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
-        keys, config = read_wandb(file)
-        logged[config["job_type"], config["name"]] = keys
-        assert config["group"] == "digits-resnet18"
+        there = Offline.read(file.parent)
+        keys = {*there.history, *(f"summary:{k}" for k in there.summary), *(f"config:{k}" for k in there.config)}
+        logged[there.run.job_type, there.run.display_name] = keys
+        assert there.run.run_group == "digits-resnet18"
     assert {j for j, _ in logged} == {"train", "evaluate"}
     fold = logged["train", "fold=1"]
     for key in ("train/loss", "val/acc", "scores", "gallery", "stability/folds", "summary:checkpoint", "config:fold"):
@@ -342,43 +345,6 @@ def test_wandb_files_hold_every_promised_key(folder: Path) -> None:
         for which in ("equal", "differ"):
             assert f"distances/{explainer}/{which}" in fold
             assert f"distances/{explainer}/{which}" in logged["evaluate", "evaluate"]
-
-
-def read_wandb(file: Path) -> tuple[set[str], dict[str, str]]:
-    """History keys of an offline run, with `summary:` and `config:` keys, and what identifies the run."""
-    from wandb.proto import wandb_internal_pb2 as pb
-
-    keys: set[str] = set()
-    about: dict[str, str] = {}
-    for data in wandb_records(file.read_bytes()):
-        record = pb.Record()
-        record.ParseFromString(data)
-        kind = record.WhichOneof("record_type")
-        if kind == "history":
-            keys |= {i.key or i.nested_key[0] for i in record.history.item}
-        elif kind == "summary":
-            keys |= {f"summary:{i.key or i.nested_key[0]}" for i in record.summary.update}
-        elif kind == "run":
-            about = {"job_type": record.run.job_type, "name": record.run.display_name, "group": record.run.run_group}
-            keys |= {f"config:{i.key}" for i in record.run.config.update}
-    return keys, about
-
-
-def wandb_records(data: bytes) -> list[bytes]:
-    """The records of W&B's log: LevelDB's format, blocks of 32 KiB, after a header of 7 bytes."""
-    records, pending, at = [], b"", 7
-    while at + 7 <= len(data):
-        left = 32768 - at % 32768
-        if left < 7:
-            at += left
-            continue
-        size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
-        pending += data[at + 7 : at + 7 + size]
-        at += 7 + size
-        if kind in (1, 4):  # a whole record, or its last part
-            records.append(pending)
-            pending = b""
-    return records
 
 
 BAD = {

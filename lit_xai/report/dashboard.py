@@ -16,7 +16,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,18 +25,8 @@ from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
+from lit_xai.report.runs import cleaned, project_name, start, tags_of, wandb_mode
 from lit_xai.rng import stable_hash
-
-
-def wandb_mode(mode: str) -> str:
-    """`auto`: online if the user is logged in or WANDB_MODE says so, else offline. Never a prompt."""
-    if mode != "auto":
-        return mode
-    if os.environ.get("WANDB_MODE"):
-        return os.environ["WANDB_MODE"]
-    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    known = netrc.is_file() and "wandb" in netrc.read_text(errors="ignore")
-    return "online" if os.environ.get("WANDB_API_KEY") or known else "offline"
 
 
 def wandb_logger(
@@ -52,27 +41,21 @@ def wandb_logger(
     tags: Sequence[str] = (),
 ) -> Logger:
     """One run per fold, grouped by experiment; a repeated command continues the run of the same id."""
-    mode = wandb_mode(mode)
-    options: dict[str, Any] = dict(
-        project=project,
-        entity=entity,
-        name=run,
-        id=f"{stable_hash(str(folder.resolve()), name, run, job_type):016x}",
-        group=name,
-        job_type=job_type,
-        tags=[*tags, *name.split("-")],
-        config=dict(record),
-        dir=str(folder),
-        mode=mode,
-        resume="allow" if mode == "online" else None,
-    )
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         return WandbLogger(offline=True, save_dir=str(folder))  # never started: only rank 0 logs
-    import wandb
-
     folder.mkdir(parents=True, exist_ok=True)
-    settings = wandb.Settings(silent=True, console="off")
-    return WandbLogger(experiment=wandb.init(**options, settings=settings))
+    options: dict[str, Any] = dict(
+        project=project_name(project),
+        entity=entity,
+        name=cleaned(run),
+        id=f"{stable_hash(str(folder.resolve()), name, run, job_type):016x}",
+        group=cleaned(name),
+        job_type=job_type,
+        tags=tags_of([*tags, *name.split("-")]),
+        config=dict(record),
+        dir=str(folder),
+    )
+    return WandbLogger(experiment=start(wandb_mode(mode), options))
 
 
 def csv_logger(folder: Path, name: str, run: str, job_type: str, record: Mapping[str, Any]) -> Logger:
