@@ -81,49 +81,44 @@ def main(cfg: Any) -> None:
     failed = together(every, cfg.jobs, cfg.dry_run)
     if cfg.dry_run:
         return
-    conclude(every, cfg)
+    conclude(every)
     failed.end()
 
 
-def conclude(every: list[Any], cfg: Any) -> None:
-    """The verdicts, on the terminal and on one page; where a fold failed, of those that are there."""
-    from lit_xai import evaluate
-    from lit_xai.cli.build import plain, say
-    from lit_xai.report import audit, conditions
-    from lit_xai.store.names import PREDICTIONS
-
-    asked, audits = conditions.read(plain(cfg.conditions)), []
-    for ensemble in every:
-        there = list(ensemble.folder.glob(f"fold=*/{PREDICTIONS}"))
-        if len(there) >= min(2, ensemble.cfg.data.folds):
-            stores, summary = evaluate.measure(ensemble.cfg, ensemble.folder)
-            audits.append(audit.Audit.of(stores, summary, asked, command=typed(), classes=classes_of(ensemble)))
-    if not audits:
-        return
-    folder = audits[0].ensemble.root if len(audits) == 1 else page_folder(cfg, [a.name for a in audits])
-    files = audit.write(audits, folder)
-    audit.show(audits, definition=cfg.definition)
-    for a, ensemble in zip(audits, every, strict=False):
-        evaluate.write(ensemble.cfg, a.ensemble, a.summary, files[0])
-    say(f"the page: {files[0]}")
-
-
-def classes_of(ensemble: Any) -> tuple[str, ...]:
-    """The names of the classes."""
-    return tuple(ensemble.run.data.source.classes)
-
-
-def page_folder(cfg: Any, names: list[str]) -> Path:
-    """Where the page of several models is: `checkpoints/audit-<names>`."""
-    return Path(cfg.root) / f"audit-{'+'.join(names)}"
-
-
-def typed() -> str:
-    """The command line."""
+def conclude(every: list[Any]) -> None:
+    """What the results of some ensembles say: tables, and one page with the verdict on each."""
     import shlex
     import sys
 
-    return shlex.join(["python", "-m", "lit_xai.audit", *sys.argv[1:]])
+    from lit_xai.evaluate import audits, together_in
+    from lit_xai.store.names import PREDICTIONS
+
+    def ready(ensemble: Any) -> bool:
+        return len(list(ensemble.folder.glob(f"fold=*/{PREDICTIONS}"))) >= min(2, ensemble.cfg.data.folds)
+
+    found = [ensemble for ensemble in every if ready(ensemble)]
+    if found:
+        classes, seconds = zip(*map(known_of, found), strict=True)
+        folders, command = [e.folder for e in found], shlex.join(["python", "-m", "lit_xai.audit", *sys.argv[1:]])
+        audits(found[0].cfg, folders, together_in(folders), command, classes=classes, seconds=seconds)
+
+
+def known_of(ensemble: Any) -> tuple[tuple[str, ...], tuple[float, float] | None]:
+    """The names of the classes, and the seconds of one forward and one backward pass of an image; nothing where data are gone."""
+    import torch
+
+    from lit_xai.cli.loaded import predictor_of
+    from lit_xai.engine import seconds_per_image
+    from lit_xai.errors import UsageError
+
+    try:
+        data = ensemble.run.data
+        images = data.source.train.images(data.probes[:8].tolist())
+        targets = torch.zeros(len(images), dtype=torch.long)
+        seconds = seconds_per_image(predictor_of(ensemble.run.load()), images, targets, enough=0.3)
+        return tuple(data.source.classes), seconds
+    except (UsageError, OSError):
+        return (), None
 
 
 if __name__ == "__main__":

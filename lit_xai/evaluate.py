@@ -8,6 +8,7 @@ from lit_xai.cli.command import command
 
 ABOUT = """MeGe, ReCo and every score of every explainer, with 95 % intervals, nulls, marks and rank sets.
 Reads checkpoints/<name>/fold=*/ and nothing else; writes summary.json, .csv, .tex, histograms and report.html there.
+compare=[a,b]: folders (names below root=, or paths) on one page, compared-a-b/audit.html, with their differences.
 samplers=[black,grey,mean] name=<folder> fold=0: how good fillers are as samplers for that fold's predictor instead:
 are their samples in distribution, diverse, local, and what do they cost; writes fold=0/samplers.csv, .tex and pictures.
 --status name=<folder>: how many shards of every fold and explainer are done, running and missing, which processes work on
@@ -44,22 +45,14 @@ def main(cfg: Any) -> None:
     if cfg.get("filler") or cfg.samplers is not None:
         evaluate_samplers(cfg)
         return
+    if cfg.compare is not None:
+        compare(cfg)
+        return
     evaluate(cfg, Path(cfg.root) / experiment_name(cfg))
 
 
-def evaluate(cfg: Any, folder: Any) -> None:
-    """The whole evaluation of one folder."""
-    from lit_xai.report import show
-
-    measured = measure(cfg, folder)
-    if measured is not None:
-        ensemble, summary = measured
-        show.show(summary, cfg.definition)
-        write(cfg, ensemble, summary)
-
-
-def measure(cfg: Any, folder: Any) -> Any:
-    """The stores of a folder and all their numbers; None of a dry run."""
+def measured(cfg: Any, folder: Any) -> Any:
+    """A folder's stores and their summary; None where it is a dry run."""
     from lit_xai.cli.build import plain, say
     from lit_xai.metrics.measures import register_from
     from lit_xai.report import show
@@ -80,22 +73,90 @@ def measure(cfg: Any, folder: Any) -> Any:
     return ensemble, summarise(ensemble, only, cfg.distance, progress=cfg.progress, pairs=plain(cfg.pairs))
 
 
-def write(cfg: Any, ensemble: Any, summary: Any, page_of_audit: Any = None) -> None:
-    """The files of a folder, and the dashboard; there, the page of an audit, too."""
+def evaluate(cfg: Any, folder: Any) -> None:
+    """The whole evaluation of one folder."""
+    from lit_xai.report import show
+
+    found = measured(cfg, folder)
+    if found is not None:
+        show.show(found[1], cfg.definition)
+        write(cfg, folder, *found)
+
+
+def write(cfg: Any, folder: Any, ensemble: Any, summary: Any) -> None:
+    """A folder's tables and pictures, and what the logger gets of them."""
     from lit_xai.cli.build import build_logger, finish, plain, say
     from lit_xai.report import page
     from lit_xai.report.cases import draw_worst
     from lit_xai.report.dashboard import Dashboard
 
-    folder = ensemble.root
     files = page.write(summary, folder, cfg.definition) + draw_worst(ensemble, summary.cases, folder / "cases")
     say(f"written: {folder}/{', '.join(str(f.relative_to(folder)) for f in files)}")
     logger = build_logger(plain(cfg), folder, "evaluate", "evaluate")
     dashboard = Dashboard([logger] if logger is not None else [])
     log(summary, dashboard, folder)
-    if page_of_audit is not None:
-        dashboard.page("audit", page_of_audit)
     finish(logger)
+
+
+def together_in(folders: Any) -> Any:
+    """Where the page of some folders goes: into the folder itself, or one beside several."""
+    first, *others = folders
+    return first.parent / f"compared-{'-'.join(f.name for f in folders)}"[:120] if others else first
+
+
+def audits(cfg: Any, folders: Any, into: Any, command: str, tables: bool = True, **about: Any) -> None:
+    """The verdicts on some folders: printed, and on one page in the folder `into`; with `tables`, each folder's own files, too.
+
+    `about` are further lists for `Audit`, an entry a folder: names of classes, seconds of model passes.
+    """
+    from lit_xai.cli.build import plain, say
+    from lit_xai.report import audit, conditions
+    from lit_xai.report.compare import comparisons
+
+    asked = conditions.read(plain(cfg.conditions))
+    found = [(folder, *both) for folder in folders if (both := measured(cfg, folder)) is not None]
+    every = []
+    for number, (folder, ensemble, summary) in enumerate(found):
+        own = {key: values[number] for key, values in about.items()}
+        every.append(audit.Audit.of(ensemble, summary, asked, command=command, **own))
+        if tables:
+            write(cfg, folder, ensemble, summary)
+    if every:
+        audit.show(every, definition=cfg.definition)
+        files = audit.write(every, into, comparisons(every))
+        say(f"written: {', '.join(map(str, files))}")
+
+
+def compare(cfg: Any) -> None:
+    """Several folders on one page.
+
+    Raises:
+        UsageError: fewer than two, or one is no folder of results.
+    """
+    import shlex
+    import sys
+    from pathlib import Path
+
+    from lit_xai.cli.build import plain
+    from lit_xai.errors import UsageError
+
+    names = plain(cfg.compare)
+    names = [names] if isinstance(names, str) else list(map(str, names))
+    if len(names) < 2:
+        raise UsageError(f"compare= takes two folders or more, as in compare=[a,b]; found {', '.join(names) or 'none'}")
+    folders = [path if (path := Path(cfg.root) / name).is_dir() else Path(name) for name in names]
+    for name, folder in zip(names, folders, strict=True):
+        if not any(folder.glob("fold=*")):
+            raise UsageError(
+                f"compare= names {name}, but there are no results in {folder}: give a name below root={cfg.root}, or a path"
+            )
+    audits(
+        cfg,
+        folders,
+        together_in(folders),
+        shlex.join(["python", "-m", "lit_xai.evaluate", *sys.argv[1:]]),
+        tables=False,
+    )
 
 
 def evaluate_samplers(cfg: Any) -> None:

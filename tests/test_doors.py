@@ -119,6 +119,33 @@ def test_every_result_file_is_there(folder: Path) -> None:
     assert not list(folder.rglob("*.tmp")), "temporary files are left"
 
 
+def test_folders_stand_on_one_page_by_name_and_by_path_with_conditions_of_the_users_own(
+    finished: Path, folder: Path
+) -> None:
+    done = run("evaluate", finished, f"compare=[{folder.name},{folder}]", "conditions.depends.below=.1")
+    written = finished / f"compared-{folder.name}-{folder.name}"
+    document = json.loads((written / "audit.json").read_text())
+    assert [a["name"] for a in document["audits"]] == [folder.name] * 2
+    assert document["audits"][0]["conditions"][0]["below"] == 0.1
+    assert "conditions.depends.below=.1" in document["audits"][0]["command"]
+    assert document["audits"][0]["verdict"]["sentence"] in done.stdout
+    assert {p.name for p in written.iterdir()} == {"audit.html", "audit.json", "audit.md"}
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["compare=[a]"], "compare= takes two folders or more, as in compare=[a,b]; found a"),
+        (["compare=[a,b]"], "compare= names a, but there are no results in a"),
+        (["conditions.depends.belw=.1"], "unknown key conditions.depends.belw: did you mean conditions.depends.below"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(tmp_path: Path, options: list[str], text: str) -> None:
+    done = run("evaluate", tmp_path, *options, check=False)
+    assert done.returncode == 1
+    assert text in done.stdout + done.stderr
+
+
 def test_no_number_of_the_summary_stands_bare(folder: Path) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     assert set(summary["rows"]) == {"saliency", "gradcam", "smoothgrad", "rise", "random"}

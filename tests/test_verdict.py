@@ -297,6 +297,16 @@ def test_a_question_is_left_out_by_null_and_a_name_alone_is_a_list():
     assert one.text() == "the 95 % interval of mege lies above 0.5"
 
 
+def test_of_two_columns_the_first_that_is_scored_counts():
+    cells = asked("faithful", columns=("mufidelity_cells|mufidelity",))
+    with_, without = (
+        conclude(made({"it": GOOD | {"mufidelity_cells": 0.9}}), cells),
+        conclude(made({"it": GOOD}), cells),
+    )
+    assert [v.conditions[0].columns for v in (with_, without)] == [("mufidelity_cells",), ("mufidelity",)]
+    assert statuses(without) == {"faithful": "shown"}
+
+
 def test_every_default_condition_is_told_in_the_documentation():
     page = (Path(__file__).parent.parent / "docs" / "verdict.md").read_text()
     for c in conditions.default():

@@ -15,11 +15,11 @@ GROUPS = {
     "explainer": "explainers (a list; all of the first level if not given)",
     "score": "scores (a list; all of the first level if not given)",
     "filler": "fillers (a list; explain, and evaluate as samplers=)",
+    "conditions": "conditions (audit, and evaluate with compare=)",
     "trainer": "trainers",
     "logger": "loggers",
     "experiment": "experiments",
     "launcher": "launchers",
-    "conditions": "questions of a verdict (audit)",
 }
 LISTS = ("explainer", "score")
 OPEN = (*LISTS, "filler")

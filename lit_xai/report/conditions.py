@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -24,7 +24,7 @@ class Condition:
     Attributes:
         key: its short name.
         question: in words.
-        columns: of the summary, all of which must hold; those that are not there are left out.
+        columns: of the summary, all of which must hold; those that are not there are left out. Of `a|b`, the first that is there.
         below, above: the column's interval lies on this side of the number; contradicted if it lies on the other.
         better_than: significantly better than each of these: nulls by name, `every null`, `whole image`, `permuted labels`.
         after: a condition that must be shown first.
@@ -50,7 +50,8 @@ class Condition:
 
     def text(self) -> str:
         """When it is shown, in a line."""
-        of = " and ".join([", ".join(self.columns[:-1]), self.columns[-1]] if len(self.columns) > 1 else self.columns)
+        columns = [c.replace("|", " or ") for c in self.columns]
+        of = " and ".join([", ".join(columns[:-1]), columns[-1]] if len(columns) > 1 else columns)
         if self.threshold is not None:
             side = "above" if self.below is None else "below"
             rule = f"the {100 * LEVEL:.0f} % interval of {of} lies {side} {self.threshold:g}"
@@ -58,6 +59,11 @@ class Condition:
             verb = "is" if len(self.columns) == 1 else "are"
             rule = f"{of} {verb} better than {' and '.join(self.better_than)}, corrected by Holm over the methods"
         return rule + (f", once {self.after} is shown" if self.after else "")
+
+    def of(self, known: Container[str]) -> Condition:
+        """The same where these columns are known: each alternative is decided."""
+        parts = [c.split("|") for c in self.columns]
+        return replace(self, columns=tuple(next((c for c in p if c in known), p[0]) for p in parts))
 
     def plain(self) -> dict[str, Any]:
         """JSON-ready."""

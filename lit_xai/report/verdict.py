@@ -40,12 +40,14 @@ from lit_xai.report.summarise import WHOLE_IMAGE, nulls_of
 from lit_xai.report.summary import Row, Summary
 
 DETERMINISTIC = "deterministic"  # begins the reason why a method that draws nothing has no repeats
-TINY = 1e-9  # by which a map's correlation with itself differs from 1
+TINY = 1e-4  # by which a correlation of equal maps differs from 1
 
 
 def conclude(summary: Summary, conditions: Sequence[Condition], about: str = "") -> Verdict:
     """The verdict on every method of a summary, nulls left out; `about` is what the network is called."""
     rows = [row for row in summary.rows if row.explainer not in summary.nulls]
+    known = {column for row in rows for column, e in row.estimates.items() if math.isfinite(e.value)}
+    conditions = [c.of(known) for c in conditions]
     answers: dict[str, dict[str, Answer]] = {row.explainer: {} for row in rows}
     for c in first_things_first(conditions):
         lacks = cannot_be_asked(summary, c)
@@ -65,7 +67,7 @@ def conclude(summary: Summary, conditions: Sequence[Condition], about: str = "")
     because = [*summary.head["alarms"]]
     best = min(methods.values(), key=[TRUST, CARE, DISTRUST].index, default=DISTRUST)
     overall = best if not because else CARE if only_unfinished(summary) and best != DISTRUST else DISTRUST
-    verdict = Verdict(overall, "", tag_sentence(summary, answers), because, methods, answers, list(conditions))
+    verdict = Verdict(overall, "", tag_sentence(summary, answers), because, methods, answers, conditions)
     return replace(verdict, sentence=sentence(verdict, str(summary.head["data"]), about or summary.head["name"]))
 
 
@@ -127,7 +129,7 @@ def unknown(row: Row, column: str, drawn: bool) -> Number | None:
         status = NOT_APPLICABLE if e.reason.startswith(DETERMINISTIC) else NOT_SHOWN
         return Number(column, status, e.reason or f"{column} is undefined", samples=e.samples)
     if drawn and e.value > 1 - TINY:
-        return Number(column, NOT_APPLICABLE, f"{DETERMINISTIC}: no noise is drawn", **counted(e))
+        return Number(column, NOT_APPLICABLE, f"{DETERMINISTIC}: two seeds give the same maps", **counted(e))
     if math.isnan(e.low):
         return Number(column, NOT_SHOWN, f"{column} {e.text()}: {e.reason}", **counted(e), needed=LEAST)
     return None
