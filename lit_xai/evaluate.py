@@ -86,7 +86,7 @@ def evaluate(cfg: Any, folder: Any) -> None:
 def write(cfg: Any, folder: Any, ensemble: Any, summary: Any) -> None:
     """A folder's tables and pictures, and what the logger gets of them."""
     from lit_xai.cli.build import build_logger, finish, plain, say
-    from lit_xai.report import page
+    from lit_xai.report import lineage, page
     from lit_xai.report.cases import draw_worst
     from lit_xai.report.dashboard import Dashboard
 
@@ -95,6 +95,7 @@ def write(cfg: Any, folder: Any, ensemble: Any, summary: Any) -> None:
     logger = build_logger(plain(cfg), folder, "evaluate", "evaluate")
     dashboard = Dashboard([logger] if logger is not None else [])
     log(summary, dashboard, folder)
+    lineage.log(dashboard, lineage.summary_of(folder, [ensemble.stores[f] for f in ensemble.folds], summary.head))
     finish(logger)
 
 
@@ -119,12 +120,13 @@ def audits(cfg: Any, folders: Any, into: Any, command: str, tables: bool = True,
     for number, (folder, ensemble, summary) in enumerate(found):
         own = {key: values[number] for key, values in about.items()}
         every.append(audit.Audit.of(ensemble, summary, asked, command=command, **own))
-        if tables:
-            write(cfg, folder, ensemble, summary)
-    if every:
-        audit.show(every, definition=cfg.definition)
-        files = audit.write(every, into, comparisons(every))
-        say(f"written: {', '.join(map(str, files))}")
+    if not every:
+        return
+    audit.show(every, definition=cfg.definition)
+    files = audit.write(every, into, comparisons(every))
+    for folder, ensemble, summary in found if tables else ():
+        write(cfg, folder, ensemble, summary)
+    say(f"written: {', '.join(map(str, files))}")
 
 
 def compare(cfg: Any) -> None:
@@ -195,6 +197,7 @@ def evaluate_samplers(cfg: Any) -> None:
 
 def log(summary: Any, dashboard: Any, folder: Any) -> None:
     """Everything to the dashboard."""
+    from lit_xai.report.cases import case_table
     from lit_xai.report.show import every_number
 
     values = {f"{c}/{row.explainer}": e.value for row in summary.rows for c, e in row.estimates.items()}
@@ -204,13 +207,18 @@ def log(summary: Any, dashboard: Any, folder: Any) -> None:
     dashboard.note(unfinished=lack["message"] if lack else "", alarms=summary.head["alarms"])
     for fold, accuracy in summary.head["held_out_accuracy"].items():
         values[f"heldout/acc/fold={fold}"] = accuracy["value"]
-    dashboard.scalars(values)
+    dashboard.scalars(values, {**summary.columns, "heldout/acc": True})
     for name, (equal, differ) in summary.distances.items():
         dashboard.histogram(f"distances/{name}/equal", equal)
         dashboard.histogram(f"distances/{name}/differ", differ)
     dashboard.table("summary", *every_number(summary).file())
-    dashboard.picture("histograms", folder / "histograms.png")
-    dashboard.page("report", folder / "report.html")
+    dashboard.table("cases", *case_table(summary.cases).file())
+    for path in (folder / "histograms.png", folder / "stability-plane.png"):
+        dashboard.picture(path.stem, path)
+    for name in dict.fromkeys(case["explainer"] for case in summary.cases):
+        dashboard.picture(f"cases/{name}", folder / "cases" / f"{name}.png")
+    for path in (folder / "report.html", folder / "audit.html"):
+        dashboard.page(path.stem, path)
 
 
 if __name__ == "__main__":

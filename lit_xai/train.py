@@ -81,6 +81,9 @@ def train(run: Any) -> None:
         return
     run.claim()
     logger = run.logger()
+    if not run.is_sampler:
+        kept = {"train/loss": False, "val/acc": True, "heldout/acc": True, "test/acc": True}
+        Dashboard([] if logger is None else [logger]).directions(kept)
     each_epoch = EachEpoch(
         str(run.store.root), "last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
     )

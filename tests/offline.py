@@ -36,13 +36,13 @@ class Offline:
         for record in whole(place):
             kind = record.WhichOneof("record_type")
             if kind == "history":
-                for item in record.history.item:
-                    found.history.setdefault(key_of(item), []).append(json.loads(item.value_json))
+                for key, value in values(record.history.item).items():
+                    found.history.setdefault(key, []).append(value)
             elif kind == "summary":
-                found.summary |= {key_of(item): json.loads(item.value_json) for item in record.summary.update}
+                found.summary |= values(record.summary.update)
             elif kind == "run":
                 found.run = record.run
-                found.config |= {key_of(item): json.loads(item.value_json) for item in record.run.config.update}
+                found.config |= values(record.run.config.update)
             elif kind == "metric":
                 keeps = [name for name in ("max", "min") if getattr(record.metric.summary, name)]
                 found.metrics[record.metric.name or record.metric.glob_name] = ",".join(keeps)
@@ -50,9 +50,12 @@ class Offline:
                 found.artifacts.append(record.artifact if kind == "artifact" else record.request.log_artifact.artifact)
         return found
 
-    def table(self, key: str) -> dict[str, Any]:
-        """The columns and rows of a table that was logged last."""
-        return json.loads((self.place / "files" / self.history[key][-1]["path"]).read_text())
+    def table(self, key: str) -> tuple[list[str], list[list[Any]], dict[str, Path]]:
+        """Columns and rows of a table that was logged, and the files that its cells name."""
+        (of,) = (a for a in self.artifacts if a.type == "run_table" and a.name.endswith(f"-{key}"))
+        files = {e.path: Path(e.local_path) for e in of.manifest.contents}
+        table = json.loads(files.pop(f"{key}.table.json").read_text())
+        return table["columns"], table["data"], files
 
 
 def whole(place: Path) -> list[Any]:
@@ -68,9 +71,17 @@ def whole(place: Path) -> list[Any]:
     return found
 
 
-def key_of(item: Any) -> str:
-    """The name of an item, nested or not."""
-    return item.key or ".".join(item.nested_key)
+def values(items: Any) -> dict[str, Any]:
+    """Values by key; what is a picture or a table is a dictionary."""
+    found: dict[str, Any] = {}
+    for item in items:
+        first, *rest = [item.key] if item.key else item.nested_key
+        value = json.loads(item.value_json)
+        if rest:
+            found.setdefault(first, {})[".".join(rest)] = value
+        else:
+            found[first] = value
+    return found
 
 
 def records(data: bytes) -> list[bytes]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import math
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 from lit_xai.report.dashboard import Dashboard, wandb_logger
 from lit_xai.report.runs import artifact_name, cleaned, project_name, tags_of
+from PIL import Image
 
 from offline import Offline
+from test_doors import run as run_door
 
 LONG = "a_data_set_of_eighty_characters" + "x" * 49
 EMOJI = "ünïcode 🦙"
@@ -75,3 +80,89 @@ def test_an_absent_server_costs_a_line_and_the_run_is_kept_offline(tmp_path: Pat
     ]
     assert not err
     assert there.history["mege/rise"] == [0.5]
+
+
+# ------------------------------------------------------------------------------------------------ what an experiment logs
+
+NAME = "named"
+SMALL = [
+    f"name={NAME}",
+    "data.train_subset=120",
+    "data.folds=2",
+    "data.probes_per_fold=4",
+    "data.size=8",
+    "model.network.width=4",
+    "trainer.max_epochs=1",
+    "explainer=[saliency,random]",
+    "score=[deletion,insertion]",
+    "checks=0",
+    "progress=false",
+]
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Offline]:
+    """Two folds and their evaluation, as they are logged: by the run's name."""
+    root = tmp_path_factory.mktemp("experiment")
+    run_door("train", root, "-m", "fold=0,1", small=SMALL)
+    run_door("evaluate", root, small=[f"name={NAME}", "progress=false"])
+    found = [Offline.read(place) for place in root.glob("*/wandb/offline-run-*")]
+    return {there.run.display_name: there for there in found}
+
+
+def test_a_fold_shows_held_out_probes_with_the_maps_of_every_method(experiment) -> None:
+    columns, rows, files = experiment["fold=0"].table("probes")
+    assert columns[:7] == ["sample", "label", "predicted", "confidence", "image", "saliency", "random"]
+    assert set(columns[7:]) == {f"{s}/{e}" for s in ("deletion", "insertion") for e in ("saliency", "random")}
+    assert len(rows) == 4
+    for row in rows:
+        cells = dict(zip(columns, row, strict=True))
+        image, saliency, random = (np.asarray(Image.open(files[cells[n]["path"]])) for n in columns[4:7])
+        assert image.shape[:2] == saliency.shape[:2] == random.shape[:2] == (64, 64)
+        assert np.ptp(image) > 0
+        assert (saliency[..., 0] >= saliency[..., 1]).all()  # white to red: it has no negative values
+        assert (random[..., 2].astype(int) > random[..., 0]).any()  # blue: it has some
+        assert all(math.isfinite(cells[n]) for n in columns[7:])
+
+
+def test_a_summary_keeps_the_best_by_the_direction_of_the_number(experiment) -> None:
+    fold, evaluation = experiment["fold=1"].metrics, experiment["evaluate"].metrics
+    for metrics in (fold, evaluation):
+        for explainer in ("saliency", "random"):
+            assert metrics[f"deletion/{explainer}"] == "min"
+            assert metrics[f"insertion/{explainer}"] == metrics[f"mege/{explainer}"] == "max"
+            assert metrics[f"reco/{explainer}"] == metrics[f"reco_auc/{explainer}"] == "max"
+    assert fold["train/loss"] == "min"
+    assert fold["val/acc"] == evaluation["heldout/acc/fold=1"] == "max"
+    assert "insertion/start/saliency" not in fold
+    assert "stability/folds" not in fold
+
+
+def test_artifacts_say_what_is_made_from_what(experiment) -> None:
+    own = {n: [a for a in there.artifacts if not a.type.startswith("run_table")] for n, there in experiment.items()}
+    assert [(a.type, a.name) for a in own["fold=0"]] == [
+        ("dataset", "data-digits"),
+        ("model", "model-named-fold-0"),
+        ("maps", "maps-named-fold-0"),
+    ]
+    assert [(a.type, a.name) for a in own["evaluate"]] == [("summary", "summary-named")]
+    made_from = {a.name: json.loads(a.metadata)["made_from"] for of in own.values() for a in of}
+    assert made_from == {
+        "data-digits": [],
+        **{f"model-named-fold-{i}": ["data-digits"] for i in (0, 1)},
+        **{f"maps-named-fold-{i}": [f"model-named-fold-{i}"] for i in (0, 1)},
+        "summary-named": ["maps-named-fold-0", "maps-named-fold-1"],
+    }
+    digests = {a.digest for of in own.values() for a in of}
+    assert len(digests) == 6  # the data are the same of both folds
+
+
+def test_large_files_are_named_and_small_ones_wait_beside_the_run(experiment) -> None:
+    folder = experiment["evaluate"].place.parent.parent
+    entries = {a.name: a.manifest.contents for there in experiment.values() for a in there.artifacts}
+    (checkpoint,) = (e for e in entries["model-named-fold-0"] if e.ref)
+    assert checkpoint.ref == (folder / "fold=0" / "model.ckpt").as_uri()
+    assert {e.path for e in entries["maps-named-fold-0"]} > {"about.json"}
+    sent = [e for e in entries["summary-named"] if not e.ref]
+    assert {e.path for e in sent} == {"about.json", "summary.json", "report.html"}
+    assert all(Path(e.local_path).is_relative_to(folder) for e in sent)

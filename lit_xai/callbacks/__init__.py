@@ -4,6 +4,7 @@ from lit_xai.callbacks.base import Context, Report
 from lit_xai.callbacks.checks import Curves, SanityCheck
 from lit_xai.callbacks.explain import Explain, parse_part, score_table
 from lit_xai.callbacks.fillers import FillerReport, SamplerReport
+from lit_xai.callbacks.logged import Logged
 from lit_xai.callbacks.overview import Gallery, Stability
 from lit_xai.callbacks.pace import Pace
 from lit_xai.callbacks.samplers import SamplerTable
@@ -14,6 +15,7 @@ __all__ = [
     "Explain",
     "FillerReport",
     "Gallery",
+    "Logged",
     "Pace",
     "Report",
     "SamplerReport",

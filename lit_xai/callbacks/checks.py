@@ -80,8 +80,9 @@ class SanityCheck(RankZeroReport):
             on.dashboard.picture(f"sanity/{how}", self.picture(how, result, table, on.data))
             for entry in table:
                 if entry.number == len(result.stages):
-                    last = {m: entry.estimates[m].value for m in ("spearman", "magnitude")}
-                    on.dashboard.scalars({f"sanity/{how}/{m}/{entry.explainer}": v for m, v in last.items()})
+                    last = {f"sanity/{how}/{m}": entry.estimates[m].value for m in ("spearman", "magnitude")}
+                    values = {f"{m}/{entry.explainer}": v for m, v in last.items()}
+                    on.dashboard.scalars(values, dict.fromkeys(last, False))
         path = self.store.root / "sanity.csv"
         file = tables.sanity(entries).file()
         write_csv(path, *file)

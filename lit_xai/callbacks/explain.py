@@ -224,10 +224,10 @@ class Explain(Report):
         """
         while tasks.others_finished():
             before = self.shards()
-            columns, rows, means = score_table(self.store, self.explainers, data.probes, predictions, self.seed)
+            columns, rows, means, better = score_table(self.store, self.explainers, data.probes, predictions, self.seed)
             write_csv(self.store.root / "scores.csv", columns, rows)
             if self.shards() == before:
-                dashboard.scalars(means)
+                dashboard.scalars(means, better)
                 dashboard.table("scores", columns, rows[:SHOWN])
                 return
 
@@ -238,18 +238,19 @@ class Explain(Report):
 
 def score_table(
     store: FoldStore, explainers: Mapping[str, Any], probes: Tensor, predictions: Predictions, seed: int = 0
-) -> tuple[list[str], list[list[Any]], dict[str, float]]:
-    """Columns and rows (one a probe and explainer) of what is complete, and the means by `<score>/<explainer>`."""
+) -> tuple[list[str], list[list[Any]], dict[str, float], dict[str, bool]]:
+    """Columns and rows (one a probe and explainer) of what is complete, means by `<score>/<explainer>`, scores' directions."""
     names: list[str] = []
+    better: dict[str, bool] = {}
     found: dict[str, dict[str, Tensor]] = {}
     for explainer in explainers:
         reader = MapReader(store, RANDOM, explainer)
         if reader.files and reader.has(probes):
             found[explainer] = {n: reader.rows(probes, f"score/{n}") for n in reader.scores()}
+            better |= {n: bool(reader.meta["scores"][n]["higher_is_better"]) for n in reader.scores()}
             for n, v in found[explainer].items():
                 if v.ndim == 2:  # a column for every setting: the one chosen on half of the probes, on the other half
-                    better = reader.meta["scores"][n]["higher_is_better"]
-                    found[explainer][n] = settle(v, probes, better, seed)[0]
+                    found[explainer][n] = settle(v, probes, better[n], seed)[0]
             for key in sorted(reader.extra):
                 if key.startswith("detail/"):
                     found[explainer][key.removeprefix("detail/")] = reader.rows(probes, key)
@@ -261,4 +262,4 @@ def score_table(
         own = [values[n].double().tolist() if n in values else [math.nan] * len(probes) for n in names]
         rows += [list(row) for row in zip(*known, [explainer] * len(probes), *own, strict=True)]
     means = {f"{n}/{e}": float(v.nanmean()) for e, values in found.items() for n, v in values.items()}
-    return ["sample", "fold", "label", "predicted", "explainer", *names], rows, means
+    return ["sample", "fold", "label", "predicted", "explainer", *names], rows, means, better

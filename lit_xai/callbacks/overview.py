@@ -45,7 +45,7 @@ class Stability(RankZeroReport):
             values.update({f"{m}/{name}": MEASURES[m].alone(pairs)[0] for m in view("default")})
             for kind, distances in zip(("equal", "differ"), pairs.sets(), strict=True):
                 dashboard.histogram(f"distances/{name}/{kind}", distances)
-        dashboard.scalars(values)
+        dashboard.scalars(values, {name: measure.better == "up" for name, measure in MEASURES.items()})
         return values
 
 

@@ -25,6 +25,7 @@ from lit_xai.callbacks import (
     Explain,
     FillerReport,
     Gallery,
+    Logged,
     Report,
     SamplerReport,
     SanityCheck,
@@ -223,7 +224,8 @@ class Run:
         if explain.probes != "random":
             return [explain]
         again = [self.explain(kind) for kind in CHECKS] if c.checks else []
-        after: list[Report] = [Gallery(self.store, self.explainers)]
+        logged = Logged(self.store, self.explainers, trained=self.job_type == "train")
+        after: list[Report] = [Gallery(self.store, self.explainers), logged]
         if self.cfg.data.folds > 1:
             after.insert(0, Stability(self.store, list(self.explainers), c.seed))
         if self.fillers:

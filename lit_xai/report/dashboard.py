@@ -5,18 +5,27 @@
 | `train/loss`, `val/acc`, `heldout/acc`, `test/acc` | training of one fold |
 | `<score>/<explainer>` | mean of a score over a fold's probes |
 | `mege/<explainer>`, `reco/<explainer>`, `reco_auc/<explainer>` | over the folds present (`stability/folds`) |
+| `sanity/<way>/<measure>/<explainer>` | maps of the model whose layers are all re-initialised; `sanity/<way>` is the picture |
 | `unfinished`, `alarms` | of an evaluation: 1 if something is missing; what, in the run's summary, and why not to trust it |
 | `distances/<explainer>/equal`, `.../differ` | histograms of the two sets of distances |
+| `probes` | a table of one fold: up to 32 held-out probes, each with its image, every explainer's map as a picture, its scores |
 | `summary` | a table: every number with its interval, mark, ranks, and whether its row is a null's; the nulls last |
 | `scores` | a table: one row a probe and explainer |
-| `gallery` | the picture of maps |
+| `cases` | a table: the probes whose maps differ most between folds, and whether they are contradictions; `cases/<explainer>` shows them |
+| `gallery`, `histograms`, `stability-plane` | pictures |
+| `report`, `audit` | the pages |
 | `checkpoint` | the checkpoint's path (in the run's summary) |
+
+A run's summary keeps the best value of every number that has a direction (`define_metric`), e.g. `mege/rise.max`. Artifacts
+`data-<data>` -> `model-<name>-fold-<i>` -> `maps-<name>-fold-<i>` -> `summary-<name>` say what was made from what
+(`lit_xai.report.lineage`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +82,19 @@ class Dashboard:
 
     def __init__(self, loggers: Sequence[Logger]) -> None:
         self.loggers = list(loggers)
-        self.runs = [g.experiment for g in self.loggers if isinstance(g, WandbLogger)]
+        first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+        self.runs = [g.experiment for g in self.loggers if first and isinstance(g, WandbLogger)]
 
-    def scalars(self, values: Mapping[str, float | None]) -> None:
-        """Numbers; an undefined one is logged as NaN."""
+    def directions(self, better: Mapping[str, bool]) -> None:
+        """Whether higher is better, by key: a run's summary keeps the best value."""
+        for run in self.runs:
+            for key, up in better.items():
+                run.define_metric(key, summary="max" if up else "min")
+
+    def scalars(self, values: Mapping[str, float | None], better: Mapping[str, bool] | None = None) -> None:
+        """Numbers; an undefined one is logged as NaN. `better` is whether higher is better, by the key without its last part."""
+        of = {key: (better or {}).get(key.rpartition("/")[0]) for key in values}
+        self.directions({key: up for key, up in of.items() if up is not None})
         plain = {k: math.nan if v is None else float(v) for k, v in values.items()}
         for logger in self.loggers:
             logger.log_metrics(plain)
@@ -101,12 +119,28 @@ class Dashboard:
         self.log(key, lambda wandb: wandb.Table(columns=list(columns), data=data, allow_mixed_types=True))
 
     def picture(self, key: str, path: Path) -> None:
-        """An image file."""
-        self.log(key, lambda wandb: wandb.Image(str(path)))
+        """An image file, if it is there."""
+        if path.exists():
+            self.log(key, lambda wandb: wandb.Image(str(path)))
 
     def page(self, key: str, path: Path) -> None:
-        """An HTML page."""
-        self.log(key, lambda wandb: wandb.Html(path.read_text()))
+        """An HTML page, if it is there."""
+        if path.exists():
+            self.log(key, lambda wandb: wandb.Html(path.read_text()))
+
+    def artifact(self, make: Callable[[Any], Any], used: bool, sources: Collection[str]) -> None:
+        """Log what `make(wandb)` gives; a run that is sent says what it used: this very artifact, or these by name."""
+        for run in self.runs:
+            import wandb
+
+            made = make(wandb)
+            if run.offline or run.disabled:  # which may use nothing
+                run.log_artifact(made)
+                continue
+            for name in sources:
+                with contextlib.suppress(wandb.errors.Error, ValueError):  # nobody has sent it
+                    run.use_artifact(f"{name}:latest")
+            run.use_artifact(made) if used else run.log_artifact(made)
 
     def note(self, **values: Any) -> None:
         """Facts for the run's summary, e.g. the checkpoint's path."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lit_xai.core import RANGE, SIGNED, Legend
@@ -99,10 +99,21 @@ class Scale:
         """These colours for one of the maps."""
         return Scale(self.colours, *ends(map_.float().numpy()), self.says, own=True) if self.own else self
 
+    @property
+    def top(self) -> float:
+        """The value of the highest colour; of equal ends, all of a map has the lowest."""
+        return self.high if self.high > self.low else self.low + max(1.0, abs(self.low))
+
     def draw(self, axis: Any, map_: Float[Tensor, "h w"], **options: Any) -> Any:
-        """The map on an axis; of equal ends, all of it has the lowest colour."""
-        high = self.high if self.high > self.low else self.low + max(1.0, abs(self.low))
-        return axis.imshow(map_.float().numpy(), cmap=self.colours, vmin=self.low, vmax=high, **options)
+        """The map on an axis."""
+        return axis.imshow(map_.float().numpy(), cmap=self.colours, vmin=self.low, vmax=self.top, **options)
+
+    def pixels(self, map_: Float[Tensor, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
+        """The map's colours, a pixel a value."""
+        from matplotlib import colormaps
+
+        share = (map_.float().numpy() - self.low) / (self.top - self.low)
+        return colormaps[self.colours](share.clip(0, 1), bytes=True)[..., :3]
 
     def marks(self) -> tuple[list[float], list[str]]:
         """Where a colour bar has its numbers, and these."""

@@ -18,6 +18,8 @@ from lit_xai.rng import stable_hash
 TAG, NAME = 64, 128  # most characters that the server takes
 SENT = ("online", "shared", "run")  # modes that need a server
 PATIENCE = 5.0  # seconds that a server may take to answer
+STAGED = "WANDB_DATA_DIR"  # where files of artifacts wait until they are sent
+OWN_PLACE = STAGED not in os.environ
 
 
 def wandb_mode(mode: str) -> str:
@@ -81,6 +83,8 @@ def start(mode: str, options: Mapping[str, Any]) -> Any:
     """`wandb.init`; where its server does not answer, or refuses, a line says so and the run is kept offline."""
     import wandb
 
+    if OWN_PLACE:  # beside the run, which can be moved and sent from elsewhere, and not at the user's home
+        os.environ[STAGED] = str(Path(options["dir"]).resolve() / "wandb")
     settings = wandb.Settings(silent=True, console="off")
     if mode in SENT:
         url = wandb.setup().settings.base_url
