@@ -117,7 +117,7 @@ def audits(cfg: Any, folders: Any, into: Any, command: str, tables: bool = True,
     asked = conditions.read(plain(cfg.conditions))
     found = [(folder, *both) for folder in folders if (both := measured(cfg, folder)) is not None]
     every = []
-    for number, (folder, ensemble, summary) in enumerate(found):
+    for number, (_, ensemble, summary) in enumerate(found):
         own = {key: values[number] for key, values in about.items()}
         every.append(audit.Audit.of(ensemble, summary, asked, command=command, **own))
     if not every:
