@@ -55,11 +55,12 @@ def measured(cfg: Any, folder: Any) -> Any:
     """A folder's stores and their summary; None where it is a dry run."""
     from lit_xai.cli.build import plain, say
     from lit_xai.metrics.measures import register_from
-    from lit_xai.report import show
+    from lit_xai.report import show, workspace
     from lit_xai.report.ensemble import Ensemble
     from lit_xai.report.summarise import summarise
 
     show.shown_or_refuse(cfg.definition)
+    workspace.check(cfg.get("dashboard", False), cfg.logger)
     register_from(cfg.get("measures") or ())
     ensemble = Ensemble(folder, cfg.seed)
     only = plain(cfg.only)
@@ -86,7 +87,7 @@ def evaluate(cfg: Any, folder: Any) -> None:
 def write(cfg: Any, folder: Any, ensemble: Any, summary: Any) -> None:
     """A folder's tables and pictures, and what the logger gets of them."""
     from lit_xai.cli.build import build_logger, finish, plain, say
-    from lit_xai.report import lineage, page
+    from lit_xai.report import lineage, page, workspace
     from lit_xai.report.cases import draw_worst
     from lit_xai.report.dashboard import Dashboard
 
@@ -96,6 +97,8 @@ def write(cfg: Any, folder: Any, ensemble: Any, summary: Any) -> None:
     dashboard = Dashboard([logger] if logger is not None else [])
     log(summary, dashboard, folder)
     lineage.log(dashboard, lineage.summary_of(folder, [ensemble.stores[f] for f in ensemble.folds], summary.head))
+    if cfg.get("dashboard"):
+        say(f"W&B: {workspace.offer(summary, dashboard, folder)}")
     finish(logger)
 
 

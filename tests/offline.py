@@ -19,6 +19,7 @@ class Offline:
         config, summary, history: by key; of the history every value.
         metrics: by name or pattern, what its summary keeps: `max` or `min`.
         artifacts: in order.
+        said: what its command printed, if anybody kept it.
     """
 
     place: Path
@@ -28,6 +29,7 @@ class Offline:
     history: dict[str, list[Any]] = field(default_factory=dict)
     metrics: dict[str, str] = field(default_factory=dict)
     artifacts: list[Any] = field(default_factory=list)
+    said: str = ""
 
     @staticmethod
     def read(place: Path) -> Offline:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import socket
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -105,9 +107,11 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Offline]:
     """Two folds and their evaluation, as they are logged: by the run's name."""
     root = tmp_path_factory.mktemp("experiment")
     run_door("train", root, "-m", "fold=0,1", small=SMALL)
-    run_door("evaluate", root, small=[f"name={NAME}", "progress=false"])
-    found = [Offline.read(place) for place in root.glob("*/wandb/offline-run-*")]
-    return {there.run.display_name: there for there in found}
+    more = ["dashboard=true"] if find_spec("wandb_workspaces") else []
+    said = run_door("evaluate", root, small=[f"name={NAME}", "progress=false", *more]).stdout
+    found = {(there := Offline.read(place)).run.display_name: there for place in root.glob("*/wandb/offline-run-*")}
+    found["evaluate"].said = said
+    return found
 
 
 def test_a_fold_shows_held_out_probes_with_the_maps_of_every_method(experiment) -> None:
@@ -166,3 +170,57 @@ def test_large_files_are_named_and_small_ones_wait_beside_the_run(experiment) ->
     sent = [e for e in entries["summary-named"] if not e.ref]
     assert {e.path for e in sent} == {"about.json", "summary.json", "report.html"}
     assert all(Path(e.local_path).is_relative_to(folder) for e in sent)
+
+
+# ------------------------------------------------------------------------------------------------------------- workspace
+
+
+def test_a_workspace_is_built_offline_and_says_how_it_is_sent(experiment) -> None:
+    pytest.importorskip("wandb_workspaces")
+    file = experiment["evaluate"].place.parent.parent / "workspace.json"
+    view = json.loads(file.read_text())
+    (line,) = (x for x in experiment["evaluate"].said.splitlines() if "workspace" in x)
+    assert line == f"W&B: a workspace in {file}; to send it: log in (wandb login), then the same command again"
+    assert view["project"] == "lit_xai"
+    section = view["spec"]["section"]
+    rooms = {room["name"]: room["panels"] for room in section["panelBankConfig"]["sections"]}
+    assert list(rooms) == ["Verdict", "Stability", "Faithfulness", "Maps", "Contradictions", "Training"]
+    assert all(rooms.values())
+    (runs,) = section["runSets"]
+    assert [key["name"] for key in runs["grouping"]] == ["group", "displayName"]
+    assert [f["value"] for f in runs["filters"]["filters"]] == [NAME]
+
+
+def test_every_panel_shows_a_key_that_is_logged(experiment) -> None:
+    pytest.importorskip("wandb_workspaces")
+    view = json.loads((experiment["evaluate"].place.parent.parent / "workspace.json").read_text())
+    panels = [p for room in view["spec"]["section"]["panelBankConfig"]["sections"] for p in room["panels"]]
+    shown = {key for p in panels for key in [*p["config"].get("metrics", []), *p["config"].get("mediaKeys", [])]}
+    known = {key for there in experiment.values() for key in there.history}
+    assert {"mege/saliency", "deletion/random", "gallery", "report", "train/loss", "heldout/acc"} <= shown
+    assert shown - known <= {"audit", "stability-plane"}  # where these pages and pictures are written
+
+
+@pytest.mark.parametrize(
+    ("value", "logger", "why"), [("maybe", "wandb", "true or false"), ("true", "csv", "logger=wandb")]
+)
+def test_a_workspace_that_cannot_be_built_is_refused_before_any_work(experiment, value, logger, why) -> None:
+    folder = experiment["evaluate"].place.parent.parent
+    options = [f"name={NAME}", "progress=false", f"dashboard={value}", f"logger={logger}"]
+    done = run_door("evaluate", folder.parent, small=options, check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert why in line
+    assert not done.stdout
+
+
+@pytest.mark.parametrize("name", [EMOJI, 'it\'s "quoted" \\', "a_b|c"])
+def test_a_workspace_takes_every_name(name: str) -> None:
+    pytest.importorskip("wandb_workspaces")
+    from lit_xai.report.summary import Summary
+    from lit_xai.report.workspace import build
+
+    head = {"name": name, "data": name, "alarms": [], "unfinished": None, "folds_present": [0], "held_out_accuracy": {}}
+    spec = build(Summary(head, {}, [], {}, {}), "entity", "project", name)._to_model().model_dump(mode="json")["spec"]
+    verdict = spec["section"]["panel_bank_config"]["sections"][0]["panels"][0]["config"]["value"]
+    assert re.sub(r"\\(.)", r"\1", verdict).count(name) >= 1
