@@ -6,13 +6,16 @@ import json
 import math
 import re
 import socket
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
 from lit_xai.report.dashboard import Dashboard, wandb_logger
-from lit_xai.report.runs import artifact_name, cleaned, project_name, tags_of
+from lit_xai.report.runs import artifact_name, cleaned, project_name, tags_of, unreachable
 from PIL import Image
 
 from offline import Offline
@@ -56,7 +59,7 @@ def test_names_that_are_taken_stay_and_others_do_not_meet() -> None:
 
 
 @pytest.fixture
-def closed_port(monkeypatch) -> str:
+def closed_port(monkeypatch) -> Iterator[str]:
     """The address of a server that is not there, as that of W&B, and a key for it."""
     import wandb
 
@@ -82,6 +85,44 @@ def test_an_absent_server_costs_a_line_and_the_run_is_kept_offline(tmp_path: Pat
     ]
     assert not err
     assert there.history["mege/rise"] == [0.5]
+
+
+class Refuses(BaseHTTPRequestHandler):
+    """Knows nobody."""
+
+    def do_GET(self) -> None:
+        self.send_response(401)
+        self.end_headers()
+
+    do_POST = do_GET
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@pytest.fixture
+def refusing(closed_port, monkeypatch) -> Iterator[str]:
+    """The address of a server that takes no key, as that of W&B."""
+    with HTTPServer(("127.0.0.1", 0), Refuses) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        yield url
+        server.shutdown()
+
+
+def test_a_server_that_refuses_costs_a_line_too(tmp_path: Path, refusing, capfd) -> None:
+    dashboard = logged(tmp_path, mode="online")
+    dashboard.scalars({"mege/rise": 0.5})
+    assert read(dashboard).history["mege/rise"] == [0.5]
+    (line,) = capfd.readouterr().out.splitlines()
+    assert line.startswith(f"W&B: {refusing} cannot be used (")
+
+
+def test_a_server_that_answers_is_told_from_one_that_is_silent(refusing) -> None:
+    assert not unreachable(refusing)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        assert unreachable(f"http://127.0.0.1:{silent.getsockname()[1]}", 0.2) == "no answer within 0.2 s"
 
 
 # ------------------------------------------------------------------------------------------------ what an experiment logs

@@ -94,6 +94,7 @@ def start(mode: str, options: Mapping[str, Any]) -> Any:
                 return wandb.init(**options, mode=mode, resume="allow", settings=settings)  # type: ignore[arg-type]
             except wandb.errors.Error as e:
                 why = (str(e).splitlines() or [type(e).__name__])[0]
+                wandb.teardown()  # it holds the id of the run that did not begin
         print(f"W&B: {url} cannot be used ({why}): this run is kept offline", flush=True)
         mode = "offline"
     return wandb.init(**options, mode=mode, settings=settings)  # type: ignore[arg-type]
