@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import io
 import json
 import re
@@ -220,9 +221,30 @@ def test_the_terminal_says_the_verdict_first_and_leaves_out_what_is_empty(found:
 # -------------------------------------------------------------------------------------------------------------- browser
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+def title_of(file: Path, width: int = 1400, dark: bool = False) -> str:
+    """The title of a page once its scripts have run."""
+    command = [str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
+    command += [
+        f"--user-data-dir={file.parent / 'profile'}",
+        f"--blink-settings=preferredColorScheme={0 if dark else 1}",
+    ]
+    command += [f"--window-size={width},2000", "--virtual-time-budget=20000", "--dump-dom", f"file://{file}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    found = re.search(r"<title>(.*?)</title>", done.stdout, re.S)
+    return html.unescape(found[1]) if found else done.stderr
+
+
+def with_script(folder: Path, script: str) -> str:
+    """The page with a script more; its own policy lets none run but its own."""
+    text = (folder / "audit.html").read_text().replace("script-src 'sha256-", "script-src 'unsafe-inline' 'x-", 1)
+    return text.replace("</body>", f"<script>{script}</script></body>")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 def test_a_browser_sorts_filters_and_stays_within_420_pixels(folder: Path, tmp_path: Path) -> None:
-    text = (folder / "audit.html").read_text()
     check = """
     const faults = [];
     const table = document.querySelector('table.answers'), names = () => [...table.tBodies[0].rows].map(r => r.cells[0].textContent);
@@ -238,17 +260,23 @@ def test_a_browser_sorts_filters_and_stays_within_420_pixels(folder: Path, tmp_p
     if (innerWidth > 420) faults.push('window ' + innerWidth);
     parent.document.title = faults.join('; ') || 'well';
     """
-    # the page's own policy runs no script but its own: let it run the check, too
-    text = text.replace("script-src 'sha256-", "script-src 'unsafe-inline' 'x-", 1)
-    (tmp_path / "page.html").write_text(text.replace("</body>", f"<script>{check}</script></body>"))
+    (tmp_path / "page.html").write_text(with_script(folder, check))
     (tmp_path / "frame.html").write_text('<iframe src="page.html" width="420" height="900"></iframe>')
-    command = [
-        shutil.which("chromium"),
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--allow-file-access-from-files",
-    ]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=4000", "--dump-dom"]
-    done = subprocess.run([*command, f"file://{tmp_path}/frame.html"], capture_output=True, text=True, timeout=120)
-    assert re.search(r"<title>(.*?)</title>", done.stdout)[1] == "well"  # type: ignore[index]
+    assert title_of(tmp_path / "frame.html") == "well"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None or shutil.which("npm") is None, reason="no Chromium, or no npm")
+def test_an_accessibility_checker_finds_nothing(folder: Path, tmp_path: Path) -> None:
+    """axe-core, from npm, in light and dark, with everything opened."""
+    install = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(tmp_path), "axe-core@4.10.3"]
+    if subprocess.run(install, capture_output=True, timeout=120).returncode:
+        pytest.skip("npm is out of reach")
+    axe = (tmp_path / "node_modules" / "axe-core" / "axe.min.js").read_text().replace("</script", "<\\/script")
+    run = """
+    document.querySelectorAll('details').forEach(d => { d.open = true; });
+    axe.run().then(r => { document.title = 'found: ' + r.violations.map(v => v.id + ' ' + v.nodes[0].html).join('; '); });
+    """
+    (tmp_path / "page.html").write_text(with_script(folder, axe + run))
+    for dark in (False, True):
+        assert title_of(tmp_path / "page.html", dark=dark) == "found: "
