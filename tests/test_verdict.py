@@ -238,7 +238,7 @@ def test_the_network_has_the_judgement_of_its_best_method_and_the_sentence_names
 )
 def test_alarms_overrule_the_methods(head, overall, words):
     found = verdict({"it": GOOD}, "depends", **head)
-    assert found.methods == {"it": TRUST}
+    assert found.methods == {"it": overall}
     assert found.overall == overall
     assert found.sentence.startswith(words)
 

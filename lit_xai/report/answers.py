@@ -10,7 +10,7 @@ from lit_xai.report.conditions import Condition
 from lit_xai.report.summarise import WHOLE_IMAGE
 
 SHOWN, NOT_SHOWN, CONTRADICTED, NOT_APPLICABLE = "shown", "not shown", "contradicted", "not applicable"
-TRUST, CARE, DISTRUST = "trust", "trust with care", "do not trust"
+ORDER = TRUST, CARE, DISTRUST = "trust", "trust with care", "do not trust"
 ICONS = {SHOWN: "✓", NOT_SHOWN: "?", CONTRADICTED: "✗", NOT_APPLICABLE: "–", TRUST: "✓", CARE: "!", DISTRUST: "✗"}
 CALLED = {
     "random": "noise",
@@ -73,10 +73,10 @@ class Verdict:
     """What is to be said of the explanations of one network.
 
     Attributes:
-        overall: `trust`, `trust with care` or `do not trust`: that of the best method, unless `because` says more.
+        overall: `trust`, `trust with care` or `do not trust`: that of the best method.
         sentence: the same in plain words, methods named.
         tag: what is to be said of a planted tag; empty where there is none.
-        because: why the whole result is not to be trusted, whatever the methods' numbers are.
+        because: why no method is trusted, or with care at most, whatever its numbers are.
         methods: the overall judgement of each.
         answers: `{method: {question: answer}}`.
         conditions: what was asked.
@@ -95,7 +95,7 @@ class Verdict:
         out: dict[str, tuple[int, ...]] = {}
         for name, overall in self.methods.items():
             found = [a.status for a in self.answers[name].values()]
-            out[name] = [TRUST, CARE, DISTRUST].index(overall), found.count(CONTRADICTED), -found.count(SHOWN)
+            out[name] = ORDER.index(overall), found.count(CONTRADICTED), -found.count(SHOWN)
         return out
 
     def unanswered(self) -> list[tuple[str, str, str, list[str]]]:

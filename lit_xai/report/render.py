@@ -144,7 +144,7 @@ def view(a: Mapping[str, Any]) -> dict[str, Any]:
     order = [row["explainer"] for row in a["leaderboard"]]
     questions = []
     for c in a["conditions"]:
-        forests = [forest(a, c["key"], column, order) for column in c["columns"] if column in a["columns"]]
+        forests = [forest(a, c, column, order) for column in c["columns"] if column in a["columns"]]
         questions.append({**c, "forests": [f for f in forests if f["rows"]]})
     answers = [of["answers"] for of in a["verdict"]["methods"].values()]
     asked = [q for q in questions if any(of[q["key"]]["status"] != "not applicable" for of in answers)]
@@ -160,15 +160,15 @@ def view(a: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def forest(a: Mapping[str, Any], key: str, column: str, order: Sequence[str]) -> dict[str, Any]:
+def forest(a: Mapping[str, Any], c: Mapping[str, Any], column: str, order: Sequence[str]) -> dict[str, Any]:
     """One column as a forest plot: methods from the best down, then nulls; the lines are the nulls' values and the condition's."""
     up = a["columns"][column]["higher_is_better"]
     cells = {n: row[column] for n, row in a["rows"].items() if row.get(column, {}).get("value") is not None}
     nulls = {n: e["value"] for n, e in cells.items() if n in a["nulls"]}
-    after = next(c["after"] for c in a["conditions"] if c["key"] == key)
+    after = c["after"]
     rows = []
     for name in sorted((n for n in order if n in cells), key=lambda n: cells[n]["value"], reverse=up):
-        answer = a["verdict"]["methods"][name]["answers"][key]
+        answer = a["verdict"]["methods"][name]["answers"][c["key"]]
         number = next((n for n in answer["numbers"] if n["column"] == column), None)
         waits = number is not None and answer["status"] != number["status"] == "shown" and len(answer["numbers"]) == 1
         rows.append(
@@ -176,7 +176,7 @@ def forest(a: Mapping[str, Any], key: str, column: str, order: Sequence[str]) ->
         )
     rows += [{"explainer": n, "number": None, "waits": "", **read(cells[n])} for n in nulls]
     numbers = [row["number"] for row in rows if row["number"]]
-    threshold = next((n["reference"] for n in numbers if not n["null"] and n["reference"] is not None), None)
+    threshold = c["above"] if c["below"] is None else c["below"]
     own = [n["reference"] for n in numbers if n["null"] in ("permuted labels", "whole image")]
     lines = nulls if threshold is None else {}
     ends = [row[k] for row in rows for k in ("value", "low", "high")]

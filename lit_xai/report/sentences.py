@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from lit_xai.metrics.comparisons import BETTER
-from lit_xai.report.answers import CARE, CONTRADICTED, DISTRUST, NOT_SHOWN, SHOWN, TRUST, Answer, Verdict, called
+from lit_xai.report.answers import CARE, CONTRADICTED, DISTRUST, NOT_SHOWN, ORDER, SHOWN, TRUST, Answer, Verdict, called
 from lit_xai.report.conditions import Condition
 from lit_xai.report.summary import Row, Summary
 
@@ -26,8 +26,10 @@ def sentence(verdict: Verdict, data: str, about: str) -> str:
     parts = [
         f"{'Do not trust any of it' if verdict.overall == DISTRUST else 'Not finished'}: {w}." for w in verdict.because
     ]
+    if verdict.because and verdict.overall == DISTRUST:
+        return " ".join(parts)
     first = f"On {data}, explanations of {about} by"
-    for (overall, why), names in sorted(groups.items(), key=lambda g: [TRUST, CARE, DISTRUST].index(g[0][0])):
+    for (overall, why), names in sorted(groups.items(), key=lambda g: ORDER.index(g[0][0])):
         of, by = listed(names), first or "Those by"
         verb = {TRUST: "can be trusted", CARE: "are to be trusted with care", DISTRUST: "are not to be trusted"}[
             overall

@@ -27,6 +27,7 @@ from lit_xai.report.answers import (
     DISTRUST,
     NOT_APPLICABLE,
     NOT_SHOWN,
+    ORDER,
     SHOWN,
     TRUST,
     Answer,
@@ -65,8 +66,10 @@ def conclude(summary: Summary, conditions: Sequence[Condition], about: str = "")
     answers = {name: {c.key: of[c.key] for c in conditions} for name, of in answers.items()}
     methods = {name: judged(list(of.values())) for name, of in answers.items()}
     because = [*summary.head["alarms"]]
-    best = min(methods.values(), key=[TRUST, CARE, DISTRUST].index, default=DISTRUST)
-    overall = best if not because else CARE if only_unfinished(summary) and best != DISTRUST else DISTRUST
+    if because:  # no method is better than what it explains
+        most = CARE if only_unfinished(summary) else DISTRUST
+        methods = {name: max(overall, most, key=ORDER.index) for name, overall in methods.items()}
+    overall = min(methods.values(), key=ORDER.index, default=DISTRUST)
     verdict = Verdict(overall, "", tag_sentence(summary, answers), because, methods, answers, conditions)
     return replace(verdict, sentence=sentence(verdict, str(summary.head["data"]), about or summary.head["name"]))
 
