@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from lit_xai import engine
+from lit_xai.callbacks import Explain
 from lit_xai.data.folds import Split
 from lit_xai.explainers import Centre, Image, ImageRandom, Random, Saliency, SmoothGrad
 from lit_xai.metrics import Deletion, MuFidelity
@@ -23,10 +24,12 @@ from lit_xai.report import audit, evidence
 from lit_xai.report.audit import Audit
 from lit_xai.report.ensemble import Ensemble
 from lit_xai.report.summarise import summarise
+from lit_xai.store.fold import FoldStore
 from PIL import Image as Picture
 from rich.console import Console
 
 from test_engine import SOURCE, job, predicted
+from test_reports import context, data
 
 NAMES = ['<script>alert(1)</script> $x$ "q"', "🐈 & co", *map(str, range(2, 10))]
 EXPLAINERS = {
@@ -174,6 +177,27 @@ def test_the_twin_holds_the_verdict_its_conditions_and_every_number(found: Audit
         str(f): p.meta["checkpoint"] for f, p in found.ensemble.predictions.items()
     }
     assert one["command"] == "python -m lit_xai.audit data=digits"
+
+
+def test_a_page_of_little_says_what_is_missing(tmp_path: Path) -> None:
+    """One predictor, no labels, no scores, no method that asks the model."""
+    on, store = context(data(labelled=False, probes_per_fold=12)), FoldStore(tmp_path / "bare" / "fold=0")
+    Explain({"random": Random()}, {}, store, progress=False).run(on)
+    nothing = summarise(Ensemble(tmp_path / "bare"), progress=False)
+    Explain({"saliency": Saliency(), "random": Random()}, {}, store, progress=False).run(on)
+    little = summarise(Ensemble(tmp_path / "bare"), progress=False)
+    audits = [Audit.of(Ensemble(tmp_path / "bare"), summary) for summary in (nothing, little)]
+    audit.write(audits, tmp_path)
+    screen = io.StringIO()
+    audit.show(audits, Console(file=screen, width=160))
+    assert audits[0].verdict.sentence == "On digits, no method explains bare: there is nothing to judge."
+    assert audits[1].verdict.answers["saliency"]["persists"].reason == "there is one predictor alone"
+    texts = " ".join(Page((tmp_path / "audit.html").read_text()).texts)
+    for missing in ("No cases", "No score has a value a probe", "there is one predictor alone"):
+        assert missing in texts
+    for empty in ("accuracy", "chance"):
+        assert empty not in screen.getvalue()
+    assert "the images have no labels" in (tmp_path / "audit.md").read_text()
 
 
 # ---------------------------------------------------------------------------------------------------------------- parts
