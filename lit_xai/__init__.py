@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "code", "load", "made_by"]
+__all__ = ["__version__", "audit", "code", "load", "made_by"]
 
 
 @functools.cache
@@ -28,6 +28,13 @@ def code() -> str:
 def made_by() -> dict[str, str]:
     """What every file of a store says of the code that computed it; two versions of it may fill one store."""
     return {"version": __version__, "code": code()}
+
+
+def audit(*args: Any, **options: Any) -> Any:
+    """Can the explanations of a model of your own be trusted? See `lit_xai.crossval.audit`."""
+    from lit_xai.crossval import audit as audit_model
+
+    return audit_model(*args, **options)
 
 
 def load(folder: str | os.PathLike[str], fold: int = 0, module: Any = None, dataset: Any = None) -> Any:

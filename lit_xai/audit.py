@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from lit_xai.cli import side_by_side
@@ -120,6 +122,17 @@ def known_of(ensemble: Any) -> tuple[tuple[str, ...], tuple[float, float] | None
     except (UsageError, OSError):
         return (), None
 
+
+class Callable(ModuleType):
+    """This module, which hides the function `lit_xai.audit` once it is imported, and therefore does the same."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        from lit_xai.crossval import audit
+
+        return audit(*args, **options)
+
+
+sys.modules[__name__].__class__ = Callable
 
 if __name__ == "__main__":
     main()

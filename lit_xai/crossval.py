@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from lit_xai.data.folds import Disagreements, Split
 from lit_xai.data.images import MapStyle
 from lit_xai.errors import UsageError
 from lit_xai.fitting import TrainedOn, code_digest, describe, plain_value
-from lit_xai.report import page
+from lit_xai.report import audit as report_audit
+from lit_xai.report import conditions, page
+from lit_xai.report.cases import draw_worst
 from lit_xai.report.ensemble import Ensemble
 from lit_xai.report.summarise import summarise
 from lit_xai.report.summary import Summary
@@ -32,6 +34,65 @@ from lit_xai.store.names import CHECKS, DECISIONS, DISAGREEMENTS, RANDOM
 from lit_xai.store.plans import LIBRARY, plan_text
 
 Train = Callable[[nn.Module, Dataset, int], None]
+
+
+def audit(
+    model: nn.Module | Callable[[], nn.Module],
+    dataset: Any,
+    explainers: Mapping[str, Explainer | Callable[..., Any]] | None = None,
+    root: str | Path = "checkpoints/mine",
+    *,
+    classes: Sequence[str] = (),
+    asked: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> report_audit.Audit:
+    """Can the explanations of a model be trusted? The verdict is printed, and `root` has the page, `audit.html`.
+
+    Args:
+        model: a trained module, of which is said what needs no others (see `explain_model`; `dataset` is what it never saw); or a
+            function that makes a fresh one, of which k are trained by cross-validation (see `explain_folds`).
+        dataset: map-style, `(image [c, h, w] in [0, 1], label)`.
+        explainers: by name; None takes six common ones (`common`) and every null.
+        root: folder of this model and data set; a call that was interrupted goes on where it was.
+        classes: their names.
+        asked: conditions as in `configs/conditions/default.yaml`; None = those.
+        options: further ones of `explain_model` or `explain_folds`.
+
+    Returns:
+        The audit: `verdict`, `summary`, and `plain`, what `audit.json` holds.
+
+    Raises:
+        UsageError: the data, the model, the conditions or the folder cannot be used; the message says how to mend it.
+    """
+    questions = conditions.default() if asked is None else conditions.read(asked)
+    if isinstance(model, nn.Module):
+        summary = explain_model(model, dataset, common(model) if explainers is None else explainers, root, **options)
+    else:
+        methods = common(predictor_of(model())) if explainers is None else explainers
+        summary = explain_folds(model, dataset, methods, root=root, **options)
+    ensemble = Ensemble(root, options.get("seed", 0))
+    found = report_audit.Audit.of(ensemble, summary, questions, classes=tuple(classes))
+    report_audit.show([found])
+    files = report_audit.write([found], Path(root))
+    say(f"written: {', '.join(map(str, files))}")
+    return found
+
+
+def common(model: nn.Module) -> dict[str, Explainer]:
+    """Six common methods, five where the model has no convolution for Grad-CAM, and every null."""
+    from lit_xai import explainers as e
+
+    methods = {
+        "saliency": e.Saliency(),
+        "gradient_input": e.GradientInput(),
+        "integrated_gradients": e.IntegratedGradients(steps=30),
+        "smoothgrad": e.SmoothGrad(samples=30),
+        "rise": e.RISE(masks=500),
+    }
+    if any(isinstance(m, nn.Conv2d) for m in model.modules()):
+        methods["gradcam"] = e.GradCAM()
+    nulls = {"random": e.Random(), "image": e.Image(), "edges": e.Edges(), "centre": e.Centre()}
+    return {**methods, **nulls, "image_random": e.ImageRandom()}
 
 
 def explain_folds(
@@ -268,9 +329,12 @@ class Study:
                 engine.compute(changed, progress)
 
     def summarise(self, distance: str, progress: bool) -> Summary:
-        """All numbers, also written to the folder."""
-        summary = summarise(Ensemble(self.root, self.split.seed), list(self.methods), distance, progress=progress)
+        """All numbers, also written to the folder with the page of an audit."""
+        ensemble = Ensemble(self.root, self.split.seed)
+        summary = summarise(ensemble, list(self.methods), distance, progress=progress)
         page.write(summary, self.root)
+        draw_worst(ensemble, summary.cases, self.root / "cases")
+        report_audit.write([report_audit.Audit.of(ensemble, summary)], self.root)
         return summary
 
 
@@ -366,4 +430,4 @@ def refuse_other_training(file: Path, mine: Mapping[str, Any]) -> None:
         )
 
 
-__all__ = ["ImagesOf", "LoadedFold", "MapsOf", "explain_folds", "explain_model", "load"]
+__all__ = ["ImagesOf", "LoadedFold", "MapsOf", "audit", "explain_folds", "explain_model", "load"]

@@ -44,6 +44,24 @@ def test_your_own_model_gives_a_summary_and_goes_on(
     assert (folder / "summary.json").read_bytes() == summary
 
 
+def test_a_trained_model_and_a_module_by_folds_are_audited_as_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first, _, _, alone, folds = blocks("your_own_model.md", "python")
+    names = {"__name__": "example"}
+    exec(compile(alone, "your_own_model.md", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "persistence needs those of other folds" in printed
+    assert "depend on the model" in printed
+    made = first[: first.index("summary = explain_folds(")]
+    exec(compile(made + folds, "your_own_model.md", "exec"), names)
+    assert capsys.readouterr().out.strip()
+    for folder in ("network", "mine-audited"):
+        files = {f.name for f in (tmp_path / "checkpoints" / folder).iterdir()}
+        assert files >= {"audit.html", "audit.json", "audit.md", "summary.json", "cases.csv"}
+
+
 def test_the_readmes_library_runs_as_printed(capsys: pytest.CaptureFixture[str]) -> None:
     code = blocks("../README.md", "python")[0]
     exec(compile(code, "README.md", "exec"), {"__name__": "example"})

@@ -42,7 +42,7 @@ def sentence(verdict: Verdict, data: str, about: str) -> str:
 def story(verdict: Verdict, method: str) -> str:
     """What a method's explanations do, and what is not shown or contradicted of them."""
     asked = [(c, verdict.answers[method][c.key]) for c in verdict.conditions]
-    wrong = [said_against(c, a) for c, a in asked if a.status == CONTRADICTED]
+    wrong = [said_against(c, a) for c, a in asked if any(n.status == CONTRADICTED for n in a.numbers)]
     if wrong:
         return listed(wrong)
     known = [c.shown for c, a in asked if a.status == SHOWN]

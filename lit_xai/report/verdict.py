@@ -92,7 +92,7 @@ def has(rows: Sequence[Row], column: str) -> bool:
 def cannot_be_asked(summary: Summary, c: Condition) -> str:
     """Why a question cannot be asked of any method; empty if it can."""
     if FOLDS in c.needs and len(summary.head["folds_present"]) < 2:
-        return "there is one predictor alone"
+        return "there is one predictor alone: persistence needs those of other folds"
     if LABELS in c.needs and not summary.head["held_out_accuracy"]:
         return "the images have no labels"
     if MASKS in c.needs:
@@ -244,12 +244,16 @@ def combined(c: Condition, found: Sequence[Number]) -> Answer:
     status = SHOWN
     for worse in (NOT_SHOWN, CONTRADICTED):
         status = worse if any(n.status == worse for n in asked) else status
-    return Answer(status, "; ".join(n.reason for n in asked if n.status == status), tuple(found))
+    why = "; ".join(n.reason for n in asked if n.status == status)
+    if status == CONTRADICTED and c.threshold is not None:  # nothing is contradicted but by a null
+        return Answer(NOT_SHOWN, why, tuple(found))
+    return Answer(status, why, tuple(found))
 
 
 def judged(answers: Sequence[Answer]) -> str:
-    """What is to be thought of a method: nothing contradicted, at least one question shown; trusted where all are."""
+    """What is to be thought of a method: no number on the wrong side, at least one question shown; trusted where all are."""
     statuses = [a.status for a in answers if a.status != NOT_APPLICABLE]
-    if CONTRADICTED in statuses or SHOWN not in statuses:
+    wrong = any(n.status == CONTRADICTED for a in answers for n in a.numbers)
+    if wrong or CONTRADICTED in statuses or SHOWN not in statuses:
         return DISTRUST
     return TRUST if set(statuses) == {SHOWN} else CARE
