@@ -333,7 +333,7 @@ class Study:
         ensemble = Ensemble(self.root, self.split.seed)
         summary = summarise(ensemble, list(self.methods), distance, progress=progress)
         page.write(summary, self.root)
-        draw_worst(ensemble, summary.cases, self.root / "cases")
+        draw_worst(ensemble, summary.cases, summary.worst, self.root / "cases")
         report_audit.write([report_audit.Audit.of(ensemble, summary)], self.root)
         return summary
 

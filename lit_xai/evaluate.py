@@ -91,7 +91,9 @@ def write(cfg: Any, folder: Any, ensemble: Any, summary: Any) -> None:
     from lit_xai.report.cases import draw_worst
     from lit_xai.report.dashboard import Dashboard
 
-    files = page.write(summary, folder, cfg.definition) + draw_worst(ensemble, summary.cases, folder / "cases")
+    files = page.write(summary, folder, cfg.definition) + draw_worst(
+        ensemble, summary.cases, summary.worst, folder / "cases"
+    )
     say(f"written: {folder}/{', '.join(str(f.relative_to(folder)) for f in files)}")
     logger = build_logger(plain(cfg), folder, "evaluate", "evaluate")
     dashboard = Dashboard([logger] if logger is not None else [])

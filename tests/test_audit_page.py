@@ -191,9 +191,16 @@ def test_a_page_of_little_says_what_is_missing(tmp_path: Path) -> None:
     screen = io.StringIO()
     audit.show(audits, Console(file=screen, width=160))
     assert audits[0].verdict.sentence == "On digits, no method explains bare: there is nothing to judge."
-    assert audits[1].verdict.answers["saliency"]["persists"].reason == "there is one predictor alone: persistence needs those of other folds"
+    assert (
+        audits[1].verdict.answers["saliency"]["persists"].reason
+        == "there is one predictor alone: persistence needs those of other folds"
+    )
     texts = " ".join(Page((tmp_path / "audit.html").read_text()).texts)
-    for missing in ("No cases", "No score has a value a probe", "there is one predictor alone: persistence needs those of other folds"):
+    for missing in (
+        "No cases",
+        "No score has a value a probe",
+        "there is one predictor alone: persistence needs those of other folds",
+    ):
         assert missing in texts
     for empty in ("accuracy", "chance"):
         assert empty not in screen.getvalue()

@@ -147,7 +147,8 @@ def test_the_core_of_unrelated_maps_is_what_chance_gives() -> None:
 
 
 def test_the_worst_are_drawn_with_images_and_all_folds(folder: Path, tmp_path: Path) -> None:
-    files = draw_worst(Ensemble(folder), summarise(Ensemble(folder), ["rise"], progress=False).cases[:3], tmp_path)
+    summary = summarise(Ensemble(folder), ["rise"], progress=False)
+    files = draw_worst(Ensemble(folder), summary.cases, summary.worst, tmp_path)
     assert [f.stem for f in files] == ["rise"]
     assert all(f.stat().st_size > 10_000 for f in files)
 

@@ -12,15 +12,18 @@ From stores alone, for every random probe that all folds have explained:
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lit_xai.engine.predict import SMALL
 from lit_xai.metrics.distance import average_ranks, correlation, unit_ranks
 from lit_xai.metrics.statistics import Estimate, mean_estimate
 from lit_xai.report import draw
@@ -176,15 +179,28 @@ def plain(value: Any) -> Any:
     return ("no", "yes")[value] if isinstance(value, bool) else value
 
 
-def draw_worst(ensemble: Ensemble, rows: list[dict[str, Any]], folder: Path) -> list[Path]:
-    """The worst cases of every explainer, all folds' maps side by side, as `cases/<explainer>.png`."""
+def worst_of(rows: list[dict[str, Any]], explainer: str) -> list[dict[str, Any]]:
+    """The cases of an explainer that are drawn."""
+    return [row for row in rows if row["explainer"] == explainer and math.isfinite(row["worst_rho"])][:WORST]
+
+
+def small_maps(ensemble: Ensemble, explainer: str, rows: list[dict[str, Any]]) -> Float[Tensor, "k n h w"]:
+    """All folds' maps of some cases, no larger than thumbnails are."""
+    maps = ensemble.maps_of(explainer, torch.tensor([row["probe"] for row in rows]))
+    scale = SMALL / max(maps.shape[-2:])
+    if scale >= 1:
+        return maps
+    return F.interpolate(maps, [max(1, round(n * scale)) for n in maps.shape[-2:]], mode="area")
+
+
+def draw_worst(ensemble: Ensemble, rows: list[dict[str, Any]], kept: Mapping[str, Tensor], folder: Path) -> list[Path]:
+    """The worst cases of every explainer, all folds' maps side by side, as `cases/<explainer>.png`; `kept` are their maps."""
     out, names = [], list(dict.fromkeys(row["explainer"] for row in rows))
     for name in names:
-        mine = [row for row in rows if row["explainer"] == name and math.isfinite(row["worst_rho"])][:WORST]
+        mine = worst_of(rows, name)
         if not mine:
             continue
-        samples = torch.tensor([row["probe"] for row in mine])
-        maps = ensemble.maps_of(name, samples)
+        samples, maps = torch.tensor([row["probe"] for row in mine]), kept[name]
         columns = {f"fold {f}": m for f, m in zip(ensemble.folds, maps, strict=True)}
         shared = torch.stack([consensus(maps[:, n]) for n in range(len(mine))])
         captions = [caption(row) for row in mine]

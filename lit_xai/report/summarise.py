@@ -20,7 +20,7 @@ from lit_xai.metrics.localisation import settle
 from lit_xai.metrics.measures import MEASURES, paired
 from lit_xai.metrics.robustness import robustness_table
 from lit_xai.metrics.statistics import Estimate, difference, mean_estimate
-from lit_xai.report.cases import Seen, cases
+from lit_xai.report.cases import Seen, cases, small_maps, worst_of
 from lit_xai.report.ensemble import Ensemble, family_of
 from lit_xai.report.head import head
 from lit_xai.report.summary import Row, Summary, is_null
@@ -108,6 +108,8 @@ def add_cases(ensemble: Ensemble, name: str, seen: Seen, summary: Summary) -> No
     known = [row["contradiction"] for row in rows if row["contradiction"] is not None]
     number = sum(known) if known else None
     summary.cases += rows
+    if worst := worst_of(rows, name):
+        summary.worst[name] = small_maps(ensemble, name, worst)
     summary.consensus[name] = {"core": core, "core_null": chance, "contradictions": number, "probes": len(rows)}
 
 
