@@ -138,9 +138,10 @@ def test_equal_values_are_on_top_together_or_not_at_all() -> None:
     assert not highest(tied).any()
 
 
-def test_the_core_of_unrelated_maps_is_what_chance_gives() -> None:
-    seen, g = Seen(), torch.Generator().manual_seed(0)
-    seen(torch.arange(60), {f: torch.rand(60, 20, 20, generator=g) for f in range(2)})
+def test_the_core_of_unrelated_maps_is_what_chance_gives(folder: Path) -> None:
+    ensemble = Ensemble(folder, folds=[0, 1])
+    seen, g = Seen(ensemble), torch.Generator().manual_seed(0)
+    seen(ensemble.split.samples[:60], {f: torch.rand(60, 20, 20, generator=g) for f in range(2)})
     shared, chance = seen.shared(0)
     assert chance == pytest.approx(0.1, abs=0.01)
     assert shared.low < 0.1 < shared.high

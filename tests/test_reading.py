@@ -131,6 +131,6 @@ def test_the_table_of_all_parts_is_made_again_when_a_shard_changed_meanwhile(tmp
         dashboard := Silent([]), engine.Tasks.of(work, explainers, {"deletion": Deletion()}, (1, 2)), data, predictions
     )
     assert len(made) == 2
-    assert dashboard.columns[-2:] == ["deletion", "insertion"]
+    assert {"deletion", "insertion"} <= set(dashboard.columns)
     assert table.read_text().splitlines()[0].endswith("explainer,deletion,insertion")
     assert len(dashboard.rows) == 20

@@ -12,7 +12,7 @@ From stores alone, for every random probe that all folds have explained:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -65,18 +65,24 @@ class Seen:
     """What is noted of the maps of random probes while they pass by (`Ensemble.pairs(look=...)`).
 
     Attributes:
+        ensemble: whose predictors.
         samples: the probes.
+        alike: whether all predictors say the same class, the right one.
         worst: the smallest signed correlation of two folds' maps; NaN where fewer than two are not constant.
         folds: `[2]` of that pair.
         core: share of the highest tenth that all folds have in common.
         chance: the same of maps of different probes, one number a pairing.
+        kept: of the `WORST` first cases, the place in `order`, the sample and all predictors' maps, no larger than thumbnails are.
     """
 
+    ensemble: Ensemble
     samples: list[Int[Tensor, "n"]] = field(default_factory=list)
+    alike: list[Bool[Tensor, "n"]] = field(default_factory=list)
     worst: list[Float[Tensor, "n"]] = field(default_factory=list)
     folds: list[Int[Tensor, "n 2"]] = field(default_factory=list)
     core: list[Float[Tensor, "n"]] = field(default_factory=list)
     chance: list[Float[Tensor, "_"]] = field(default_factory=list)
+    kept: list[tuple[tuple[bool, float], int, Float[Tensor, "k h w"]]] = field(default_factory=list)
 
     def __call__(self, samples: Tensor, maps: dict[int, Tensor]) -> None:
         """Look at some probes' maps by all folds."""
@@ -89,12 +95,34 @@ class Seen:
         worst, at = known.min(0)
         tops = torch.stack([highest(m) for m in maps.values()])
         self.samples.append(samples)
+        self.alike.append(alike := self.all_right(samples))
         self.worst.append(torch.where(torch.isfinite(worst), worst, torch.nan))
+        self.keep(samples, order(alike, worst), maps)
         self.folds.append(torch.tensor(pairs)[at])
         self.core.append(core(tops))
         for shift in range(1, min(SHIFTS, (len(samples) - 1) // max(1, len(maps) - 1)) + 1):
             other = torch.stack([top.roll(shift * n, 0) for n, top in enumerate(tops)])
             self.chance.append(core(other))
+
+    def all_right(self, samples: Int[Tensor, "n"]) -> Bool[Tensor, "n"]:
+        """Whether all predictors say the same class, and the label where there is one."""
+        said = torch.stack([p.of(samples) for p in self.ensemble.predictions.values()])
+        label = self.ensemble.split.label(samples)
+        return (said == said[0]).all(0) & ((label < 0) | (said[0] == label))
+
+    def keep(self, samples: Tensor, places: Sequence[tuple[bool, float]], maps: Mapping[int, Tensor]) -> None:
+        """Keep the maps of the first cases of these and those before."""
+        first = sorted(range(len(places)), key=places.__getitem__)[:WORST]
+        first = [n for n in first if math.isfinite(places[n][1])]
+        if first:
+            of = small(torch.stack([m[first] for m in maps.values()]))
+            self.kept += [(places[n], int(samples[n]), of[:, row]) for row, n in enumerate(first)]
+            self.kept = sorted(self.kept, key=lambda case: case[0])[:WORST]
+
+    @property
+    def first_maps(self) -> dict[int, Float[Tensor, "k h w"]]:
+        """All predictors' maps of the first cases, by sample, in order."""
+        return {sample: maps for _, sample, maps in self.kept}
 
     @property
     def empty(self) -> bool:
@@ -105,6 +133,19 @@ class Seen:
         """The mean core over probes, and that of maps of different probes (NaN of a single probe)."""
         chance = torch.cat(self.chance).nanmean() if self.chance else torch.tensor(math.nan)
         return mean_estimate(torch.cat(self.core), seed), float(chance)
+
+
+def order(alike: Bool[Tensor, "n"], worst: Float[Tensor, "n"]) -> list[tuple[bool, float]]:
+    """What cases are sorted by: those with equal and right predictions first, then the smallest correlation."""
+    known = worst.nan_to_num(math.inf, math.inf)
+    return list(zip((~alike).tolist(), known.tolist(), strict=True))
+
+
+def small(maps: Float[Tensor, "k n h w"]) -> Float[Tensor, "k n s t"]:
+    """Maps that are no larger than thumbnails are."""
+    scale = SMALL / max(maps.shape[-2:])
+    size = [max(1, round(n * scale)) for n in maps.shape[-2:]]
+    return maps if scale >= 1 else F.interpolate(maps, size, mode="area")
 
 
 def noise_of(ensemble: Ensemble, explainer: str, pairs: int) -> float:
@@ -134,21 +175,19 @@ def low_quantile(rho: Float[Tensor, "n"], share: float) -> float:
     return math.tanh(float(end) - excess * math.log(TAIL / share))
 
 
-def cases(ensemble: Ensemble, explainer: str, seen: Seen) -> list[dict[str, Any]]:
-    """One row a probe, the worst first; see the top of this file.
+def cases(explainer: str, seen: Seen) -> list[dict[str, Any]]:
+    """One row a probe: contradictions first, then others with equal and right predictions, the smallest correlation first; then the rest.
 
     `contradiction` is None where it is not known: nobody has explained with other noise.
     """
+    ensemble = seen.ensemble
     reference = noise_of(ensemble, explainer, math.comb(len(ensemble.folds), 2))
     samples, worst, core = torch.cat(seen.samples), torch.cat(seen.worst), torch.cat(seen.core)
     pairs, split = torch.cat(seen.folds), ensemble.split
-    said = torch.stack([p.of(samples) for p in ensemble.predictions.values()])
-    own = torch.stack([p.of(samples) for p in (ensemble.predictions[f] for f in split.fold(samples).unique().tolist())])
-    homes = split.fold(samples).unique(return_inverse=True)[1]
-    prediction, label = own[homes, torch.arange(len(samples))], split.label(samples)
-    alike = (said == said[0]).all(0) & ((label < 0) | (said[0] == label))
+    prediction, label, alike = said_of(ensemble, samples), split.label(samples), torch.cat(seen.alike)
+    places = order(alike, worst)
     found = alike & (worst < min(LIMIT, reference)) if math.isfinite(reference) else None
-    rows = [
+    return [
         {
             "probe": int(samples[n]),
             "explainer": explainer,
@@ -161,9 +200,17 @@ def cases(ensemble: Ensemble, explainer: str, seen: Seen) -> list[dict[str, Any]
             "contradiction": None if found is None else bool(found[n]),
             "reference": reference,
         }
-        for n in worst.nan_to_num(math.inf).argsort(stable=True).tolist()
+        for n in sorted(range(len(samples)), key=places.__getitem__)
     ]
-    return sorted(rows, key=lambda row: not row["contradiction"])  # stable: each kind stays worst first
+
+
+def said_of(ensemble: Ensemble, samples: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
+    """What the predictor that never saw a sample says; where it is missing, what the first one does."""
+    home = ensemble.split.fold(samples)
+    out = next(iter(ensemble.predictions.values())).of(samples)
+    for f, p in ensemble.predictions.items():
+        out = torch.where(home == f, p.of(samples), out)
+    return out
 
 
 def case_table(rows: list[dict[str, Any]]) -> Table:
@@ -179,33 +226,19 @@ def plain(value: Any) -> Any:
     return ("no", "yes")[value] if isinstance(value, bool) else value
 
 
-def worst_of(rows: list[dict[str, Any]], explainer: str) -> list[dict[str, Any]]:
-    """The cases of an explainer that are drawn."""
-    return [row for row in rows if row["explainer"] == explainer and math.isfinite(row["worst_rho"])][:WORST]
-
-
-def small_maps(ensemble: Ensemble, explainer: str, rows: list[dict[str, Any]]) -> Float[Tensor, "k n h w"]:
-    """All folds' maps of some cases, no larger than thumbnails are."""
-    maps = ensemble.maps_of(explainer, torch.tensor([row["probe"] for row in rows]))
-    scale = SMALL / max(maps.shape[-2:])
-    if scale >= 1:
-        return maps
-    return F.interpolate(maps, [max(1, round(n * scale)) for n in maps.shape[-2:]], mode="area")
-
-
-def draw_worst(ensemble: Ensemble, rows: list[dict[str, Any]], kept: Mapping[str, Tensor], folder: Path) -> list[Path]:
-    """The worst cases of every explainer, all folds' maps side by side, as `cases/<explainer>.png`; `kept` are their maps."""
-    out, names = [], list(dict.fromkeys(row["explainer"] for row in rows))
-    for name in names:
-        mine = worst_of(rows, name)
-        if not mine:
-            continue
-        samples, maps = torch.tensor([row["probe"] for row in mine]), kept[name]
+def draw_worst(
+    ensemble: Ensemble, rows: list[dict[str, Any]], kept: Mapping[str, Mapping[int, Tensor]], folder: Path
+) -> list[Path]:
+    """The first cases of every explainer, all folds' maps side by side, as `cases/<explainer>.png`; `kept` are their maps."""
+    known, out = {(row["explainer"], row["probe"]): row for row in rows}, []
+    for name, of in kept.items():
+        maps = torch.stack(list(of.values()), 1)
         columns = {f"fold {f}": m for f, m in zip(ensemble.folds, maps, strict=True)}
-        shared = torch.stack([consensus(maps[:, n]) for n in range(len(mine))])
-        captions = [caption(row) for row in mine]
+        shared = torch.stack([consensus(m) for m in of.values()])
+        captions = [caption(known[name, sample]) for sample in of]
         title = f"{ensemble.root.name}, {name}: the probes whose maps differ most between folds"
-        out.append(draw.cases(ensemble.thumbnails(samples), captions, columns, shared, folder / f"{name}.png", title))
+        images = ensemble.thumbnails(torch.tensor(list(of)))
+        out.append(draw.cases(images, captions, columns, shared, folder / f"{name}.png", title))
     return out
 
 

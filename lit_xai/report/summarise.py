@@ -20,7 +20,7 @@ from lit_xai.metrics.localisation import settle
 from lit_xai.metrics.measures import MEASURES, paired
 from lit_xai.metrics.robustness import robustness_table
 from lit_xai.metrics.statistics import Estimate, difference, mean_estimate
-from lit_xai.report.cases import Seen, cases, small_maps, worst_of
+from lit_xai.report.cases import Seen, cases
 from lit_xai.report.ensemble import Ensemble, family_of
 from lit_xai.report.head import head
 from lit_xai.report.summary import Row, Summary, is_null
@@ -49,10 +49,10 @@ def summarise(
     decided: dict[str, Share] = {}  # and of what wrong predictors say on them
     families = {f: [n for n in names if family_of(n) == f] for f in map(family_of, names)}
     for name in tqdm(names, desc="evaluate", unit="explainer", disable=not progress, leave=False):
-        seen = Seen()
+        seen = Seen(ensemble)
         pairs_of = ensemble.pairs(name, distance, seen)
         if not seen.empty:
-            add_cases(ensemble, name, seen, summary)
+            add_cases(name, seen, summary)
         summary.distances[name] = pairs_of.sets()
         row = Row(name, estimates(pairs_of, MEASURES))
         add_scores(ensemble, row, summary)
@@ -101,15 +101,15 @@ def asked_for(ensemble: Ensemble, explainers: Sequence[str] | None) -> list[str]
     return names
 
 
-def add_cases(ensemble: Ensemble, name: str, seen: Seen, summary: Summary) -> None:
+def add_cases(name: str, seen: Seen, summary: Summary) -> None:
     """What all folds' maps of a probe share, and where they contradict each other."""
-    rows = cases(ensemble, name, seen)
-    core, chance = seen.shared(ensemble.seed)
+    rows = cases(name, seen)
+    core, chance = seen.shared(seen.ensemble.seed)
     known = [row["contradiction"] for row in rows if row["contradiction"] is not None]
     number = sum(known) if known else None
     summary.cases += rows
-    if worst := worst_of(rows, name):
-        summary.worst[name] = small_maps(ensemble, name, worst)
+    if seen.kept:
+        summary.worst[name] = seen.first_maps
     summary.consensus[name] = {"core": core, "core_null": chance, "contradictions": number, "probes": len(rows)}
 
 

@@ -104,7 +104,7 @@ class Summary:
         cases: one row a probe and explainer, see `lit_xai.report.cases`.
         consensus: of every explainer, `core`, the share of a map's highest tenth that all folds have (an estimate), `core_null`, and
             the number of `contradictions` of how many `probes`; None where it is not known.
-        worst: of every explainer, all folds' maps `[k, n, h, w]` of the first cases, see `lit_xai.report.cases.worst_of`.
+        worst: of every explainer, all folds' small maps `[k, h, w]` of the first cases, by probe.
         probes: which samples every explainer's and family's numbers rest on.
     """
 
@@ -119,7 +119,7 @@ class Summary:
     nulls: Collection[str] = ()
     cases: list[dict[str, Any]] = field(default_factory=list)
     consensus: dict[str, dict[str, Any]] = field(default_factory=dict)
-    worst: dict[str, Tensor] = field(default_factory=dict)
+    worst: dict[str, dict[int, Tensor]] = field(default_factory=dict)
 
     def pair(self, a: str, b: str) -> None:
         """Add the paired differences of two explainers, and of two families of variants.
