@@ -20,7 +20,7 @@ from lit_xai.callbacks import Explain
 from lit_xai.data.folds import Split
 from lit_xai.explainers import Centre, Image, ImageRandom, Random, Saliency, SmoothGrad
 from lit_xai.metrics import Deletion, MuFidelity
-from lit_xai.report import audit, evidence
+from lit_xai.report import audit, evidence, pictures
 from lit_xai.report.audit import Audit
 from lit_xai.report.ensemble import Ensemble
 from lit_xai.report.summarise import summarise
@@ -142,6 +142,16 @@ def test_the_cases_show_the_image_and_the_maps_of_all_folds(found: Audit, page: 
     assert len(uris) == len(found.plain["cases"]) > 0
     picture = Picture.open(io.BytesIO(base64.b64decode(str(uris[0]).split(",")[1])))
     assert picture.size == (3 * 64 + 2 * 2, 64)  # one image and two folds
+
+
+def test_pictures_keep_within_their_budget_and_methods_take_turns(found: Audit) -> None:
+    cases = found.plain["cases"]
+    every = pictures.sprites(found.ensemble, cases)
+    budget = sum(len(strip.uri) for strip in every.values()) // 2
+    kept = pictures.sprites(found.ensemble, cases, budget)
+    assert 0 < sum(len(strip.uri) for strip in kept.values()) <= budget
+    number = [sum(explainer == e for e, _ in kept) for explainer in ("saliency", "smoothgrad")]
+    assert abs(number[0] - number[1]) <= 1
 
 
 def resolved(document: Any, pointer: str) -> Any:
