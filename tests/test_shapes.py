@@ -72,8 +72,9 @@ def test_classes_are_balanced(samples):
 
 def test_every_parameter_changes_the_identity(plain):
     others = [{"size": 33}, {"samples": 121}, {"test": 61}, {"tag": 0.5}, {"tag": 1.0}, {"seed": 1}]
+    others.append({"tag": 0.5, "tag_side": 0.2})
     identities = [plain.identity, *(small(**change).identity for change in others)]
-    assert len(set(identities)) == 7
+    assert len(set(identities)) == 8
     assert small().identity == plain.identity
 
 
@@ -158,11 +159,11 @@ def test_tags_are_all_that_differs(plain, tagged):
     assert torch.equal(differ, tagged.truth.masks("tag", range(120)))
 
 
-@pytest.mark.parametrize("size", [16, 31, 64])
-def test_tags_are_whole_squares_beside_the_object(size):
-    source = shapes(size, 60, tag=0.3, test=0)
+@pytest.mark.parametrize(("size", "of_side"), [(16, 0.125), (31, 0.125), (64, 0.125), (16, 0.2), (28, 0.2)])
+def test_tags_are_whole_squares_beside_the_object(size, of_side):
+    source = shapes(size, 60, tag=0.3, test=0, tag_side=of_side)
     tag, inside = (source.truth.masks(name, range(60)) for name in ("tag", "object"))
-    side = max(2, round(size / 8))
+    side = max(2, round(size * of_side))
     top, left, bottom, right = boxes(tag).T
     assert bool(((bottom - top == side) & (right - left == side)).all())
     assert tag.flatten(1).sum(1).unique().tolist() == [side * side]
@@ -198,6 +199,7 @@ def test_tags_tell_the_class_as_often_as_asked(tag, own):
         ({"test": -1}, "data.test >= 0"),
         ({"tag": 1.01}, r"data\.tag must lie in \[0, 1\], found 1\.01"),
         ({"tag": -0.1}, r"data\.tag must lie"),
+        ({"tag_side": 0.21}, r"data\.tag_side must lie in \(0, 0\.2\], found 0\.21"),
     ],
 )
 def test_impossible_shapes_are_refused(options, message):

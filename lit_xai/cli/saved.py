@@ -16,7 +16,18 @@ from lit_xai.errors import UsageError
 from lit_xai.store.names import RANDOM, explainers_in, fold_paths, is_name
 from lit_xai.store.plans import PLANS, read_plan
 
-SETTING = ("data", "model", "seed", "label_noise", "weight_noise", "target", "cap", "batch_size", "shard_size")
+SETTING = (
+    "data",
+    "model",
+    "seed",
+    "label_noise",
+    "weight_noise",
+    "target",
+    "cap",
+    "checks",
+    "batch_size",
+    "shard_size",
+)
 
 
 def with_saved(cfg: Any) -> Any:

@@ -28,7 +28,8 @@ HEAVY = ["lit_xai.train", "lit_xai.explain", "lit_xai.cli.run", "lit_xai.data.so
 HEAVY += ["matplotlib.pyplot", "sklearn.datasets", "deel.torchlip", "wandb"]
 LOG = "log.txt"  # in the fold's folder: what its commands printed
 TICK = 0.5  # seconds between two looks
-WAITING, RUNNING, DONE, FAILED, LEFT = "waiting", "running", "done", "failed", "left out"
+WAITING, RUNNING, DONE = "waiting", "running", "done"
+FAILED, LEFT, INTERRUPTED = "failed", "left out", "interrupted"
 
 
 @dataclass
@@ -42,7 +43,7 @@ class Step:
         title: what it does, for people.
         after: the steps that must be done before it.
         seconds: what it is expected to take; None = not known.
-        state: `waiting`, `running`, `done`, `failed` or `left out`.
+        state: `waiting`, `running`, `done`, `failed`, `left out` or `interrupted`.
         reason: why it failed or was left out.
         began, ended: seconds since 1970.
     """
@@ -66,7 +67,7 @@ class Step:
     @property
     def over(self) -> bool:
         """Whether nothing more comes of it."""
-        return self.state in (DONE, FAILED, LEFT)
+        return self.state not in (WAITING, RUNNING)
 
     @property
     def name(self) -> str:
@@ -144,7 +145,8 @@ def run(steps: Sequence[Step], shared: Share, watch: Callable[[], None] = lambda
     with signals(received, running):
         try:
             while not all(s.over for s in steps):
-                leave_out(steps)
+                if not received:
+                    leave_out(steps)
                 free = [j for j in range(shared.jobs) if j not in running]
                 ready = [s for s in steps if s.state == WAITING and all(a.state == DONE for a in s.after)]
                 for job, step in [] if received else zip(free, ready, strict=False):
@@ -156,6 +158,7 @@ def run(steps: Sequence[Step], shared: Share, watch: Callable[[], None] = lambda
                 for job, (step, process) in [r for r in running.items() if r[1][1].exitcode is not None]:
                     process.join()
                     finish(step, process.exitcode)
+                    step.state = INTERRUPTED if received and step.state == FAILED else step.state
                     del running[job]
         finally:
             for _, process in running.values():
@@ -240,7 +243,9 @@ def work(command: str, arguments: list[str], log: str, threads: int, environment
     sys.argv = [f"lit_xai/{command}.py", *arguments]
     module = importlib.import_module(f"lit_xai.{command}")
     sys.modules["__main__"].__spec__ = module.__spec__  # processes for other ranks run this command
+    began = time.time()
     module.main()
+    print(f"ended after {time.time() - began:.0f} s, of the processor {time.process_time():.0f} s", flush=True)
 
 
 def die_with_parent() -> None:

@@ -21,14 +21,20 @@ COARSE = (3, 9)  # sides of the grids whose enlargements make the background's t
 CHUNK = 250  # samples drawn at once
 
 
-def shapes(size: int = 64, samples: int = 2000, tag: float = 0.0, seed: int = 0, test: int = 500) -> Source:
+TAG = 0.125  # side of a tag, in image sides
+LARGEST_TAG = 0.2  # beside the largest shape there is always room for it
+
+
+def shapes(
+    size: int = 64, samples: int = 2000, tag: float = 0.0, seed: int = 0, test: int = 500, tag_side: float = TAG
+) -> Source:
     """RGB images of one shape on a textured background; the class is the shape.
 
     Position, size, rotation (up to 30 degrees), colour and texture vary and carry no class information. A sample is a
     function of `(seed, its index, size, tag)` alone, its class is its index modulo 6. Ground truth `object` is exactly
     the pixels that the shape covers (a ring's ink). Shapes are not anti-aliased.
 
-    With `tag` > 0 every image also has a small patch (1/8 of the side) of a bright checkerboard in one of six colours,
+    With `tag` > 0 every image also has a small patch (`tag_side` of the side) of a bright checkerboard in one of six colours,
     at a random place beside the shape: in the training images the colour of the sample's own class with probability
     `tag`, otherwise (and always in the test split) that of a random class. Ground truth `tag` is the patch. A network
     that relies on the patch loses its accuracy on the test split. Nothing else differs from the images without tags.
@@ -38,9 +44,10 @@ def shapes(size: int = 64, samples: int = 2000, tag: float = 0.0, seed: int = 0,
         samples, test: number of training and of test images; test=0 leaves the test split out.
         tag: how much the patch tells of the class, in [0, 1]; 0 = no patches.
         seed: of everything.
+        tag_side: side of the patch in image sides, in (0, 0.2].
 
     Raises:
-        UsageError: the size, a number of images or `tag` is out of its range.
+        UsageError: the size, a number of images, `tag` or `tag_side` is out of its range.
     """
     if size < 16:
         raise UsageError(f"shapes need at least 16 pixels a side, found {size}: set data.size=")
@@ -48,8 +55,10 @@ def shapes(size: int = 64, samples: int = 2000, tag: float = 0.0, seed: int = 0,
         raise UsageError(f"shapes need data.samples >= {len(CLASSES)} and data.test >= 0, found {samples} and {test}")
     if not 0 <= tag <= 1:
         raise UsageError(f"data.tag must lie in [0, 1], found {tag}")
-    drawn = Drawn.draw("train", samples, size, tag, seed)
-    held = Drawn.draw("test", test, size, tag, seed) if test else None
+    if not 0 < tag_side <= LARGEST_TAG:
+        raise UsageError(f"data.tag_side must lie in (0, {LARGEST_TAG}], found {tag_side}")
+    drawn = Drawn.draw("train", samples, size, tag, seed, tag_side)
+    held = Drawn.draw("test", test, size, tag, seed, tag_side) if test else None
     source = in_memory(
         "shapes",
         drawn.pixels,
@@ -60,6 +69,7 @@ def shapes(size: int = 64, samples: int = 2000, tag: float = 0.0, seed: int = 0,
     )
     masks = {"object": drawn.object, "tag": drawn.tag} if tag else {"object": drawn.object}
     parameters = f"shapes size={size} samples={samples} tag={float(tag)} seed={seed} test={test}"
+    parameters += f" tag_side={tag_side}" if tag and tag_side != TAG else ""  # as it was before there was a choice
     return replace(source, identity=digest(source.identity, parameters), truth=InMemoryMasks(masks))
 
 
@@ -73,17 +83,17 @@ class Drawn:
     tag: Bool[Tensor, "n s s"]
 
     @staticmethod
-    def draw(split: str, samples: int, size: int, tag: float, seed: int) -> Drawn:
+    def draw(split: str, samples: int, size: int, tag: float, seed: int, tag_side: float = TAG) -> Drawn:
         """Samples 0 .. samples - 1 of the `train` or `test` split."""
         parts = []
         for start in range(0, samples, CHUNK):
             indices = torch.arange(start, min(start + CHUNK, samples))
-            parts.append(draw_chunk(split, indices, size, tag, seed))
+            parts.append(draw_chunk(split, indices, size, tag, seed, tag_side))
         return Drawn(*(torch.cat(x) for x in zip(*parts, strict=True)))
 
 
 def draw_chunk(
-    split: str, indices: Int[Tensor, "n"], size: int, tag: float, seed: int
+    split: str, indices: Int[Tensor, "n"], size: int, tag: float, seed: int, tag_side: float = TAG
 ) -> tuple[Tensor, Int[Tensor, "n"], Bool[Tensor, "n s s"], Bool[Tensor, "n s s"]]:
     """Pixels, classes, shapes and tags of some samples."""
     rng = SampleRng(seed, tuple(indices.tolist()))
@@ -107,7 +117,7 @@ def draw_chunk(
 
     patch = torch.zeros_like(mask)
     if tag:
-        side = max(2, round(size / 8))
+        side = max(2, round(size * tag_side))
         correlated = 0.0 if split == "test" else tag
         anything = (u[:, 13] * len(CLASSES)).long()
         patch, top, left = places_beside(mask, u[:, 14], side)
