@@ -254,7 +254,7 @@ def test_the_terminal_says_the_verdict_first_and_leaves_out_what_is_empty(found:
     screen = io.StringIO()
     audit.show([found], Console(file=screen, width=220))
     lines = screen.getvalue().splitlines()
-    assert lines[0].split(" ", 1)[1] == found.verdict.overall
+    assert lines[0].split(" ", 1)[1] == found.verdict.headline
     assert lines[1] == found.verdict.sentence
     assert "reco_auc" not in next(line for line in lines if "deletion ↓" in line)  # there are no disagreements
 

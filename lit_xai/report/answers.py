@@ -90,6 +90,14 @@ class Verdict:
     answers: dict[str, dict[str, Answer]]
     conditions: list[Condition] = field(default_factory=list)
 
+    @property
+    def headline(self) -> str:
+        """The judgement, and of how many methods it is."""
+        number = sum(overall == self.overall for overall in self.methods.values())
+        if self.overall == DISTRUST:
+            return f"{DISTRUST} any of {len(self.methods)} methods"
+        return f"{self.overall} {number} of {len(self.methods)} methods"
+
     def standing(self) -> dict[str, tuple[int, ...]]:
         """The place of every method, smaller = better: its judgement, how much is contradicted, how little is shown."""
         out: dict[str, tuple[int, ...]] = {}
@@ -112,6 +120,7 @@ class Verdict:
         """JSON-ready."""
         return {
             "overall": self.overall,
+            "headline": self.headline,
             "sentence": self.sentence,
             "tag": self.tag,
             "because": self.because,

@@ -214,7 +214,7 @@ def show(audits: Sequence[Audit], to: Console | None = None, definition: str = "
     to = to or console()
     for a in audits:
         style = {TRUST: "bold green", CARE: "bold yellow", DISTRUST: "bold red"}[a.verdict.overall]
-        to.print(f"{ICONS[a.verdict.overall]} {a.verdict.overall}", style=style, markup=False, highlight=False)
+        to.print(f"{ICONS[a.verdict.overall]} {a.verdict.headline}", style=style, markup=False, highlight=False)
         for line in (a.verdict.sentence, a.verdict.tag):
             to.print(line, markup=False, highlight=False, soft_wrap=True) if line else None
         answers(a).show(to)

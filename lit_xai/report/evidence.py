@@ -180,4 +180,5 @@ def distances(summary: Summary) -> dict[str, dict[str, Any]]:
     return {
         name: {"top": top, "equal": histogram(equal, top), "differ": histogram(differ, top)}
         for name, (equal, differ) in summary.distances.items()
+        if len(equal) or len(differ)
     }
