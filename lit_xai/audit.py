@@ -92,7 +92,7 @@ def conclude(every: list[Any]) -> None:
     import shlex
     import sys
 
-    from lit_xai.evaluate import audits, together_in
+    from lit_xai.evaluate import audits
     from lit_xai.store.names import PREDICTIONS
 
     def ready(ensemble: Any) -> bool:
@@ -101,8 +101,10 @@ def conclude(every: list[Any]) -> None:
     found = [ensemble for ensemble in every if ready(ensemble)]
     if found:
         classes, seconds = zip(*map(known_of, found), strict=True)
-        folders, command = [e.folder for e in found], shlex.join(["python", "-m", "lit_xai.audit", *sys.argv[1:]])
-        audits(found[0].cfg, folders, together_in(folders), command, classes=classes, seconds=seconds)
+        first, command = found[0], shlex.join(["python", "-m", "lit_xai.audit", *sys.argv[1:]])
+        base = first.folder.name.removesuffix(f"-{first.cfg.model.name}")
+        into = first.folder.with_name(f"{base}-audit") if len(found) > 1 else first.folder
+        audits(first.cfg, [e.folder for e in found], into, command, classes=classes, seconds=seconds)
 
 
 def known_of(ensemble: Any) -> tuple[tuple[str, ...], tuple[float, float] | None]:

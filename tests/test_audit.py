@@ -271,6 +271,15 @@ def test_the_table_has_a_row_a_fold_and_names_what_failed(tmp_path: Path) -> Non
     assert "digits fold 1 0/1 waiting" in rows
 
 
+def test_a_machine_that_is_slower_than_in_the_trial_is_slower_in_all_steps(tmp_path: Path) -> None:
+    steps = [step(tmp_path, i) for i in range(3)]
+    for s in steps:
+        s.seconds = 10.0
+    steps[0].state, steps[0].began = "running", 100.0
+    assert expected_end(steps, 1, 105.0) == 105.0 + 5.0 + 10.0 + 10.0
+    assert expected_end(steps, 1, 130.0) == 130.0 + 1.0 + 30.0 + 30.0
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(42.4, "42 s"), (600.0, "10 min"), (9000.0, "2.5 h")])
 def test_a_duration_is_told_in_a_fitting_unit(seconds: float, text: str) -> None:
     assert span(seconds) == text

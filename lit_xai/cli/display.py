@@ -33,15 +33,21 @@ def span(seconds: float) -> str:
 
 
 def expected_end(steps: Sequence[Step], jobs: int, now: float) -> float:
-    """When all steps will have ended, by those of the same kind that have, else by what each is expected to take."""
+    """When all steps will have ended, by those of the same kind that have, else by what each is expected to take.
+
+    Where steps take longer than expected, those that nothing else is known of are taken to do so, too.
+    """
     took: dict[tuple[Path, str], list[float]] = defaultdict(list)
+    slower = 1.0
     for s in steps:
         if s.state == DONE and s.began:
             took[s.fold.parent, s.title].append(s.ended - s.began)
+        if s.began and s.seconds:
+            slower = max(slower, ((s.ended or now) - s.began) / s.seconds)
 
     def length(s: Step) -> float:
         known = took.get((s.fold.parent, s.title))
-        return sum(known) / len(known) if known else (s.seconds or GUESS)
+        return sum(known) / len(known) if known else slower * (s.seconds or GUESS)
 
     left = [max(length(s) - (now - s.began), 1.0) for s in steps if s.state == RUNNING]
     left += [length(s) for s in steps if s.state == WAITING]
