@@ -254,6 +254,8 @@ def test_a_planted_tag_is_named_with_its_share_of_the_image():
             summary.columns[column] = True
             truth = "tag" if column == "mass_on_tag" else "object"
             summary.definitions[column] = {"definition": {"name": "MassInside", "truth": truth}}
+    image = next(row for row in summary.rows if row.explainer == "image")
+    image.estimates["mass_on_tag"] = mean_estimate(noisy(0.8, 8), n_resamples=200)  # a bright tag
     compare_with_nulls(summary)
     found = conclude(summary, asked("depends", "faithful", "points"))
     assert found.tag == (

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
-from lit_xai.metrics.comparisons import BETTER
 from lit_xai.report.answers import CARE, CONTRADICTED, DISTRUST, NOT_SHOWN, ORDER, SHOWN, TRUST, Answer, Verdict, called
 from lit_xai.report.conditions import Condition
 from lit_xai.report.summary import Row, Summary
@@ -76,9 +75,14 @@ def is_tag(summary: Summary, column: str) -> bool:
     return summary.definitions[column]["definition"].get("truth") == "tag"
 
 
-def tag_sentence(summary: Summary, answers: Mapping[str, Mapping[str, Answer]]) -> str:
-    """Whether the network looks at a planted tag, by the methods that can be believed."""
-    column = next((c for c in tag_columns(summary) if "mass" in c), next(iter(tag_columns(summary)), ""))
+def tag_column(summary: Summary) -> str:
+    """The column that says best how much of a map is on a planted tag; empty where there is none."""
+    return next((c for c in tag_columns(summary) if "mass" in c), next(iter(tag_columns(summary)), ""))
+
+
+def tag_sentence(summary: Summary, answers: Mapping[str, Mapping[str, Answer]], on_tag: Container[str]) -> str:
+    """Whether the network looks at a planted tag, by the methods that can be believed; `on_tag` are those that show it."""
+    column = tag_column(summary)
     rows = {row.explainer: row for row in summary.rows if row.explainer in answers and column in row.estimates}
     rows = {name: row for name, row in rows.items() if math.isfinite(row.estimates[column].value)}
     if not rows:
@@ -92,10 +96,10 @@ def tag_sentence(summary: Summary, answers: Mapping[str, Mapping[str, Answer]]) 
         else "all methods, none of which is shown to be faithful and to depend on the model"
     )
     of = [rows[n] for n in believed or rows]
-    said = [row.sign(column) for row in of]
+    said = [row.explainer in on_tag for row in of]
     looks = (
         "The network looks at the planted tag"
-        if 2 * said.count(BETTER) > len(said)
+        if 2 * sum(said) > len(said)
         else "It is not shown that the network looks at the planted tag"
     )
     value = mean_of(of, column)

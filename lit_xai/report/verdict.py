@@ -36,7 +36,7 @@ from lit_xai.report.answers import (
     called,
 )
 from lit_xai.report.conditions import EVERY_NULL, FOLDS, LABELS, MASKS, Condition
-from lit_xai.report.sentences import sentence, tag_columns, tag_sentence
+from lit_xai.report.sentences import sentence, tag_column, tag_columns, tag_sentence
 from lit_xai.report.summarise import WHOLE_IMAGE, nulls_of
 from lit_xai.report.summary import Row, Summary
 
@@ -70,8 +70,22 @@ def conclude(summary: Summary, conditions: Sequence[Condition], about: str = "")
         most = CARE if only_unfinished(summary) else DISTRUST
         methods = {name: max(overall, most, key=ORDER.index) for name, overall in methods.items()}
     overall = min(methods.values(), key=ORDER.index, default=DISTRUST)
-    verdict = Verdict(overall, "", tag_sentence(summary, answers), because, methods, answers, conditions)
+    tag = tag_sentence(summary, answers, on_the_tag(summary, rows))
+    verdict = Verdict(overall, "", tag, because, methods, answers, conditions)
     return replace(verdict, sentence=sentence(verdict, str(summary.head["data"]), about or summary.head["name"]))
+
+
+def on_the_tag(summary: Summary, rows: Sequence[Row]) -> set[str]:
+    """The methods whose maps lie on a planted tag more than a blob in the middle and the whole image do.
+
+    Brightness and edges of the image do not count: a tag stands out, and what shows it is right for another reason.
+    """
+    column = tag_column(summary)
+    blob = {row.explainer for row in summary.rows if column in row.estimates} & {"centre"} & set(summary.nulls)
+    nulls = (*blob, WHOLE_IMAGE)
+    of = [row for row in rows if column in row.estimates]
+    found = numbers(summary, of, Condition("tag", "", (column,), better_than=nulls), column) if of else {}
+    return {name for name, number in found.items() if number.status == SHOWN}
 
 
 def first_things_first(conditions: Sequence[Condition]) -> list[Condition]:
