@@ -165,18 +165,18 @@ def test_a_dry_run_lists_every_cost_with_its_mend_the_dearest_first(pictures: Pa
     options = ["explainer=[saliency,random,rise,smoothgrad]", "score=[mufidelity,deletion]"]
     text = planned("train", tmp_path, pictures, *options)
     found = {name: (cost, mend) for name, cost, mend in costs(text)}
-    assert found["explainer.rise"][0].startswith("8,000 forward passes, about")  # 8 probes
+    assert found["explainer.rise"][0].startswith("16,000 forward passes, about")  # 8 probes, and 4 twice more
     assert found["explainer.rise"][1] == "explainer.rise.masks=250, data.probes_per_fold=1"
     assert found["score.mufidelity"][0].startswith("1,608 forward passes")  # shared by the explainers
     assert found["score.deletion"][0].startswith("1,056 forward passes")  # 33 points, 8 probes, 4 explainers
     assert found["score.deletion"][1] == "score.deletion.step=128, data.probes_per_fold=1"
-    assert found["explainer.smoothgrad"][0].startswith("480 forward and 480 backward passes")
+    assert found["explainer.smoothgrad"][0].startswith("960 forward and 960 backward passes")
     assert found["explainer.saliency"][1] == "data.probes_per_fold=1"
     assert "  explainer.random: no passes\n" in text
     minutes = [float(re.search(r"about ([\d.]+) min", cost)[1]) for _, cost, _ in costs(text)]
     assert minutes == sorted(minutes, reverse=True)
     assert re.search(r"^total: about [\d.]+ min, \d+ min for all of 2 folds$", text, re.M)
-    assert re.search(r"^explain: 32 maps in 4 shards, .* min on this CPU$", text, re.M)
+    assert re.search(r"^explain: 64 maps in 12 shards, .* min on this CPU$", text, re.M)
     assert not list(tmp_path.iterdir()), "a dry run left something"
 
 
@@ -224,7 +224,7 @@ def test_a_long_command_names_its_dearest_part(pictures: Path, tmp_path: Path, m
     options = ["explainer=[random,rise]", "explainer.rise.masks=300", "trainer.max_epochs=1"]
     out = run("train", tmp_path, f"data.root={pictures}", *options, small=SMALL).stdout
     assert (
-        "the dearest is explainer.rise: 2,400 forward passes, about 40.0 min; cheaper: explainer.rise.masks=75" in out
+        "the dearest is explainer.rise: 4,800 forward passes, about 80.0 min; cheaper: explainer.rise.masks=75" in out
     )
     assert out.count("; cheaper:") == 1
 
