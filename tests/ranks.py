@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from test_doors import ENVIRONMENT, Done, command
+from test_commands import ENVIRONMENT, Done, command
 
 SECONDS = 120.0
 
@@ -19,12 +19,12 @@ class Ranks:
     """The processes of one command, side by side; rank 0 is the first.
 
     Args:
-        door: which command.
+        cmd: which command.
         root: its folder; what the processes print goes beside it.
         world: how many.
     """
 
-    def __init__(self, door: str, root: Path, *options: str, small: list[str], world: int = 2) -> None:
+    def __init__(self, cmd: str, root: Path, *options: str, small: list[str], world: int = 2) -> None:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
@@ -38,10 +38,10 @@ class Ranks:
             self.files.append(root.parent / f"{root.name}-{port}-{rank}.log")
             pid = os.fork()
             if not pid:
-                self.become(door, command(door, root, *arguments, small=small)[3:], places)
+                self.become(cmd, command(cmd, root, *arguments, small=small)[3:], places)
             self.pids.append(pid)
 
-    def become(self, door: str, options: list[str], places: dict[str, object]) -> None:
+    def become(self, cmd: str, options: list[str], places: dict[str, object]) -> None:
         """What a forked process does, to its end."""
         code = 1
         try:
@@ -52,9 +52,9 @@ class Ranks:
             sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))  # noqa: SIM115
             os.environ.update(ENVIRONMENT)
             os.environ.update({k: str(v) for k, v in places.items()})
-            sys.argv = [f"lit_xai/{door}.py", *options]
-            __import__(f"lit_xai.{door}")
-            sys.modules[f"lit_xai.{door}"].main()
+            sys.argv = [f"lit_xai/{cmd}.py", *options]
+            __import__(f"lit_xai.{cmd}")
+            sys.modules[f"lit_xai.{cmd}"].main()
             code = 0
         except SystemExit as e:
             code = int(e.code or 0)
@@ -101,9 +101,9 @@ class Ranks:
         return "\n".join(f.read_text()[-3000:] for f in self.files if f.exists())
 
 
-def run_ranks(door: str, root: Path, *options: str, small: list[str], world: int = 2) -> Done:
+def run_ranks(cmd: str, root: Path, *options: str, small: list[str], world: int = 2) -> Done:
     """A command of several processes, to its end."""
-    ranks = Ranks(door, root, *options, small=small, world=world)
+    ranks = Ranks(cmd, root, *options, small=small, world=world)
     codes = ranks.wait()
     assert codes == [0] * world, ranks.text()
     return Done(0, ranks.text(), "")

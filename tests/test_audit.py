@@ -18,7 +18,7 @@ from lit_xai.cli.side_by_side import DONE, FAILED, LEFT, WAITING, Share, Step, s
 from lit_xai.errors import UsageError
 from PIL import Image
 
-from test_doors import ENVIRONMENT, ROOT, run, shards
+from test_commands import ENVIRONMENT, ROOT, run, shards
 from test_own_pictures import draw_pictures
 
 SMALL = ["data.train_subset=120", "data.folds=2", "data.probes_per_fold=4", "data.size=16", "model.network.width=4"]

@@ -19,7 +19,7 @@ from lit_xai.report.runs import artifact_name, cleaned, project_name, tags_of, u
 from PIL import Image
 
 from offline import Offline
-from test_doors import run as run_door
+from test_commands import run as run_command
 
 LONG = "a_data_set_of_eighty_characters" + "x" * 49
 EMOJI = "ünïcode 🦙"
@@ -147,9 +147,9 @@ SMALL = [
 def experiment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Offline]:
     """Two folds and their evaluation, as they are logged: by the run's name."""
     root = tmp_path_factory.mktemp("experiment")
-    run_door("train", root, "-m", "fold=0,1", small=SMALL)
+    run_command("train", root, "-m", "fold=0,1", small=SMALL)
     more = ["dashboard=true"] if find_spec("wandb_workspaces") else []
-    said = run_door("evaluate", root, small=[f"name={NAME}", "progress=false", *more]).stdout
+    said = run_command("evaluate", root, small=[f"name={NAME}", "progress=false", *more]).stdout
     found = {(there := Offline.read(place)).run.display_name: there for place in root.glob("*/wandb/offline-run-*")}
     found["evaluate"].said = said
     return found
@@ -248,7 +248,7 @@ def test_every_panel_shows_a_key_that_is_logged(experiment) -> None:
 def test_a_workspace_that_cannot_be_built_is_refused_before_any_work(experiment, value, logger, why) -> None:
     folder = experiment["evaluate"].place.parent.parent
     options = [f"name={NAME}", "progress=false", f"dashboard={value}", f"logger={logger}"]
-    done = run_door("evaluate", folder.parent, small=options, check=False)
+    done = run_command("evaluate", folder.parent, small=options, check=False)
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
     assert why in line

@@ -146,8 +146,8 @@ def keeps_the_contract(kind: type, known: dict[str, object]) -> None:
 def test_a_new_sampler_is_one_file_and_two_yamls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import lit_xai.fillers
 
+    from test_commands import run
     from test_contracts import RNG, TestFiller
-    from test_doors import run
 
     monkeypatch.setattr(lit_xai.fillers, "__path__", [*lit_xai.fillers.__path__, str(tmp_path)])
     (tmp_path / "small_painter.py").write_text(blocks("new_sampler.md", "python")[0])
@@ -179,8 +179,8 @@ def test_a_new_explainer_is_offered_where_its_yaml_is(tmp_path: Path) -> None:
 def test_a_new_explainer_is_one_file_and_one_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import lit_xai.explainers
 
+    from test_commands import run
     from test_contracts import RNG, TestExplainer, small_network
-    from test_doors import run
 
     monkeypatch.setattr(lit_xai.explainers, "__path__", [*lit_xai.explainers.__path__, str(tmp_path)])
     (tmp_path / "blurred_gradient.py").write_text(blocks("new_explainer.md", "python")[0])
@@ -219,8 +219,8 @@ def test_a_new_measure_is_one_function(
     from lit_xai.report import levels
     from lit_xai.report.ensemble import Ensemble
 
+    from test_commands import run
     from test_crossval import explained
-    from test_doors import run
 
     (tmp_path / "my_measures.py").write_text(blocks("new_measure.md", "python")[0])
     monkeypatch.syspath_prepend(str(tmp_path))

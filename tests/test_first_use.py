@@ -14,7 +14,7 @@ from lit_xai.cli.picture import loaded
 from omegaconf import OmegaConf
 from PIL import Image
 
-from test_doors import run as run_door
+from test_commands import run as run_command
 
 SMALL = [
     "data.train_subset=200",
@@ -32,8 +32,8 @@ QUIET = ["progress=false", "logger=none"]
 NAME = "digits-resnet18"
 
 
-def run(door: str, root: Path, *options: str, check: bool = True, small: list[str] = SMALL) -> Any:
-    return run_door(door, root, *options, check=check, small=small)
+def run(cmd: str, root: Path, *options: str, check: bool = True, small: list[str] = SMALL) -> Any:
+    return run_command(cmd, root, *options, check=check, small=small)
 
 
 def refusal(done: Any) -> str:
@@ -147,8 +147,8 @@ def test_an_offline_run_says_how_it_is_sent(trained: Path) -> None:
 def test_the_version_is_ours(tmp_path: Path) -> None:
     import lit_xai
 
-    for door in ("train", "explain", "evaluate", "degradation"):
-        assert run(door, tmp_path, "--version", small=[]).stdout == f"lit_xai {lit_xai.__version__}\n"
+    for cmd in ("train", "explain", "evaluate", "degradation"):
+        assert run(cmd, tmp_path, "--version", small=[]).stdout == f"lit_xai {lit_xai.__version__}\n"
 
 
 # -------------------------------------------------------------------------------------------------------------- pictures

@@ -20,7 +20,7 @@ from lit_xai.cluster.interruption import Interrupted, Interruption, WholeCheckpo
 from lit_xai.errors import UsageError
 
 from ranks import Ranks, run_ranks
-from test_doors import run, shards
+from test_commands import run, shards
 
 OPTIONS = ["fold=0", "logger=csv", "data.batch_size=20", "explainer=[saliency,random]"]
 OPTIONS += ["+data.augment=[{_target_:torchvision.transforms.RandomHorizontalFlip}]"]
@@ -130,15 +130,15 @@ def test_who_presses_ctrl_c_again_does_not_wait(tmp_path: Path) -> None:
         listen(tmp_path, signal.SIGINT, impatient)
 
 
-@pytest.mark.parametrize("door", ["train", "explain", "evaluate", "degradation"])
+@pytest.mark.parametrize("cmd", ["train", "explain", "evaluate", "degradation"])
 def test_ctrl_c_before_or_after_the_work_says_the_same(
-    tmp_path: Path, door: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cmd: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def pressed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("lit_xai.cli.command.compose", pressed)
-    done = run(door, tmp_path, check=False, small=[])
+    done = run(cmd, tmp_path, check=False, small=[])
     assert done.returncode == 128 + signal.SIGINT
     assert done.stdout == "interrupted by SIGINT: finished work is kept; run the same command to go on\n"
     assert done.stderr == ""

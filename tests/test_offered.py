@@ -18,7 +18,7 @@ from lit_xai.store.files import read_checkpoint
 from lit_xai.store.names import is_name
 from lit_xai.store.plans import read_plan, repeatable
 
-from test_doors import run as run_door
+from test_commands import run as run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [
@@ -36,9 +36,9 @@ SMALL = [
 NAME = "digits-resnet18"
 
 
-def run(door: str, root: Path, *options: str, check: bool = True, small: list[str] | None = None) -> Any:
-    return run_door(
-        door, root, *options, check=check, small=["logger=none", "progress=false"] if small is None else small
+def run(cmd: str, root: Path, *options: str, check: bool = True, small: list[str] | None = None) -> Any:
+    return run_command(
+        cmd, root, *options, check=check, small=["logger=none", "progress=false"] if small is None else small
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from test_doors import run
+from test_commands import run
 
 NAMED = ["name=digits-resnet18", "root=checkpoints", "progress=false"]
 # what the folder's own commands said of data and model

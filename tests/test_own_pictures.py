@@ -21,7 +21,7 @@ from lit_xai.models.trainable import epochs_for
 from omegaconf import OmegaConf
 from PIL import Image
 
-from test_doors import run
+from test_commands import run
 
 SIZES = (32, 32), (48, 40), (36, 60)
 SMALL = ["data=folder", "data.size=32", "data.resize=32", "data.batch_size=8", "data.folds=2", "data.probes_per_fold=4"]
@@ -59,9 +59,9 @@ def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def planned(door: str, root: Path, pictures: Path, *options: str) -> str:
+def planned(cmd: str, root: Path, pictures: Path, *options: str) -> str:
     """What a dry run prints."""
-    return run(door, root, f"data.root={pictures}", "dry_run=true", *options, small=SMALL).stdout
+    return run(cmd, root, f"data.root={pictures}", "dry_run=true", *options, small=SMALL).stdout
 
 
 def costs(text: str) -> list[tuple[str, str, str]]:

@@ -19,7 +19,7 @@ from matplotlib.text import Text
 from torch import Tensor
 
 from conftest import seeded
-from test_doors import run
+from test_commands import run
 
 NASTY = [
     "$\\frac$",

@@ -18,7 +18,7 @@ from lit_xai.cluster.status import status
 from lit_xai.store.names import DECISIONS, DISAGREEMENTS, RANDOM, shard_paths
 from lit_xai.store.plans import plan_text
 
-from test_doors import ENVIRONMENT, ROOT, run, shards
+from test_commands import ENVIRONMENT, ROOT, run, shards
 
 SMALL = ["data.train_subset=100", "data.folds=2", "data.probes_per_fold=9", "data.size=16", "model.network.width=4"]
 SMALL += ["trainer.max_epochs=1", "explainer=[saliency,random]", "score=[mufidelity]", "score.mufidelity.subsets=12"]
@@ -43,8 +43,8 @@ def folder(finished: Path, tmp_path: Path) -> Path:
 def obey(folder: Path) -> None:
     """Run the commands of the status, as a user would paste them."""
     for text in status(folder).commands:
-        _, _, door, *options = shlex.split(text)
-        run(door.removeprefix("lit_xai."), folder.parent, *options, small=[])
+        _, _, cmd, *options = shlex.split(text)
+        run(cmd.removeprefix("lit_xai."), folder.parent, *options, small=[])
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -231,6 +231,6 @@ def test_an_explainer_added_later_is_in_the_commands_of_a_fold_that_is_gone(fold
             small=[o for o in SMALL if "explainer=" not in o],
         )
     shutil.rmtree(folder / "fold=1")
-    doors = [(c.split()[2], "gradient_input" in c, "disagreements" in c) for c in status(folder).commands]
-    assert doors[0][0] == "lit_xai.train"
-    assert ("lit_xai.explain", True, False) in doors
+    cmds = [(c.split()[2], "gradient_input" in c, "disagreements" in c) for c in status(folder).commands]
+    assert cmds[0][0] == "lit_xai.train"
+    assert ("lit_xai.explain", True, False) in cmds

@@ -30,7 +30,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from test_doors import run as run_door
+from test_commands import run as run_command
 from test_engine import job, predicted
 
 BOTH = {"random": Random(), "saliency": Saliency()}
@@ -323,7 +323,7 @@ def test_training_says_that_nothing_was_learned_and_over_how_many_folds_it_measu
         "progress=false",
         "logger=none",
     ]
-    out = run_door("train", tmp_path, "-m", "fold=range(2)", small=small).stdout
+    out = run_command("train", tmp_path, "-m", "fold=range(2)", small=small).stdout
     assert "mege over 2 of 3 folds: random 1.000" in out
     assert "not a result" not in out
     done = [i for i, line in enumerate(out.splitlines()) if line.startswith("done: ")]

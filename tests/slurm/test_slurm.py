@@ -68,12 +68,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         assert not folder.exists()
 
 
-def local(door: str, root: Path, *options: str) -> str:
+def local(cmd: str, root: Path, *options: str) -> str:
     """A command in this process, without SLURM; what it printed."""
     out, argv, code = io.StringIO(), sys.argv, None
-    main = importlib.import_module(f"lit_xai.{door}").main
+    main = importlib.import_module(f"lit_xai.{cmd}").main
     try:
-        sys.argv = [f"lit_xai/{door}.py", f"root={root}", *SMALL, "logger=none", *options]
+        sys.argv = [f"lit_xai/{cmd}.py", f"root={root}", *SMALL, "logger=none", *options]
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
             main()
     except SystemExit as e:

@@ -13,7 +13,7 @@ from lit_xai.store.fold import FoldStore, MapReader
 from lit_xai.store.names import RANDOM
 from PIL import Image
 
-from test_doors import run as run_door
+from test_commands import run as run_command
 
 SMALL = [
     "data=shapes",
@@ -35,8 +35,8 @@ SMALL = [
 ]
 
 
-def run(door, root, *options, check=True, small=SMALL):
-    return run_door(door, root, *options, check=check, small=small)
+def run(cmd, root, *options, check=True, small=SMALL):
+    return run_command(cmd, root, *options, check=check, small=small)
 
 
 @pytest.fixture(scope="module")

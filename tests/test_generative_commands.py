@@ -13,8 +13,8 @@ import torch
 from lit_xai.cluster.interruption import begins_at
 
 from ranks import run_ranks
-from test_doors import interrupted
-from test_information_doors import fails, run
+from test_commands import interrupted
+from test_information_commands import fails, run
 from test_interruption import signalled
 
 DATA = ["data=shapes", "data.size=16", "data.samples=60", "data.test=12", "data.folds=2", "data.probes_per_fold=2"]

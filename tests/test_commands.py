@@ -43,8 +43,8 @@ SMALL = [
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "PYTHONWARNINGS": "ignore"}
 
 
-def command(door: str, root: Path, *options: str, small: list[str] = SMALL) -> list[str]:
-    return [sys.executable, "-m", f"lit_xai.{door}", f"root={root}", *small, *options]
+def command(cmd: str, root: Path, *options: str, small: list[str] = SMALL) -> list[str]:
+    return [sys.executable, "-m", f"lit_xai.{cmd}", f"root={root}", *small, *options]
 
 
 @dataclass
@@ -56,13 +56,13 @@ class Done:
     stderr: str
 
 
-def run(door: str, root: Path, *options: str, check: bool = True, small: list[str] = SMALL) -> Done:
+def run(cmd: str, root: Path, *options: str, check: bool = True, small: list[str] = SMALL) -> Done:
     """A door's `main` in this process: what `python -m` runs, without paying for the imports again."""
     out, err, code = io.StringIO(), io.StringIO(), 0
-    main = importlib.import_module(f"lit_xai.{door}").main
+    main = importlib.import_module(f"lit_xai.{cmd}").main
     argv, environment = sys.argv, dict(os.environ)
     try:
-        sys.argv = [f"lit_xai/{door}.py", *command(door, root, *options, small=small)[3:]]
+        sys.argv = [f"lit_xai/{cmd}.py", *command(cmd, root, *options, small=small)[3:]]
         os.environ.update(ENVIRONMENT)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             main()
@@ -77,10 +77,10 @@ def run(door: str, root: Path, *options: str, check: bool = True, small: list[st
     return done
 
 
-def run_process(door: str, root: Path, *options: str, small: list[str] = SMALL) -> Done:
-    """A door as its own process (for several ranks)."""
+def run_process(cmd: str, root: Path, *options: str, small: list[str] = SMALL) -> Done:
+    """A command as its own process (for several ranks)."""
     done = subprocess.run(
-        command(door, root, *options, small=small),
+        command(cmd, root, *options, small=small),
         capture_output=True,
         text=True,
         env=ENVIRONMENT,
@@ -165,13 +165,13 @@ def test_no_number_of_the_summary_stands_bare(folder: Path) -> None:
 
 def test_a_complete_run_does_nothing(finished: Path) -> None:
     before = {f: f.stat().st_mtime_ns for f in finished.rglob("*.safetensors")}
-    for door, options in (("train", []), ("explain", []), ("explain", ["probes=disagreements"])):
-        assert "nothing to do" in run(door, finished, "fold=1", *options).stdout
+    for cmd, options in (("train", []), ("explain", []), ("explain", ["probes=disagreements"])):
+        assert "nothing to do" in run(cmd, finished, "fold=1", *options).stdout
     assert before == {f: f.stat().st_mtime_ns for f in finished.rglob("*.safetensors")}
 
 
 @pytest.mark.parametrize(
-    ("door", "options", "number"),
+    ("cmd", "options", "number"),
     [
         ("train", ["fold=0"], 35),
         ("explain", ["fold=0"], 35),
@@ -181,11 +181,11 @@ def test_a_complete_run_does_nothing(finished: Path) -> None:
         ("evaluate", ["--status"], None),
     ],
 )
-def test_a_command_opens_every_shard_of_a_finished_store_once(finished: Path, opens, door, options, number) -> None:
+def test_a_command_opens_every_shard_of_a_finished_store_once(finished: Path, opens, cmd, options, number) -> None:
     if "--status" in options:
-        run(door, finished, *options, small=["name=digits-resnet18"])
+        run(cmd, finished, *options, small=["name=digits-resnet18"])
     else:
-        run(door, finished, *options, "logger=none")
+        run(cmd, finished, *options, "logger=none")
     assert set(opens.values()) == {1}
     assert number in (None, len(opens))
 
@@ -406,9 +406,9 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_gets_one_line_that_names_the_mend(case: str, finished: Path) -> None:
-    door, options, hint = BAD[case]
-    small = SMALL if door != "train" or "explainer=[nothing]" not in options else []
-    done = run(door, finished, "fold=0", *options, check=False, small=small)
+    cmd, options, hint = BAD[case]
+    small = SMALL if cmd != "train" or "explainer=[nothing]" not in options else []
+    done = run(cmd, finished, "fold=0", *options, check=False, small=small)
     assert done.returncode != 0
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert done.stderr.startswith("error: ")

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from ranks import run_ranks
-from test_doors import interrupted
-from test_doors import run as run_door
+from test_commands import interrupted
+from test_commands import run as run_command
 
 DATA = ["data.train_subset=160", "data.folds=2", "data.probes_per_fold=3", "data.size=16", "progress=false"]
 CLASSIFIER = [*DATA, "model.network.width=4", "trainer.max_epochs=2", "shard_size=8"]
@@ -21,13 +21,13 @@ PMI = ["explainer=[information/pmi,information/information_gain,random]"]
 PMI += ["explainer.pmi.stride=4", "explainer.pmi.draws=2", "explainer.information_gain.stride=4", "score=[]"]
 
 
-def run(door, root, *options, small, check=True):
-    return run_door(door, root, *options, "logger=none", small=small, check=check)
+def run(cmd, root, *options, small, check=True):
+    return run_command(cmd, root, *options, "logger=none", small=small, check=check)
 
 
-def fails(door, root, *options, small) -> str:
+def fails(cmd, root, *options, small) -> str:
     """The one line a command ends with."""
-    done = run(door, root, *options, small=small, check=False)
+    done = run(cmd, root, *options, small=small, check=False)
     assert done.returncode != 0
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr

@@ -11,8 +11,8 @@ from lit_xai.cli.schema import help_text, with_lists
 from lit_xai.metrics.statistics import FEW
 from lit_xai.quality.sampler import MEASURES
 
-from test_doors import Done
-from test_doors import run as run_door
+from test_commands import Done
+from test_commands import run as run_command
 
 TRAINED = [
     "data=digits",
@@ -32,7 +32,7 @@ FILES = ("samplers.csv", "samplers.tex", "samplers-umap.png", "samplers-tradeoff
 
 
 def evaluate(root: Path, *options: str, check: bool = True) -> Done:
-    return run_door("evaluate", root, *options, check=check, small=NAMED)
+    return run_command("evaluate", root, *options, check=check, small=NAMED)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,7 +47,7 @@ def flat_umap():
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fold 0 of a tiny classifier of digits, without samplers."""
     root = tmp_path_factory.mktemp("trained")
-    run_door("train", root, "name=tiny", "fold=0", small=TRAINED)
+    run_command("train", root, "name=tiny", "fold=0", small=TRAINED)
     return root
 
 
