@@ -62,10 +62,17 @@ def test_a_trained_model_and_a_module_by_folds_are_audited_as_printed(
         assert files >= {"audit.html", "audit.json", "audit.md", "summary.json", "cases.csv"}
 
 
-def test_the_readmes_library_runs_as_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    code = blocks("../README.md", "python")[0]
-    exec(compile(code, "README.md", "exec"), {"__name__": "example"})
-    assert "Estimate(" in capsys.readouterr().out
+def test_the_readmes_python_runs_as_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own, library, notebook = blocks("../README.md", "python")
+    for code in (own, library):
+        exec(compile(code, "README.md", "exec"), {"__name__": "example"})
+    printed = capsys.readouterr().out
+    assert "Do not trust any of it: no better than chance" in printed
+    assert "Estimate(" in printed
+    compile(notebook, "README.md", "exec")  # it reads what the demo leaves
 
 
 def test_a_plain_module_needs_and_takes_a_training_function(tmp_path: Path) -> None:

@@ -56,3 +56,14 @@ def test_a_second_call_computes_nothing(folder: Path) -> None:
     before = {f: f.stat().st_mtime_ns for f in folder.rglob("*.safetensors")}
     explain_model(model(), DATA, METHODS, folder, progress=False)
     assert {f: f.stat().st_mtime_ns for f in before} == before
+
+
+def test_every_column_names_direction_target_version_null_and_correction(folder: Path) -> None:
+    columns = json.loads((folder / "summary.json").read_text())["columns"]
+    score, noise, reco = (columns[c] for c in ("deletion", "sanity", "reco"))
+    assert (score["direction"], score["target"], score["version"]) == ("down", "label", 1)
+    assert (score["null"], score["correction"]) == ("image, random", "Holm over the explainers of the column")
+    assert (noise["direction"], noise["null"], noise["correction"]) == ("down", None, None)
+    assert reco["target"] == "in S_differ each predictor's map explains the class that it says"
+    assert reco["null"] == "mean of 1000 permutations of the labels of samples"
+    assert columns["mege"]["version"] == 2

@@ -16,7 +16,7 @@ from lit_xai import explainers
 from lit_xai.core import Component, Explainer
 from lit_xai.errors import UsageError
 from lit_xai.metrics.comparisons import Mark, corrected, share_won, two_sided
-from lit_xai.metrics.measures import paired
+from lit_xai.metrics.measures import MEASURES, paired
 from lit_xai.metrics.statistics import Estimate
 
 
@@ -153,6 +153,21 @@ class Summary:
         """Whether higher is better, also of the similarities of variants."""
         return self.columns.get(column, column != "stability")
 
+    def about(self, column: str) -> dict[str, Any]:
+        """What the numbers of a column mean and are compared with: direction, target, version, null and correction."""
+        said, known = self.definitions.get(column, {}), MEASURES.get(column)
+        marked = known is None or known.against_nulls
+        whole = any(column in row.to_whole for row in self.rows)
+        null = said.get("null") or ", ".join([*self.nulls, *["whole image"] * whole]) if marked else None
+        return {
+            "higher_is_better": self.columns[column],
+            "direction": "up" if self.columns[column] else "down",
+            "target": said.get("target") or self.head.get("target"),
+            "version": said.get("version") or said.get("definition", {}).get("version", 1),
+            "null": null or None,
+            "correction": "Holm over the explainers of the column" if null else None,
+        }
+
     def pair_marks(self) -> dict[str, dict[str, Mark]]:
         """What is claimed of every pair, `{pair: {column: mark}}`: `+` where a is better; corrected over the pairs of a column."""
         out: dict[str, dict[str, Mark]] = {name: {} for name in self.pairs}
@@ -178,7 +193,7 @@ class Summary:
         return {
             "version": lit_xai.__version__,
             "head": self.head,
-            "columns": {n: {"higher_is_better": up} for n, up in self.columns.items()},
+            "columns": {n: self.about(n) for n in self.columns},
             "rows": {row.explainer: row.plain() for row in self.rows},
             "nulls": list(self.nulls),
             "definitions": self.definitions,
