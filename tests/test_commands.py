@@ -28,6 +28,7 @@ SMALL = [
     "data.train_subset=300",
     "data.folds=2",
     "data.probes_per_fold=9",
+    "checks=6",
     "data.size=16",
     "model.network.width=4",
     "trainer.max_epochs=2",
@@ -173,9 +174,9 @@ def test_a_complete_run_does_nothing(finished: Path) -> None:
 @pytest.mark.parametrize(
     ("cmd", "options", "number"),
     [
-        ("train", ["fold=0"], 35),
-        ("explain", ["fold=0"], 35),
-        ("explain", ["fold=0", "part=1/2"], 15),
+        ("train", ["fold=0"], 25),
+        ("explain", ["fold=0"], 25),
+        ("explain", ["fold=0", "part=1/2"], 5),
         ("explain", ["fold=1", "probes=disagreements"], None),
         ("evaluate", [], None),
         ("evaluate", ["--status"], None),

@@ -18,6 +18,7 @@ from test_information_commands import fails, run
 from test_interruption import signalled
 
 DATA = ["data=shapes", "data.size=16", "data.samples=60", "data.test=12", "data.folds=2", "data.probes_per_fold=2"]
+DATA += ["checks=0"]
 DATA += ["data.batch_size=8", "progress=false"]
 CLASSIFIER = [*DATA, "model.network.width=4", "trainer.max_epochs=2", "shard_size=8"]
 GENERATORS = {

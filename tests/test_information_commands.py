@@ -14,6 +14,7 @@ from test_commands import interrupted
 from test_commands import run as run_command
 
 DATA = ["data.train_subset=160", "data.folds=2", "data.probes_per_fold=3", "data.size=16", "progress=false"]
+DATA += ["checks=0"]
 CLASSIFIER = [*DATA, "model.network.width=4", "trainer.max_epochs=2", "shard_size=8"]
 SAMPLER = [*DATA, "model=patch_sampler", "model.patch=4", "model.width=4", "model.depth=1", "trainer.max_epochs=2"]
 GAUSSIAN = [*DATA, "model=conditional_gaussian", "model.patch=4", "model.positions=2000"]

@@ -22,6 +22,7 @@ SMALL = [
     "data.size=32",
     "data.folds=2",
     "data.probes_per_fold=3",
+    "checks=0",
     "model.network.width=4",
     "trainer.max_epochs=1",
     "explainer=[lime,sliding_patch,meaningful_perturbation,random]",

@@ -129,11 +129,11 @@ def umap_plane(features: Float[Tensor, "n f"], seed: int = 0) -> Float[Tensor, "
     Raises:
         UsageError: fewer than ten rows, features that are not finite.
     """
-    from umap import UMAP
-
     x, threads = checked(features).float().numpy(), torch.get_num_threads()
     if len(x) < LEAST_ROWS:
         raise UsageError(f"UMAP needs at least {LEAST_ROWS} rows, found {len(x)}: give more images or draws")
+    from umap import UMAP
+
     neighbours = min(NEIGHBOURS, len(x) - 1)
     reducer = UMAP(n_neighbors=neighbours, n_components=2, random_state=seed % 2**32, n_jobs=1)
     with warnings.catch_warnings():

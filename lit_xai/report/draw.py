@@ -13,6 +13,8 @@ from lit_xai.core import Legend
 from lit_xai.metrics.statistics import Estimate
 from lit_xai.report.figure import TINY, Scale, new_figure, save, span, wrapped
 
+DRAWN, GAP = 160, 6  # pixels of a panel and between two, where panels are pasted
+
 
 def gallery(
     images: Tensor,
@@ -75,26 +77,40 @@ def cases(
         path: where the picture goes.
         title: above it.
     """
-    first = int(images is not None)
-    columns = first + len(maps) + 1
-    figure, axes = new_figure(1.3 + 1.3 * columns, 0.7 + 1.25 * len(captions), len(captions), columns)
-    figure.suptitle(wrapped(title, figure.get_figwidth(), 9), fontsize=9)
-    for row, text in enumerate(captions):
-        if images is not None:
-            picture = images[row].permute(1, 2, 0).numpy()
-            axes[row, 0].imshow(
-                picture.squeeze(-1) if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=255
-            )
-        axes[row, 0].set_ylabel(text, fontsize=6, rotation=0, ha="right", va="center")
-        for column, values in enumerate(maps.values(), start=first):
-            Scale.of(values[row : row + 1]).draw(axes[row, column], values[row])
-        axes[row, -1].imshow(consensus[row].numpy(), cmap="viridis", vmin=0, vmax=1)
-    for axis, name in zip(axes[0], [*["image"] * first, *maps, "share of folds\nwith it on top"], strict=True):
-        axis.set_title(name, fontsize=7)
-    for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
+    rows = [*([pictures_of(images)] if images is not None else [])]
+    for values in maps.values():
+        rows.append([Scale.of(row[None]).pixels(row) for row in values])
+    rows.append([Scale("viridis", 0.0, 1.0, "").pixels(row) for row in consensus])
+    side = max(DRAWN // max(consensus.shape[-2:]), 1)
+    step = [n * side + GAP for n in consensus.shape[-2:]]
+    sheet = np.full((step[0] * len(captions) - GAP, step[1] * len(rows) - GAP, 3), 255, dtype=np.uint8)
+    for column, panels in enumerate(rows):
+        for row, panel in enumerate(panels):
+            top, left = row * step[0], column * step[1]
+            large = enlarged(panel, step[0] - GAP, step[1] - GAP)
+            sheet[top : top + step[0] - GAP, left : left + step[1] - GAP] = large
+    figure, axes = new_figure(1.3 + 1.25 * len(rows), 0.8 + 1.25 * len(captions) * step[0] / step[1], 1, 1)
+    axis = axes[0, 0]
+    axis.imshow(sheet, interpolation="none")
+    axis.set_title(wrapped(title, figure.get_figwidth(), 9), fontsize=9)
+    heads = [*["image"] * (images is not None), *maps, "share of folds\nwith it on top"]
+    axis.set_xticks([step[1] * (n + 0.5) for n in range(len(heads))], heads, fontsize=7)
+    axis.set_yticks([step[0] * (n + 0.5) for n in range(len(captions))], captions, fontsize=6)
+    axis.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
+    axis.set_frame_on(False)
     return save(figure, path)
+
+
+def pictures_of(images: Tensor) -> list[np.ndarray]:
+    """uint8 images `[b, c, s, s]` as `[s, s, 3]` each."""
+    plain = images.permute(0, 2, 3, 1).numpy()
+    return [np.broadcast_to(x[..., :3] if x.shape[-1] >= 3 else x[..., :1], (*x.shape[:2], 3)) for x in plain]
+
+
+def enlarged(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """`[h, w, 3]` to another size by its nearest pixels."""
+    rows, columns = (np.arange(n) * m // n for n, m in zip((height, width), picture.shape[:2], strict=True))
+    return picture[rows][:, columns]
 
 
 def stability_plane(
