@@ -156,7 +156,8 @@ def test_no_number_of_the_summary_stands_bare(folder: Path) -> None:
             if cell["value"] is None:
                 assert cell["reason"], (explainer, name)
             else:
-                assert cell["low"] <= cell["high"], (explainer, name)
+                few = cell["low"] is None and "fewer than 10 probes" in cell["reason"]
+                assert few or cell["low"] <= cell["high"], (explainer, name)
             unmarked = explainer == "random" or name in ("sanity", "repeat") or cell["value"] is None
             assert unmarked or "difference_to_null" in cell
     for column in summary["columns"]:
