@@ -72,6 +72,12 @@ def test_the_maps_are_those_of_the_single_commands(audited: tuple[Path, str], tm
     assert shards(tmp_path / name) == shards(audited[0] / name)
 
 
+def test_every_null_joins_the_methods_that_are_named(tmp_path: Path) -> None:
+    options = [o for o in SMALL if not o.startswith("explainer=")]
+    text = run("audit", tmp_path, "explainer=[saliency]", "dry_run=true", small=options).stdout
+    assert "explained by saliency, random, image, edges, centre, image_random; scores" in text
+
+
 def test_what_is_done_is_not_done_again(audited: tuple[Path, str]) -> None:
     root, _ = audited
     before = steps_in(root / "digits-resnet18")

@@ -17,7 +17,7 @@ from typing import Any
 
 import lit_xai
 from lit_xai.cli.compose import CommandError, check_tuned, compose, parameters
-from lit_xai.cli.schema import config_dir, help_text, with_lists
+from lit_xai.cli.schema import NULL, NULLS, config_dir, help_text, with_lists
 from lit_xai.errors import UsageError
 
 
@@ -86,7 +86,7 @@ def command(
             if "--hydra-help" not in arguments:
                 try:
                     places = searched([*flags, *overrides])
-                    overrides = with_lists(overrides, places)
+                    overrides = with_lists(overrides, places, NULLS if name == "audit" else (NULL,))
                     check_tuned(places)
                     own = [f"hydra.searchpath=[{','.join(f'file://{p}' for p in places)}]"] if places else []
                     compose(name, [*own, *(o for o in overrides if not o.startswith("hydra.searchpath="))])

@@ -80,27 +80,28 @@ def left_open(group: str, overrides: list[str]) -> bool:
 
 
 NULL = "random"  # the explainer that every table compares with
+NULLS = (NULL, "image", "edges", "centre", "image_random")  # those that a verdict asks for
 NO_TABLE = ("image", "sanity", "filler")  # keys of `explain` that ask for something else than maps for a table
 
 
-def with_null(override: str) -> str:
-    """A list of explainers, with the null among them."""
+def with_null(override: str, nulls: Sequence[str] = (NULL,)) -> str:
+    """A list of explainers with the nulls behind them; as it is where it names one of them."""
     found = re.fullmatch(r"explainer=(?:\[([^\[\]]+)\]|([\w/]+))", override.replace(" ", ""))
     names = (found[1] or found[2]).split(",") if found else []
-    return (
-        f"explainer=[{','.join([*names, NULL])}]" if names and NULL not in names and "null" not in names else override
-    )
+    if not names or {"null", *nulls} & set(names):
+        return override
+    return f"explainer=[{','.join([*names, *nulls])}]"
 
 
-def with_lists(overrides: list[str], places: Sequence[str] = ()) -> list[str]:
+def with_lists(overrides: list[str], places: Sequence[str] = (), nulls: Sequence[str] = (NULL,)) -> list[str]:
     """The overrides, with every explainer and score that has a config where neither they nor the experiment give a list.
 
-    The null explainer joins every list of explainers, unless no table is asked for. `samplers=` is short for the fillers of
+    The null explainers join every list of explainers, unless no table is asked for. `samplers=` is short for the fillers of
     that name, which hydra then composes. `places` are folders of configurations of the user's own.
     """
     keys = {o.split("=", 1)[0] for o in overrides if not o.endswith("=null")}
     if not keys & {*NO_TABLE, "samplers"}:
-        overrides = [with_null(o) for o in overrides]
+        overrides = [with_null(o, nulls) for o in overrides]
     named = [o.startswith("samplers=") and o != "samplers=[]" for o in overrides]
     overrides = [f"filler={o.removeprefix('samplers=')}" if n else o for o, n in zip(overrides, named, strict=True)]
     given = {o.split("=", 1)[0] for o in overrides if not o.startswith(("+", "~"))}
