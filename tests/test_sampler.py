@@ -437,6 +437,7 @@ def test_rows_are_a_csv_file_without_a_bare_number(setting):
     )
 
 
+@pytest.mark.slow  # what UMAP compiles takes 8 s
 def test_all_rows_lie_in_one_plane(setting):
     found = tabled(setting, {"black": Colour(0.0), "whole": Whole()})
     model, images, _, _, real = setting
