@@ -106,6 +106,10 @@ def test_what_is_worse_is_not_trusted_and_contradicted_where_a_null_is_better(co
     assert found.answers["it"][key].reason.startswith(column)
 
 
+def test_the_sentence_calls_the_data_by_their_own_name():
+    assert conclude(made({"it": GOOD}), asked("depends"), data="mine").sentence.startswith("On mine, explanations of ")
+
+
 def test_dependence_comes_before_persistence():
     found = verdict({"it": GOOD | {"sanity": 0.5}})
     assert statuses(found)["depends"] == statuses(found)["persists"] == "not shown"

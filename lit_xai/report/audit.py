@@ -53,7 +53,10 @@ class Audit:
         ensemble: Ensemble, summary: Summary, asked: Sequence[conditions.Condition] | None = None, **about: Any
     ) -> Audit:
         """With its verdict, by these conditions (None: the default ones)."""
-        return Audit(ensemble, summary, conclude(summary, conditions.default() if asked is None else asked), **about)
+        config = saved(ensemble.root / f"fold={ensemble.folds[0]}" / "config.yaml")
+        data = str((config.get("data") or {}).get("name") or "")
+        verdict = conclude(summary, conditions.default() if asked is None else asked, data=data)
+        return Audit(ensemble, summary, verdict, **about)
 
     @property
     def name(self) -> str:

@@ -44,8 +44,8 @@ DETERMINISTIC = "deterministic"  # begins the reason why a method that draws not
 TINY = 1e-4  # by which a correlation of equal maps differs from 1
 
 
-def conclude(summary: Summary, conditions: Sequence[Condition], about: str = "") -> Verdict:
-    """The verdict on every method of a summary, nulls left out; `about` is what the network is called."""
+def conclude(summary: Summary, conditions: Sequence[Condition], about: str = "", data: str = "") -> Verdict:
+    """The verdict on every method of a summary, nulls left out; `about` and `data` are what network and data are called."""
     rows = [row for row in summary.rows if row.explainer not in summary.nulls]
     known = {column for row in rows for column, e in row.estimates.items() if math.isfinite(e.value)}
     conditions = [c.of(known) for c in conditions]
@@ -72,7 +72,9 @@ def conclude(summary: Summary, conditions: Sequence[Condition], about: str = "")
     overall = min(methods.values(), key=ORDER.index, default=DISTRUST)
     tag = tag_sentence(summary, answers, on_the_tag(summary, rows))
     verdict = Verdict(overall, "", tag, because, methods, answers, conditions)
-    return replace(verdict, sentence=sentence(verdict, str(summary.head["data"]), about or summary.head["name"]))
+    return replace(
+        verdict, sentence=sentence(verdict, data or str(summary.head["data"]), about or summary.head["name"])
+    )
 
 
 def on_the_tag(summary: Summary, rows: Sequence[Row]) -> set[str]:
