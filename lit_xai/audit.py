@@ -104,7 +104,8 @@ def conclude(every: list[Any]) -> None:
         first, command = found[0], shlex.join(["python", "-m", "lit_xai.audit", *sys.argv[1:]])
         base = first.folder.name.removesuffix(f"-{first.cfg.model.name}")
         into = first.folder.with_name(f"{base}-audit") if len(found) > 1 else first.folder
-        audits(first.cfg, [e.folder for e in found], into, command, classes=classes, seconds=seconds)
+        folders, own = [e.folder for e in found], [e.cfg for e in found]
+        audits(first.cfg, folders, into, command, own, classes=classes, seconds=seconds)
 
 
 def known_of(ensemble: Any) -> tuple[tuple[str, ...], tuple[float, float] | None]:

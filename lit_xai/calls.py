@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lit_xai.core import Images, Model, Targets
@@ -50,6 +51,16 @@ def check_classes(logits: Float[Tensor, "r k"], targets: Targets) -> None:
     """Refuse targets that the model has no output for."""
     if len(targets) and int(targets.max()) >= logits.shape[1]:
         raise UsageError(f"target {int(targets.max())} does not exist: the model has classes 0..{logits.shape[1] - 1}")
+
+
+def check_logits(model: Model, image: Images, labels: Int[Tensor, "n"]) -> None:
+    """Refuse a model that does not give the logits of every class for one image `[1, c, h, w]`."""
+    with torch.inference_mode():
+        logits: Any = model(image)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 1:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UsageError(f"the model must give logits [b, k] for images [b, c, h, w]; for one image it gives {found}")
+    check_classes(logits, labels)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from lit_xai import engine
+from lit_xai.calls import check_logits
 from lit_xai.cli.build import HOW, say
 from lit_xai.cli.loaded import ImagesOf, LoadedFold, MapsOf, load, predictor_of
 from lit_xai.core import Explainer, Score, as_explainer, as_score
@@ -205,7 +207,8 @@ def explain_model(
         UsageError: the data or the folder cannot be used; the message says how to mend it.
     """
     how = {"batch_size": batch_size, "shard_size": shard_size, "device": torch.device(device)}
-    study = Study.of(lambda split, fold, store: model, dataset, explainers, scores, 1, root, seed, how)
+    own = copy.deepcopy(model)  # the user's stays in its mode, on its device
+    study = Study.of(lambda split, fold, store: own, dataset, explainers, scores, 1, root, seed, how)
     study.explain(probes, None, checks, progress)
     return study.summarise("spearman", progress)
 
@@ -309,6 +312,7 @@ class Study:
             self.plan(fold, RANDOM, len(probes))
         for fold in folds:
             work = self.job(fold, RANDOM, probes, split.label(probes))
+            check_logits(work.model, self.images.images([0]).to(work.device), split.labels)
             engine.predictions_of(work, split, fold, progress=progress)
             engine.explain(work, self.methods, self.scores, progress=progress)
             engine.keep_thumbnails(work, split)

@@ -6,6 +6,7 @@ from typing import Any
 
 from lit_xai.cli.command import command
 
+SHOWN = 10_000  # cases on the dashboard; the file has them all
 ABOUT = """MeGe, ReCo and every score of every explainer, with 95 % intervals, nulls, marks and rank sets.
 Reads checkpoints/<name>/fold=*/ and nothing else; writes summary.json, .csv, .tex, histograms and report.html there.
 compare=[a,b]: folders (names below root=, or paths) on one page, compared-a-b/audit.html, with their differences.
@@ -110,10 +111,16 @@ def together_in(folders: Any) -> Any:
     return first.parent / f"compared-{'-'.join(f.name for f in folders)}"[:120] if others else first
 
 
-def audits(cfg: Any, folders: Any, into: Any, command: str, tables: bool = True, **about: Any) -> None:
-    """The verdicts on some folders: printed, and on one page in the folder `into`; with `tables`, each folder's own files, too.
+def audits(cfg: Any, folders: Any, into: Any, command: str, own: Any = (), **about: Any) -> None:
+    """The verdicts on some folders: printed, and on one page in the folder `into`.
 
-    `about` are further lists for `Audit`, an entry a folder: names of classes, seconds of model passes.
+    Args:
+        cfg: how they are evaluated.
+        folders: their places.
+        into: where the page goes.
+        command: that makes it again.
+        own: the configuration of each folder, under which its own files are written and logged; empty = they are not.
+        about: further lists for `Audit`, an entry a folder: names of classes, seconds of model passes.
     """
     from lit_xai.cli.build import plain, say
     from lit_xai.report import audit, conditions
@@ -123,14 +130,14 @@ def audits(cfg: Any, folders: Any, into: Any, command: str, tables: bool = True,
     found = [(folder, *both) for folder in folders if (both := measured(cfg, folder)) is not None]
     every = []
     for number, (_, ensemble, summary) in enumerate(found):
-        own = {key: values[number] for key, values in about.items()}
-        every.append(audit.Audit.of(ensemble, summary, asked, command=command, **own))
+        more = {key: values[number] for key, values in about.items()}
+        every.append(audit.Audit.of(ensemble, summary, asked, command=command, **more))
     if not every:
         return
     audit.show(every, definition=cfg.definition)
     files = audit.write(every, into, comparisons(every))
-    for folder, ensemble, summary in found if tables else ():
-        write(cfg, folder, ensemble, summary)
+    for theirs, (folder, ensemble, summary) in zip(own, found, strict=False):
+        write(theirs, folder, ensemble, summary)
     say(f"written: {', '.join(map(str, files))}")
 
 
@@ -162,7 +169,6 @@ def compare(cfg: Any) -> None:
         folders,
         together_in(folders),
         shlex.join(["python", "-m", "lit_xai.evaluate", *sys.argv[1:]]),
-        tables=False,
     )
 
 
@@ -217,7 +223,8 @@ def log(summary: Any, dashboard: Any, folder: Any) -> None:
         dashboard.histogram(f"distances/{name}/equal", equal)
         dashboard.histogram(f"distances/{name}/differ", differ)
     dashboard.table("summary", *every_number(summary).file())
-    dashboard.table("cases", *case_table(summary.cases).file())
+    columns, rows = case_table(summary.cases).file()
+    dashboard.table("cases", columns, rows[:SHOWN])
     for path in (folder / "histograms.png", folder / "stability-plane.png"):
         dashboard.picture(path.stem, path)
     for name in dict.fromkeys(case["explainer"] for case in summary.cases):

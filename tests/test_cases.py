@@ -15,6 +15,8 @@ from lit_xai.explainers import RISE, GradientInput, Saliency, SmoothGrad
 from lit_xai.report.cases import Seen, core, draw_worst, highest, low_quantile
 from lit_xai.report.ensemble import Ensemble
 from lit_xai.report.summarise import summarise
+from lit_xai.store.fold import FoldStore, write_tensors
+from lit_xai.store.names import THUMBNAILS
 from scipy.stats import norm, spearmanr
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -160,3 +162,11 @@ def test_small_copies_of_held_out_probes_are_kept(folder: Path) -> None:
     expected = (IMAGES[samples] * 255).round().to(torch.uint8)
     assert torch.equal(ensemble.thumbnails(samples), expected)
     assert ensemble.thumbnails(torch.tensor([10_000])) is None
+
+
+def test_thumbnails_of_another_kind_are_as_good_as_none(tmp_path: Path) -> None:
+    store = FoldStore(tmp_path / "fold=0")
+    write_tensors(store.root / THUMBNAILS, {"other": torch.zeros(3)}, {})
+    assert not len(store.read_thumbnails()[0])
+    write_tensors(store.root / THUMBNAILS, {"sample": torch.arange(2), "images": torch.zeros(3, 4)}, {})
+    assert not len(store.read_thumbnails()[0])

@@ -97,6 +97,11 @@ def test_neither_is_marked_against_nulls(rows) -> None:
     assert all("mark" not in row[m] for row in rows.values() for m in ("sanity", "repeat"))
 
 
+def test_a_null_that_is_at_its_best_by_construction_is_not_named_as_one(folder) -> None:
+    columns = json.loads((folder / "summary.json").read_text())["columns"]
+    assert columns["mege"]["null"] == "random"  # the maps of `image` are the same for all predictors
+
+
 def test_two_predictors_get_fresh_weights_of_their_own(folder) -> None:
     maps = [Ensemble(folder).readers("saliency", "randomised")[f] for f in range(3)]
     (a, *_), (b, *_), _ = (m.rows(m.samples) for m in maps)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from lit_xai.crossval import explain_model
+from lit_xai.errors import UsageError
 from lit_xai.explainers import Image, Random, Saliency, SmoothGrad
 from lit_xai.report.show import show
 from rich.console import Console
@@ -67,3 +68,40 @@ def test_every_column_names_direction_target_version_null_and_correction(folder:
     assert reco["target"] == "in S_differ each predictor's map explains the class that it says"
     assert reco["null"] == "mean of 1000 permutations of the labels of samples"
     assert columns["mege"]["version"] == 2
+
+
+def test_the_users_model_stays_as_it_was(tmp_path: Path) -> None:
+    mine = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ).train()
+    mine.append(nn.Linear(4, 3))
+    before = {k: v.clone() for k, v in mine.state_dict().items()}
+    explain_model(mine, DATA, {"saliency": Saliency()}, tmp_path, scores={}, progress=False)
+    assert all(m.training for m in mine.modules())
+    assert mine[0].weight.is_contiguous()
+    assert all(torch.equal(v, before[k]) for k, v in mine.state_dict().items())
+
+
+class Pair(nn.Module):
+    """A model of two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = model()
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.net(x), x
+
+
+@pytest.mark.parametrize(
+    ("network", "labels", "text"),
+    [
+        (Pair(), DATA.tensors[1], r"must give logits \[b, k\] for images \[b, c, h, w\]; for one image it gives tuple"),
+        (nn.Conv2d(3, 4, 3), DATA.tensors[1], r"for one image it gives \(1, 4, 14, 14\)"),
+        (model(), DATA.tensors[1] + 5, r"target 7 does not exist: the model has classes 0\.\.2"),
+    ],
+)
+def test_a_model_or_labels_that_do_not_fit_are_refused_in_a_line(tmp_path: Path, network, labels, text) -> None:
+    with pytest.raises(UsageError, match=text):
+        explain_model(network, TensorDataset(DATA.tensors[0], labels), METHODS, tmp_path, progress=False)
+    assert not list(tmp_path.rglob("*.safetensors"))

@@ -195,7 +195,8 @@ class Explain(Report):
         if tasks is None or not same:
             tasks = Tasks.of(now, self.explainers, self.scores, self.part)
         mine = engine.changed_tasks(tasks.share(on.rank, on.world))
-        if mine is None:
+        if mine is None:  # other ranks may have nothing to do here, and wait at the end
+            on.barrier("explained")
             return
         if on.rank == 0:
             self.write_plans(len(tasks.job.samples))

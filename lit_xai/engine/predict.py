@@ -6,7 +6,7 @@ import contextlib
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -74,12 +74,14 @@ def keep_thumbnails(job: Job, split: Split) -> None:
 
 
 def thumbnails(images: ImageSet, samples: Int[Tensor, "p"]) -> UInt8[Tensor, "p c h w"]:
-    """Images of at most `SMALL` pixels a side."""
-    x = images.images(samples.tolist())
-    if max(x.shape[-2:]) > SMALL:
-        scale = SMALL / max(x.shape[-2:])
-        x = F.interpolate(x, [max(1, round(n * scale)) for n in x.shape[-2:]], mode="area")
-    return (x.clamp(0, 1) * 255).round().to(torch.uint8)
+    """Small copies of images."""
+    return (small(images.images(samples.tolist())).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def small(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c s t"]:
+    """Images or maps of at most `SMALL` pixels a side."""
+    scale = SMALL / max(x.shape[-2:])
+    return x if scale >= 1 else F.interpolate(x, [max(1, round(n * scale)) for n in x.shape[-2:]], mode="area")
 
 
 def predictions_of(

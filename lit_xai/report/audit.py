@@ -165,12 +165,6 @@ def write(audits: Sequence[Audit], folder: Path, comparisons: Sequence[Mapping[s
 # ------------------------------------------------------------------------------------------------------------- terminal
 
 
-def filled(summary: Summary, columns: Sequence[str]) -> list[str]:
-    """The columns in which any explainer has a number."""
-    known = {c for row in summary.rows for c, e in row.estimates.items() if not math.isnan(e.value)}
-    return [c for c in columns if c in known]
-
-
 def answers(a: Audit) -> Table:
     """Method by question, the most trusted first; `✓ shown` and so on."""
     asked = [
@@ -226,5 +220,5 @@ def show(audits: Sequence[Audit], to: Console | None = None, definition: str = "
         order = {name: place for place, name in enumerate(ordered(a))}
         rows = sorted(a.summary.rows, key=lambda row: order.get(row.explainer, len(order)))
         tables.show(
-            replace(a.summary, rows=rows), definition, to, filled(a.summary, tables.shown(a.summary, definition))
+            replace(a.summary, rows=rows), definition, to, tables.filled(a.summary, tables.shown(a.summary, definition))
         )

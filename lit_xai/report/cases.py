@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lit_xai.engine.predict import SMALL
+from lit_xai.engine.predict import small
 from lit_xai.metrics.distance import average_ranks, correlation, unit_ranks
 from lit_xai.metrics.statistics import Estimate, mean_estimate
 from lit_xai.report import draw
@@ -141,23 +140,12 @@ def order(alike: Bool[Tensor, "n"], worst: Float[Tensor, "n"]) -> list[tuple[boo
     return list(zip((~alike).tolist(), known.tolist(), strict=True))
 
 
-def small(maps: Float[Tensor, "k n h w"]) -> Float[Tensor, "k n s t"]:
-    """Maps that are no larger than thumbnails are."""
-    scale = SMALL / max(maps.shape[-2:])
-    size = [max(1, round(n * scale)) for n in maps.shape[-2:]]
-    return maps if scale >= 1 else F.interpolate(maps, size, mode="area")
-
-
 def noise_of(ensemble: Ensemble, explainer: str, pairs: int) -> float:
     """What sampling noise alone would leave of the smallest of so many correlations, in all but 5 % of the probes; NaN where unknown.
 
     It rests on the signed correlations of two maps of the same predictor with different noise.
     """
-    readers, own, found = ensemble.readers(explainer, REPEATED), ensemble.readers(explainer), []
-    for f, reader in readers.items():
-        samples = reader.samples[own[f].holds(reader.samples)]
-        if len(samples):
-            found.append(correlation(*(unit_ranks(r.rows(samples)) for r in (own[f], reader))))
+    found = [correlation(unit_ranks(a), unit_ranks(b)) for _, _, a, b in ensemble.checked(explainer, REPEATED)]
     rho = torch.cat(found) if found else torch.zeros(0)
     rho = rho[torch.isfinite(rho)]
     return low_quantile(rho, ALPHA / pairs) if len(rho) else math.nan

@@ -277,22 +277,29 @@ class Ensemble:
         more |= {"lacks": lacks, "beside": beside}
         return Pairs(d, equal, differ, sample, weight, i, j, label, distance, self.seed, self.predictions, **more)
 
-    def beside(self, explainer: str, kind: str) -> Pairs | None:
-        """Every predictor's maps of some held-out probes, beside those of a check on it (see `lit_xai.engine.checks`), as pairs.
-
-        None while a fold has none of them. Their distance is `spearman`, 1 - |rho|.
+    def checked(self, explainer: str, kind: str) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+        """Every predictor's maps of some held-out probes, and those of a check on it (see `lit_xai.engine.checks`), some at a time:
+        `(fold, samples, its maps, the others)`.
         """
-        readers, own, d = self.readers(explainer, kind), self.readers(explainer), distance_of("spearman")
-        columns = []
+        readers, own = self.readers(explainer, kind), self.readers(explainer)
         for f, reader in readers.items():
             samples = reader.samples[own[f].holds(reader.samples)]
-            if not len(samples):
-                return None
-            pixels = reader.rows(samples[:1]).numel()
-            for part in samples.split(max(1, VALUES // pixels)):
-                apart = d.compare(*(d.prepare(r.rows(part)) for r in (own[f], reader)))
-                columns.append((apart, part, torch.full_like(part, f)))
-        if not columns:
+            if len(samples):
+                pixels = reader.rows(samples[:1]).numel()
+                for part in samples.split(max(1, VALUES // pixels)):
+                    yield f, part, own[f].rows(part), reader.rows(part)
+
+    def beside(self, explainer: str, kind: str) -> Pairs | None:
+        """The maps of a check beside the predictors' own, as pairs; None while a fold has none of them.
+
+        Their distance is `spearman`, 1 - |rho|.
+        """
+        d = distance_of("spearman")
+        columns = [
+            (d.compare(d.prepare(a), d.prepare(b)), part, torch.full_like(part, f))
+            for f, part, a, b in self.checked(explainer, kind)
+        ]
+        if {int(fold[0]) for _, _, fold in columns} != set(self.folds):
             return None
         apart, sample, fold = (torch.cat(column) for column in zip(*columns, strict=True))
         every = torch.ones_like(apart, dtype=torch.bool)

@@ -90,8 +90,8 @@ def passes_of(described: Mapping[str, Any], height: int, width: int) -> Passes |
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in described.items() if not isinstance(v, Mapping)}
     try:
         made = kind(**{k: v for k, v in given.items() if k in known})
-        return made.passes(height, width) if isinstance(made, Explainer) else None
-    except (TypeError, ValueError, UsageError):
+        return Passes(*map(int, made.passes(height, width))) if isinstance(made, Explainer) else None
+    except (TypeError, ValueError, ArithmeticError, AttributeError, UsageError):  # a file may say anything
         return None
 
 

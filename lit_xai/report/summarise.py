@@ -234,15 +234,13 @@ def mark(summary: Summary, row: Row, column: str) -> Mark | None:
 
 
 def nulls_of(summary: Summary, row: Row, column: str) -> dict[str, Estimate]:
-    """The nulls of a number: those on the same probes. One whose maps are the same for all predictors is at the best value of a
-    measure of distances by construction, and no null of it.
-    """
+    """The nulls of a number: those on the same probes that are not at their best by construction."""
     found = {}
     for other in summary.rows:
         e = other.estimates.get(column)
         if other.explainer not in summary.nulls or e is None or not math.isfinite(e.low):
             continue
-        fixed = column in MEASURES and not bool(summary.distances[other.explainer][0].any())
+        fixed = summary.at_its_best(other.explainer, column)
         if not fixed and torch.equal(summary.probes[row.explainer], summary.probes[other.explainer]):
             found[other.explainer] = e
     return found

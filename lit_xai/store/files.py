@@ -63,7 +63,7 @@ def load_whole(file: Path) -> Any:
         try:
             with zipfile.ZipFile(file) as parts:
                 broken = parts.testzip()
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as e:
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as e:  # zipfile: a compression it lacks
             raise RuntimeError(f"its parts cannot be read: {type(e).__name__}") from None
         if broken is not None:
             raise RuntimeError(f"checksum of {broken} differs")

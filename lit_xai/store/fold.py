@@ -191,11 +191,13 @@ class FoldStore:
         write_tensors(self.root / THUMBNAILS, {"sample": samples, "images": images}, {})
 
     def read_thumbnails(self) -> tuple[Int[Tensor, "p"], UInt8[Tensor, "p c h w"]]:
-        """Samples, ascending, and their small copies; none where nobody kept any, or the file is not whole."""
-        with contextlib.suppress(DamagedFile):
+        """Samples, ascending, and their small copies; none where nobody kept any, or the file is not whole or of another kind."""
+        with contextlib.suppress(DamagedFile, KeyError):
             t, _ = read_tensors(self.root / THUMBNAILS)
-            order = t["sample"].argsort()
-            return t["sample"][order], t["images"][order]
+            samples, images = t["sample"], t["images"]
+            if images.ndim == 4 and images.dtype == torch.uint8 and len(samples) == len(images):
+                order = samples.argsort()
+                return samples[order], images[order]
         return torch.zeros(0, dtype=torch.long), torch.zeros(0, 0, 0, 0, dtype=torch.uint8)
 
     def shard(self, kind: str, explainer: str, start: int, stop: int) -> Path:
