@@ -79,7 +79,8 @@ def main(folder: Path) -> None:
     for title, weights in (("sum of all pixels", flat), ("horizontal ramp", ramp), ("normal weights", noise)):
 
         def model(x: Tensor, weights: Tensor = weights) -> Tensor:
-            return (x * weights).sum((1, 2, 3))[:, None]
+            z = (x * weights).sum((1, 2, 3))
+            return torch.stack([z, -z], 1)
 
         linear.append(
             (title, weights[0], runs(model, image, segments), linear_limit(weights, image, black, segments[0]))

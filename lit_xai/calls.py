@@ -1,32 +1,42 @@
-"""Model calls: what is checked before them, in which mode and precision they run, how they are cut into chunks."""
+"""Model calls: the gate that every one goes through, in which mode and precision they run, how they are cut into chunks.
+
+What comes in is checked once a call of an explainer or a score, what comes out at the model's first answer; the loop over chunks
+is free of checks.
+"""
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from lit_xai.core import Images, Model, Targets
 from lit_xai.errors import UsageError
 
 CPU_VALUES = 16 * 3 * 224 * 224  # most pixel values of one model call on the CPU
 ROUNDING = 1e-3  # by which pixel values may leave [0, 1]
+SUMS = 1e-4  # by which the sum of a row of probabilities may differ from 1
+HALF = (torch.float16, torch.bfloat16)
+FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, AssertionError)
+
+# ------------------------------------------------------------------------------------------------------------ what comes in
 
 
-def check_batch(images: Images, targets: Targets) -> None:
-    """Refuse what no explainer can use: images that are not a batch or not in [0, 1], a target per image missing."""
-    if images.ndim != 4:
-        raise UsageError(f"images must be [batch, channels, height, width], found shape {tuple(images.shape)}")
+def check_images(images: Any) -> None:
+    """Refuse what is not a batch of images in [0, 1]."""
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        found = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise UsageError(f"images must be [batch, channels, height, width], found {found}")
     check_range(images)
-    if len(targets) != len(images):
-        raise UsageError(f"{len(targets)} targets for {len(images)} images: pass one class index per image")
-    if len(targets) and int(targets.min()) < 0:
-        raise UsageError(f"target {int(targets.min())} is no class: pass class indices from 0")
 
 
 def check_range(images: Tensor) -> None:
@@ -47,20 +57,278 @@ def check_range(images: Tensor) -> None:
     raise UsageError(f"images lie in [{low:.3g}, {high:.3g}]: pass values in [0, 1] ({mend})")
 
 
+def as_targets(targets: Any, images: int, device: torch.device) -> Targets:
+    """Class indices `[images]`, int64 on `device`.
+
+    Args:
+        targets: one class for all images; a list, an array or a tensor of classes, `[n]` or `[n, 1]`, of any integers or of
+            whole floating-point numbers; or one-hot rows `[n, k]`.
+        images: how many there are.
+        device: the images'.
+
+    Raises:
+        UsageError: anything else, or another number of them.
+    """
+    try:
+        found = torch.as_tensor(targets, device=device).detach()
+    except (TypeError, ValueError, RuntimeError):
+        raise UsageError(f"targets must be class indices, one per image, found {targets!r:.60}") from None
+    if found.ndim == 0 and found.dtype != torch.bool:
+        found = found.expand(images)
+    if found.ndim == 2 and found.shape[1] == 1:
+        found = found[:, 0]
+    elif found.ndim == 2:
+        one_hot = (found == found.max(1, keepdim=True).values).sum(1) == 1 if found.numel() else found.sum(1) == 0
+        if not bool((one_hot & (found.sum(1) == 1) & ((found == 0) | (found == 1)).all(1)).all()):
+            raise UsageError(f"targets of shape {tuple(found.shape)} are not one-hot: pass one class index per image")
+        found = found.int().argmax(1)
+    if found.ndim != 1 or found.dtype == torch.bool or found.is_complex():
+        what = f"{found.dtype} of shape {tuple(found.shape)}"
+        raise UsageError(f"targets must be class indices, one per image, found {what}")
+    if len(found) != images:
+        raise UsageError(f"{len(found)} targets for {images} images: pass one class index per image")
+    whole = found.long()
+    if found.is_floating_point() and not torch.equal(whole.to(found.dtype), found):
+        raise UsageError("targets are not whole numbers: pass class indices, not probabilities or regression values")
+    if images and int(whole.min()) < 0:
+        raise UsageError(f"target {int(whole.min())} is no class: pass class indices from 0")
+    return whole
+
+
 def check_classes(logits: Float[Tensor, "r k"], targets: Targets) -> None:
     """Refuse targets that the model has no output for."""
     if len(targets) and int(targets.max()) >= logits.shape[1]:
-        raise UsageError(f"target {int(targets.max())} does not exist: the model has classes 0..{logits.shape[1] - 1}")
+        raise no_class(int(targets.max()), logits.shape[1])
 
 
-def check_logits(model: Model, image: Images, labels: Int[Tensor, "n"]) -> None:
-    """Refuse a model that does not give the logits of every class for one image `[1, c, h, w]`."""
-    with torch.inference_mode():
-        logits: Any = model(image)
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 1:
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UsageError(f"the model must give logits [b, k] for images [b, c, h, w]; for one image it gives {found}")
-    check_classes(logits, labels)
+def no_class(target: int, classes: int) -> UsageError:
+    """The line for a class that does not exist."""
+    return UsageError(f"target {target} does not exist: the model has classes 0..{classes - 1}")
+
+
+# ----------------------------------------------------------------------------------------------------------------- the gate
+
+
+class Declared(nn.Module):
+    """A model whose maker has said what its answers are: they are not looked at for probabilities."""
+
+
+class Gate(nn.Module):
+    """A model whose answers are logits `[b, k]`, in float32 at least.
+
+    Its first answer is checked; an object with `logits`, a dictionary with that key, or a sequence whose first item is `[b, k]` is
+    taken for what it holds.
+
+    Attributes:
+        model: the user's own, for those who read its layers.
+        takes: the floating-point type that inputs are cast to; None = they are passed on as they are.
+        most: the largest class that is asked for.
+        classes: how many it has; None = it was not called yet.
+        plain: its own answer is the logits, and inputs are passed on: it may be called directly.
+
+    Raises:
+        UsageError: at the first call, the model fails, gives anything else than logits, gives probabilities, has no such class,
+            draws random numbers, or treats an image by the batch that it is in.
+    """
+
+    def __init__(self, model: Model, most: int = -1) -> None:
+        super().__init__()
+        self.model = model
+        self.takes: torch.dtype | None = None
+        self.most = most
+        self.classes: int | None = None
+        self.logits_of: Callable[[Any], Tensor] | None = None
+        self.training = False
+
+    @staticmethod
+    def of(model: Model, targets: Targets | None = None) -> Gate:
+        """The model behind a gate, where it is not behind one already."""
+        if isinstance(model, Gate):
+            return model
+        return Gate(model, int(targets.max()) if targets is not None and len(targets) else -1)
+
+    @property
+    def plain(self) -> bool:
+        """See above; of a model that was not called yet, unknown: False."""
+        return self.logits_of is itself and self.takes is None and not isinstance(self.model, Declared)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        """The logits."""
+        if self.takes is not None:
+            x = x.to(self.takes)
+        logits = self.first(x) if self.logits_of is None else self.logits_of(self.model(x))
+        return logits.float() if logits.dtype in HALF else logits
+
+    def first(self, x: Tensor) -> Tensor:
+        """The first answer, checked."""
+        refuse_batch_statistics(self.model)
+        states = random_states(x.device)
+        answer = self.answer(x)
+        logits_of = way_to_logits(answer)
+        logits = logits_of(answer)
+        check_logits(logits, len(x), sure=isinstance(self.model, Declared))
+        self.classes = logits.shape[1]
+        self.require(self.most)
+        drew = any(not torch.equal(a, b) for a, b in zip(states, random_states(x.device), strict=True))
+        if drew and not torch.equal(logits, logits_of(self.answer(x))):
+            raise UsageError(
+                "the model draws random numbers in evaluation mode, and answers the same image differently each time: pass "
+                "training=self.training to its dropout, or fix its seed"
+            )
+        self.logits_of = logits_of
+        return logits
+
+    def answer(self, x: Tensor) -> Any:
+        """What the model gives."""
+        try:
+            return self.model(x)
+        except (UsageError, torch.OutOfMemoryError):
+            raise
+        except FAILURES as e:
+            why = " ".join(str(e).split())[:160]
+            what = f"images of shape {tuple(x.shape)}, {x.dtype} on {x.device}"
+            raise UsageError(f"the model fails on {what} ({type(e).__name__}: {why})") from e
+
+    def require(self, most: int) -> None:
+        """Refuse classes up to `most` that the model does not have; before its first call, remember them."""
+        self.most = max(most, self.most) if self.classes is None else most
+        if self.classes is not None and self.most >= self.classes:
+            raise no_class(self.most, self.classes)
+
+
+def raw(model: Model) -> Model:
+    """The user's own model, whose layers have the names that they know."""
+    return model.model if isinstance(model, Gate) else model
+
+
+def itself(answer: Tensor) -> Tensor:
+    """What a model gives that gives logits."""
+    return answer
+
+
+def way_to_logits(answer: Any) -> Callable[[Any], Tensor]:
+    """How logits are taken from answers of this kind."""
+    if isinstance(answer, Tensor):
+        return itself
+    if isinstance(answer, Mapping):
+        if isinstance(answer.get("logits"), Tensor):
+            return lambda a: a["logits"]
+        found = f"a dictionary of {', '.join(map(str, list(answer)[:6]))}"
+    elif isinstance(getattr(answer, "logits", None), Tensor):
+        return lambda a: a.logits
+    elif isinstance(answer, tuple | list) and answer and isinstance(answer[0], Tensor) and answer[0].ndim == 2:
+        return lambda a: a[0]
+    else:
+        found = type(answer).__name__
+    raise UsageError(f"the model gives {found}: wrap it so that it returns logits [b, k]")
+
+
+def check_logits(logits: Tensor, images: int, sure: bool = False) -> None:
+    """Refuse what is not one row of logits an image.
+
+    Raises:
+        UsageError: another shape, whole numbers, one column, and, unless somebody is sure, probabilities.
+    """
+    shape = tuple(logits.shape)
+    if logits.ndim == 2 and shape == (images, 1):
+        raise UsageError(
+            "the model gives one number an image, [b, 1]: say which by lit_xai.models.AsLogits(model, 'binary') of a logit, "
+            "(model, 'probabilities') of the probability of class 1"
+        )
+    if logits.ndim != 2 or len(logits) != images or not logits.is_floating_point():
+        what = f"{shape}" if logits.is_floating_point() else f"{shape} of {logits.dtype}"
+        raise UsageError(
+            f"the model gives shape {what} for {images} images: wrap the model so that it returns logits [b, k]"
+        )
+    least, eps = logits.detach().double(), torch.finfo(logits.dtype).eps
+    near = max(SUMS, 2 * eps) if logits.dtype not in HALF else 4 * eps
+    if images and not sure and bool((least >= 0).all() & ((least.sum(1) - 1).abs() <= near).all()):
+        raise UsageError(
+            "the model gives probabilities (at least 0, rows sum to 1) where logits are needed: remove its softmax, or say so by "
+            "outputs='probabilities' (lit_xai.models.AsLogits(model, 'probabilities'))"
+        )
+
+
+def refuse_batch_statistics(model: Model) -> None:
+    """Refuse layers that normalise an image by the others in its batch, also in evaluation mode."""
+    for name, m in model.named_modules() if isinstance(model, nn.Module) else ():
+        if isinstance(m, _BatchNorm) and not isinstance(m, _InstanceNorm) and m.running_mean is None:
+            raise UsageError(
+                f"layer {name} normalises an image by the others in its batch (track_running_stats=False), so maps would depend on "
+                "them: give it running statistics"
+            )
+
+
+def random_states(device: torch.device) -> list[Tensor]:
+    """The states of the global random generators that a model on this device can draw from."""
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def admitted(model: Model, images: Any) -> tuple[Gate, Images]:
+    """The model behind its gate, and images in the precision in which all sums are taken: float32, or the model's float64.
+
+    Half-precision images are exact in float32; a model of half precision gets them back as they were.
+
+    Raises:
+        UsageError: images that are no batch in [0, 1], are on another device than the model, or would be rounded for it.
+    """
+    check_images(images)
+    gate = Gate.of(model)
+    weights = next((p for p in gate.parameters() if p.is_floating_point()), None)
+    dtype = images.dtype if weights is None else weights.dtype
+    if weights is not None and weights.device != images.device:
+        raise UsageError(f"the model is on {weights.device} and the images are on {images.device}: move one of them")
+    if gate.takes is not None:
+        return gate, images.float() if images.dtype in HALF else images
+    if dtype in HALF and images.dtype == dtype:
+        gate.takes = dtype
+    elif torch.promote_types(dtype, images.dtype) != dtype:
+        names = (str(t).removeprefix("torch.") for t in (dtype, images.dtype, dtype))
+        raise UsageError("the model is {} and the images are {}: pass images.to(torch.{})".format(*names))
+    return gate, images.to(torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+def admit(model: Model, images: Any, targets: Any) -> tuple[Gate, Images, Targets]:
+    """What an explainer or a score works with: the gate, images in [0, 1], int64 targets on their device.
+
+    Raises:
+        UsageError: see `admitted`, `as_targets`, and of classes that are not the model's `Gate`.
+    """
+    gate, images = admitted(model, images)
+    targets = as_targets(targets, len(images), images.device)
+    if len(images):
+        gate.require(int(targets.max()))
+    return gate, images, targets
+
+
+C = TypeVar("C", bound=Callable[..., Any])
+
+
+def gated(call: C) -> C:
+    """An explainer's call or a score's, that gets its `model`, `images` and `targets` by `admit`.
+
+    It is not made for an empty batch, whose maps `[0, h, w]` or scores `[0]` are empty.
+    """
+    signature = inspect.signature(call)
+    of_maps = "maps" in signature.parameters
+
+    @wraps(call)
+    def through(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        given = bound.arguments
+        gate, images, targets = admit(given["model"], given["images"], given["targets"])
+        if not len(images):
+            nothing = images.new_zeros(0) if of_maps else images.new_zeros(0, *images.shape[-2:])
+            return (nothing, {}) if call.__name__ == "with_details" else nothing
+        given.update(model=gate, images=images, targets=targets)
+        result = call(*bound.args, **bound.kwargs)
+        return result.to(images.dtype) if isinstance(result, Tensor) and not of_maps else result
+
+    return through  # type: ignore[return-value]
+
+
+# -------------------------------------------------------------------------------------------------------------------- calls
 
 
 @contextmanager
@@ -84,6 +352,23 @@ def select_output(logits: Float[Tensor, "b k"], targets: Targets, output: str = 
     elif output != "logit":
         raise UsageError(f"output must be logit or probability, found {output!r}")
     return logits.gather(-1, targets[:, None])[:, 0]
+
+
+def gradients(output: Tensor, inputs: Tensor) -> Tensor:
+    """D output / d inputs, 0 where it does not depend on them.
+
+    Raises:
+        UsageError: the model does not hand a gradient on.
+    """
+    if not output.requires_grad:
+        raise UsageError("the model's output does not depend on its input by a gradient: use a perturbation method")
+    try:
+        return torch.autograd.grad(output, inputs, materialize_grads=True)[0]
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError) as e:
+        why = " ".join(str(e).split())[:160]
+        raise UsageError(f"the model's gradient cannot be taken ({why}): use a perturbation method") from e
 
 
 def in_format_of(chunk: Tensor, like: Tensor) -> Tensor:
@@ -138,14 +423,13 @@ def evaluate_rows(
 
     `make(image_of_row, variant_of_row)` builds one chunk. No gradient is recorded.
     """
+    gate = Gate.of(model, targets)
     out = torch.empty(len(images) * each, dtype=images.dtype, device=images.device)
-    with torch.inference_mode(), evaluating(model):
+    with torch.inference_mode(), evaluating(gate):
         done = 0
         for image_of, variant_of in row_chunks(len(images), each, per_call(images, max_batch)):
             with autocast(images, precision):
-                logits = model(in_format_of(make(image_of, variant_of), images))
-            if not done:
-                check_classes(logits, targets)
+                logits = gate(in_format_of(make(image_of, variant_of), images))
             chunk = select_output(logits.to(images.dtype), targets[image_of], output)
             out[done : done + len(chunk)] = chunk
             done += len(chunk)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from lit_xai import engine
-from lit_xai.calls import check_logits
+from lit_xai.calls import Gate
 from lit_xai.cli.build import HOW, say
 from lit_xai.cli.loaded import ImagesOf, LoadedFold, MapsOf, load, predictor_of
 from lit_xai.core import Explainer, Score, as_explainer, as_score
@@ -23,6 +23,7 @@ from lit_xai.data.folds import Disagreements, Split
 from lit_xai.data.images import MapStyle
 from lit_xai.errors import UsageError
 from lit_xai.fitting import TrainedOn, code_digest, describe, plain_value
+from lit_xai.models.outputs import AsLogits
 from lit_xai.report import audit as report_audit
 from lit_xai.report import conditions, page
 from lit_xai.report.cases import draw_worst
@@ -116,6 +117,7 @@ def explain_folds(
     shard_size: int = 64,
     device: str | torch.device = "cpu",
     distance: str = "spearman",
+    outputs: str | None = None,
     progress: bool = True,
 ) -> Summary:
     """Train k predictors by cross-validation, explain held-out samples, and measure how far the maps can be trusted.
@@ -142,6 +144,7 @@ def explain_folds(
         batch_size, shard_size: images per explainer call, probes per file.
         device: where models are explained.
         distance: between maps, see `lit_xai.metrics.DISTANCES`.
+        outputs: what the module gives, see `lit_xai.models.AsLogits`; None = logits, and what is none is refused.
         progress: show bars.
 
     Returns:
@@ -163,6 +166,7 @@ def explain_folds(
         root,
         seed,
         {"batch_size": batch_size, "shard_size": shard_size, "device": torch.device(device)},
+        outputs,
     )
     study.explain(probes_per_fold, cap, checks, progress)
     return study.summarise(distance, progress)
@@ -181,6 +185,7 @@ def explain_model(
     batch_size: int = 16,
     shard_size: int = 64,
     device: str | torch.device = "cpu",
+    outputs: str | None = None,
     progress: bool = True,
 ) -> Summary:
     """Explain images that one trained model never saw: what can be said of its maps without training others.
@@ -198,6 +203,7 @@ def explain_model(
         seed: of the choice of probes and of all noise.
         batch_size, shard_size: images per explainer call, probes per file.
         device: where the model is explained.
+        outputs: what it gives, see `lit_xai.models.AsLogits`; None = logits, and what is none is refused.
         progress: show bars.
 
     Returns:
@@ -208,7 +214,7 @@ def explain_model(
     """
     how = {"batch_size": batch_size, "shard_size": shard_size, "device": torch.device(device)}
     own = copy.deepcopy(model)  # the user's stays in its mode, on its device
-    study = Study.of(lambda split, fold, store: own, dataset, explainers, scores, 1, root, seed, how)
+    study = Study.of(lambda split, fold, store: own, dataset, explainers, scores, 1, root, seed, how, outputs)
     study.explain(probes, None, checks, progress)
     return study.summarise("spearman", progress)
 
@@ -225,6 +231,7 @@ class Study:
         root: where results go.
         shared: what all folds have in common.
         how: options of every `engine.Job`.
+        outputs: what modules give; None = logits.
     """
 
     module: Callable[[Split, int, FoldStore], nn.Module]
@@ -235,6 +242,7 @@ class Study:
     root: Path
     shared: Mapping[str, Any]
     how: Mapping[str, Any]
+    outputs: str | None = None
 
     @staticmethod
     def of(
@@ -246,6 +254,7 @@ class Study:
         root: str | Path,
         seed: int,
         how: Mapping[str, Any],
+        outputs: str | None = None,
     ) -> Study:
         """That of a data set of one's own; see `explain_folds`."""
         from lit_xai.fillers import BlurOrMean
@@ -267,8 +276,9 @@ class Study:
             "split_seed": seed,
             "label_noise": 0.0,
             "target": "label",
+            **({"outputs": outputs} if outputs else {}),
         }
-        return Study(module, images, split, methods, scores, Path(root), shared, {"seed": seed, **how})
+        return Study(module, images, split, methods, scores, Path(root), shared, {"seed": seed, **how}, outputs)
 
     def store(self, fold: int) -> FoldStore:
         """The files of a fold."""
@@ -280,6 +290,7 @@ class Study:
         """A fold's predictor and the probes of one pass."""
         split, k, shared = self.split, self.split.k, self.shared
         model = predictor_of(self.module(split, fold, self.store(fold)))
+        model = AsLogits(model, self.outputs) if self.outputs else model
         known = split.training(fold) if k > 1 else split.samples
         held_out = f"fold {fold} of {k} held out"
         about = f"{shared['data']} ({shared['content']}), {shared['samples']} samples, seed {split.seed}, {held_out}"
@@ -312,7 +323,7 @@ class Study:
             self.plan(fold, RANDOM, len(probes))
         for fold in folds:
             work = self.job(fold, RANDOM, probes, split.label(probes))
-            check_logits(work.model, self.images.images([0]).to(work.device), split.labels)
+            Gate.of(work.model, split.labels)(self.images.images([0]).to(work.device))
             engine.predictions_of(work, split, fold, progress=progress)
             engine.explain(work, self.methods, self.scores, progress=progress)
             engine.keep_thumbnails(work, split)

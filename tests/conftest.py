@@ -27,6 +27,11 @@ class Linear(nn.Module):
         return torch.einsum("bchw,kchw->bk", x, self.weight) + self.bias
 
 
+def two_logits(z: Tensor) -> Tensor:
+    """A function of images `[b]` as a model of two classes: its logits (z, -z)."""
+    return torch.stack([z, -z], 1)
+
+
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 

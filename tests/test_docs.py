@@ -48,12 +48,13 @@ def test_a_trained_model_and_a_module_by_folds_are_audited_as_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    first, _, _, alone, folds = blocks("your_own_model.md", "python")
+    first, _, _, alone, folds, declared = blocks("your_own_model.md", "python")
     names = {"__name__": "example"}
     exec(compile(alone, "your_own_model.md", "exec"), names)
     printed = capsys.readouterr().out
     assert "persistence needs those of other folds" in printed
     assert "depend on the model" in printed
+    exec(compile(declared, "your_own_model.md", "exec"), names)
     made = first[: first.index("summary = explain_folds(")]
     exec(compile(made + folds, "your_own_model.md", "exec"), names)
     assert capsys.readouterr().out.strip()

@@ -29,7 +29,7 @@ from lit_xai.fitting import describe
 from lit_xai.rng import SampleRng
 from torch import nn
 
-from conftest import Linear, seeded
+from conftest import Linear, seeded, two_logits
 
 EVERY = {
     "saliency": Saliency(),
@@ -117,7 +117,7 @@ def test_without_a_protocol_integrated_gradients_are_signed():
 
 def test_integrated_gradients_weigh_both_ends_by_half(rgb):
     def cubic(x):
-        return (x**3).sum((1, 2, 3))[:, None]
+        return two_logits((x**3).sum((1, 2, 3)))
 
     # gradient 3 t^2 x^2 at t = 0, 1/2, 1 with weights 1/4, 1/2, 1/4: x * 3 x^2 (1/8 + 1/4)
     result = IntegratedGradients(steps=3, channels="sum")(cubic, rgb, torch.zeros(5, dtype=torch.long))
@@ -145,7 +145,7 @@ def test_smoothgrad_without_noise_is_the_gradient(convnet, rgb, targets):
 
 def test_smoothgrad_averages_the_gradient_over_noise_of_its_sigma():
     def quadratic(x):
-        return (x**2).sum((1, 2, 3))[:, None]
+        return two_logits((x**2).sum((1, 2, 3)))
 
     images = torch.full((1, 1, 8, 8), 0.5)
     result = SmoothGrad(samples=1, sigma=0.3)(quadratic, images, torch.tensor([0]))
@@ -159,7 +159,7 @@ def test_smoothgrad_averages_the_gradient_over_noise_of_its_sigma():
 
 def test_rise_has_the_expected_mask_p_at_every_pixel():
     def constant(x):
-        return torch.ones(len(x), 1)
+        return torch.ones(len(x), 2)
 
     images = torch.rand(1, 1, 16, 16, generator=seeded(5))
     mean_mask = RISE(masks=6000, keep=0.3, max_batch=1000)(constant, images, torch.tensor([0]))
@@ -193,7 +193,7 @@ def test_rise_equals_a_loop_over_its_own_masks(convnet, targets, size):
 def test_rise_finds_the_weights_of_an_additive_model():
     y, x = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
     blob = torch.exp(-((y - 4) ** 2 + (x - 10) ** 2) / 18)
-    model = Linear(blob[None, None].clone(), torch.zeros(1))
+    model = Linear(torch.stack([blob, -blob])[:, None], torch.zeros(2))
     result = RISE(masks=4000, max_batch=1000)(model, torch.ones(1, 1, 16, 16), torch.tensor([0]))
     assert np.corrcoef(result.flatten(), blob.flatten())[0, 1] > 0.93
 
@@ -401,7 +401,7 @@ def test_a_model_in_training_mode_is_explained_in_evaluation_mode(convnet, rgb, 
 
 
 def test_hooks_are_removed_when_the_forward_pass_fails(convnet, targets):
-    with pytest.raises(RuntimeError):
+    with pytest.raises(UsageError, match="the model fails"):
         GradCAM()(convnet, torch.rand(5, 2, 12, 12), targets)  # two channels for a network of three
     assert not any(m._forward_hooks for m in convnet.modules())
 

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from scipy.ndimage import correlate1d
 from torch import Tensor
 
-from conftest import Linear, seeded
+from conftest import Linear, seeded, two_logits
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_mufidelity_with_a_grey_filler_measures_the_distance_to_grey(linear, rgb
 def test_mufidelity_of_a_random_map_is_zero_on_average():
     n = 60
     images, maps = torch.rand(n, 1, 8, 8, generator=seeded(1)), untied_maps(n, 8)
-    model = Linear(torch.randn(1, 1, 8, 8, generator=seeded(2)), torch.zeros(1))
+    model = Linear(torch.randn(2, 1, 8, 8, generator=seeded(2)), torch.zeros(2))
     score = MuFidelity(subsets=100)(model, images, maps, torch.zeros(n, dtype=torch.long))
     assert abs(float(score.mean())) < 3 * float(score.std()) / math.sqrt(n)
     assert float(score.std()) < 0.4
@@ -143,7 +143,7 @@ def test_mufidelity_refuses_parameters_that_mean_nothing(wrong):
 
 def additive(x: Tensor) -> Tensor:
     """The share of the light in the image, as a logit."""
-    return x.mean((1, 2, 3))[:, None]
+    return two_logits(x.mean((1, 2, 3)))
 
 
 WHITE, FIRST = torch.ones(1, 1, 8, 8), torch.tensor([0])
@@ -534,7 +534,7 @@ def test_negative_evidence_that_speaks_for_the_class_lowers_it():
 
 def test_the_most_negative_pixel_goes_first_and_positive_ones_stay():
     def light(x: Tensor) -> Tensor:
-        return (x.flatten(1) @ torch.tensor([1.0, 10.0, 100.0, 1000.0]))[:, None]
+        return two_logits(x.flatten(1) @ torch.tensor([1.0, 10.0, 100.0, 1000.0]))
 
     maps = torch.tensor([[[-0.1, 0.2], [-0.3, 0.0]], [[0.2, -2.0], [-1.0, -3.0]]])
     score = NegativeEvidence(steps=3, output="logit", filler=Colour(0.0))

@@ -30,7 +30,7 @@ from lit_xai.segments import Grid, Quickshift, to_pixels
 from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
-from conftest import Linear, seeded
+from conftest import Linear, seeded, two_logits
 
 LEAST_SQUARES = {"segments": Grid(3), "ridge": 0.0, "output": "logit"}
 GRID = Lime(segments=Grid(3), samples=200)
@@ -196,7 +196,7 @@ def test_maps_do_not_depend_on_max_batch(model, images, targets, filler):
 def test_noise_of_a_filler_is_another_one_in_every_block_and_mask():
     def total(x: Tensor) -> Tensor:
         seen.extend(x.sum((1, 2, 3)).tolist())
-        return x.mean((1, 2, 3))[:, None]
+        return two_logits(x.mean((1, 2, 3)))
 
     seen: list[float] = []
     lime = Lime(Grid(2), Toggle(UniformNoise(), keep=0.0, whole_first=False), samples=600, output="logit")
@@ -356,7 +356,8 @@ def test_real_features_of_a_model_that_is_linear_in_them_are_found():
     images = torch.zeros(1, 1, 6, 6)  # black: r = 1 - mean of the noise in a superpixel
     weight = torch.tensor([1.0, -2.0, 0.5, 3.0])
     segments = Grid(2)(images)
-    model = Linear(to_pixels(weight[None], segments)[:, None] / 9, torch.zeros(1))
+    of_class = to_pixels(weight[None], segments) / 9
+    model = Linear(torch.stack([of_class, -of_class]), torch.zeros(2))
     lime = Lime(
         Grid(2),
         Toggle(UniformNoise(), keep=0.0, whole_first=False),
@@ -476,7 +477,7 @@ def test_a_constant_model_reaches_the_cap(bright):
 @pytest.mark.parametrize("ridge", [0.0, 1.0])
 def test_a_model_whose_superpixels_are_tied_reaches_the_cap(bright, ridge):
     def product(x: Tensor) -> Tensor:
-        return nn.functional.adaptive_avg_pool2d(x, 3).flatten(1).square().sum(1).square()[:, None]
+        return two_logits(nn.functional.adaptive_avg_pool2d(x, 3).flatten(1).square().sum(1).square())
 
     run = auto(cap=700, ridge=ridge).explain(product, bright, torch.tensor([0, 0]))
     assert run.samples.tolist() == [700, 700]
@@ -511,7 +512,7 @@ def test_samples_double_from_look_to_look_and_share_the_level(bright, monkeypatc
 
 
 def test_the_cap_need_not_be_a_multiple_of_a_block(bright):
-    run = auto(cap=300).explain(lambda x: torch.zeros(len(x), 1, dtype=x.dtype), bright, torch.tensor([0, 0]))
+    run = auto(cap=300).explain(lambda x: torch.zeros(len(x), 2, dtype=x.dtype), bright, torch.tensor([0, 0]))
     assert run.samples.tolist() == [300, 300]
     run = auto(cap=100).explain(Steps(), bright, torch.tensor([0, 0]))
     assert run.samples.tolist() == [100, 100]
@@ -523,7 +524,7 @@ def test_as_many_samples_as_parameters_settle_nothing(side):
     pixels = torch.arange(15 * side).view(1, 15, side)  # 256 parameters meet 256 samples at the first look for side 17
 
     def rugged(x: Tensor) -> Tensor:
-        return torch.sin(1000 * x.sum((1, 2, 3)))[:, None]
+        return two_logits(torch.sin(1000 * x.sum((1, 2, 3))))
 
     run = auto(cap=500).explain(rugged, images, torch.tensor([0]), segments=pixels)
     assert int(run.samples[0]) == 500

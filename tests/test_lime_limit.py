@@ -32,7 +32,7 @@ from lit_xai.rng import SampleRng
 from lit_xai.segments import Grid, segment_sums, to_pixels
 from torch import Tensor
 
-from conftest import seeded
+from conftest import seeded, two_logits
 
 NEAR = functools.partial(torch.allclose, rtol=0, atol=1e-8)
 
@@ -57,7 +57,7 @@ def table_model(f: Tensor, d: int):
     place = 2 ** torch.arange(d)
 
     def model(x: Tensor) -> Tensor:
-        return f[((x.flatten(1) > 0.5).long() * place).sum(1)][:, None].to(x.dtype)
+        return two_logits(f[((x.flatten(1) > 0.5).long() * place).sum(1)].to(x.dtype))
 
     return model, torch.ones(1, 1, d, dtype=torch.float64), torch.arange(d).view(1, d)
 
@@ -252,7 +252,7 @@ def test_a_shape_that_can_never_be_complete_has_coefficients_of_0():
 def test_a_shape_detector_needs_every_channel_above_the_threshold():
     detector = ShapeDetector(torch.tensor([[True, False]]), 0.5)
     x = torch.tensor([[[[0.6, 0.0]], [[0.6, 0.0]]], [[[0.6, 0.9]], [[0.5, 0.9]]]])
-    assert detector(x).tolist() == [[1.0], [0.0]]
+    assert detector(x).tolist() == [[1.0, -1.0], [0.0, 0.0]]
 
 
 def test_the_shape_of_the_paper_is_a_conjunction():

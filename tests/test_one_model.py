@@ -93,11 +93,26 @@ class Pair(nn.Module):
         return self.net(x), x
 
 
+def test_the_first_of_two_outputs_are_the_logits(tmp_path: Path) -> None:
+    pair, one = Pair(), {"saliency": Saliency()}
+    found = [explain_model(m, DATA, one, tmp_path / type(m).__name__, progress=False) for m in (pair, pair.net)]
+    for name in ("deletion", "insertion", "mufidelity"):
+        assert found[0].rows[0].estimates[name].value == found[1].rows[0].estimates[name].value
+
+
+def test_probabilities_are_explained_where_somebody_says_that_they_are(tmp_path: Path) -> None:
+    declared, one = nn.Sequential(*model(), nn.Softmax(1)), {"image": Image()}
+    found = explain_model(declared, DATA, one, tmp_path / "p", outputs="probabilities", progress=False)
+    expected = explain_model(model(), DATA, one, tmp_path / "z", progress=False)
+    for name in ("deletion", "insertion"):
+        assert found.rows[0].estimates[name].value == pytest.approx(expected.rows[0].estimates[name].value, abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("network", "labels", "text"),
     [
-        (Pair(), DATA.tensors[1], r"must give logits \[b, k\] for images \[b, c, h, w\]; for one image it gives tuple"),
-        (nn.Conv2d(3, 4, 3), DATA.tensors[1], r"for one image it gives \(1, 4, 14, 14\)"),
+        (nn.Conv2d(3, 4, 3), DATA.tensors[1], r"gives shape \(1, 4, 14, 14\) for 1 images"),
+        (nn.Sequential(model(), nn.Softmax(1)), DATA.tensors[1], "remove its softmax"),
         (model(), DATA.tensors[1] + 5, r"target 7 does not exist: the model has classes 0\.\.2"),
     ],
 )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_xai.callbacks.base import Context, RankZeroReport
+from lit_xai.calls import Gate
 from lit_xai.core import Explainer, Score
 from lit_xai.data.folds import FoldData
 from lit_xai.engine import explained_classes
@@ -94,7 +95,7 @@ class SanityCheck(RankZeroReport):
         samples = held_out_probes(data, self.number)
         images = data.source.train.images(samples.tolist()).to(device)
         with torch.inference_mode():
-            targets = model(images).argmax(1)
+            targets = Gate.of(model)(images).argmax(1)
         fitted = {n: e.fitted(data.trained_on) for n, e in self.explainers.items()}
         common: Any = (images, targets.clone(), fitted, SampleRng(self.seed, tuple(samples.tolist())))
         options: Any = {"batch_size": self.batch_size, "progress": self.progress}

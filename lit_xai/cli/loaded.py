@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from lit_xai.calls import Gate
 from lit_xai.cli.build import build_data, build_module, read_config
 from lit_xai.cli.offered import refuse_other_code
 from lit_xai.data.folds import Split
@@ -107,7 +108,7 @@ class LoadedFold(NamedTuple):
         """What the model takes and gives, such as `images [b, 1, 32, 32] in [0, 1] -> logits [b, 10]`."""
         shape = list(self.images[0].shape)
         with torch.inference_mode():
-            classes = self.model(self.images[:1]).shape[1]
+            classes = Gate.of(self.model)(self.images[:1]).shape[1]
         return f"images [b, {', '.join(map(str, shape))}] in [0, 1] -> logits [b, {classes}]"
 
 

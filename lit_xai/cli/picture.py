@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_xai.calls import Gate
 from lit_xai.cli.build import build, build_module, plain, say
 from lit_xai.cli.offered import refuse_other_code
 from lit_xai.core import Explainer, TrainedOn, as_explainer
@@ -92,7 +93,7 @@ def explain_picture(cfg: Any) -> list[Path]:
     file = Path(cfg.image)
     image = read_picture(file, takes)
     with torch.inference_mode():
-        p = network(image).softmax(-1)[0]
+        p = Gate.of(network)(image).softmax(-1)[0]
     if not bool(torch.isfinite(p).all()):
         raise UsageError(
             f"the model predicts NaN for {file}: its weights are damaged, or train again with another model.lr="

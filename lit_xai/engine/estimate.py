@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from lit_xai.calls import Gate
 from lit_xai.core import Explainer, Passes, Score
 from lit_xai.engine.job import Job
 from lit_xai.engine.tasks import Tasks
@@ -172,14 +173,15 @@ def seconds_per_image(
     model: nn.Module, images: Tensor, targets: Tensor, enough: float = ENOUGH, progress: bool = False
 ) -> tuple[float, float]:
     """Seconds of one image's forward pass, and of its backward pass to the image, by a short `trial`."""
+    gate = Gate.of(model, targets)
 
     def forward(size: int) -> None:
         with torch.inference_mode():
-            model(images[:size])[0, 0].item()
+            gate(images[:size])[0, 0].item()
 
     def both(size: int) -> None:
         x = images[:size].clone().requires_grad_()
-        torch.autograd.grad(model(x).gather(1, targets[:size, None]).sum(), x)[0].sum().item()
+        torch.autograd.grad(gate(x).gather(1, targets[:size, None]).sum(), x)[0].sum().item()
 
     one, two = (trial(f, len(images), enough=enough, progress=progress) for f in (forward, both))
     return one, max(two - one, 0.0)

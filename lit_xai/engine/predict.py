@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import lit_xai
+from lit_xai.calls import Gate
 from lit_xai.data.folds import Split
 from lit_xai.data.images import ImageSet
 from lit_xai.engine.job import Job
@@ -19,6 +20,7 @@ from lit_xai.models.lipschitz import local_lipschitz
 from lit_xai.store.fold import Predictions, differences
 from lit_xai.store.names import KINDS
 
+IMAGES, BACKWARD = 128, 5_000  # most images, and about how many backward passes, of the Lipschitz constant
 SMALL, MOST = 96, 500  # pixels a side of a thumbnail, and how many are kept of a fold
 
 
@@ -40,12 +42,13 @@ def predict(
     Raises:
         UsageError: an image has no probabilities.
     """
+    gate = Gate.of(model)
     mine: list[tuple[int, Tensor, Tensor, Tensor]] = []
     starts = range(0, len(samples), batch_size)[rank::world]
     with torch.inference_mode():
         for start in tqdm(starts, desc="predict", unit="batch", disable=not progress, leave=False):
             x = images.images(samples[start : start + batch_size].tolist())
-            logits = model(x.to(device, memory_format=torch.channels_last)).float()
+            logits = gate(x.to(device, memory_format=torch.channels_last)).float()
             p = logits.softmax(-1)
             if torch.isnan(p).any():
                 raise UsageError("the model predicts NaN: train again with another model.lr=, or check the checkpoint")
@@ -63,6 +66,16 @@ def predict(
     everything = sorted((row for part in parts for row in part), key=lambda row: row[0])
     predicted, confidence, loss = (torch.cat(column) for column in list(zip(*everything, strict=True))[1:])
     return predicted, confidence, loss
+
+
+def lipschitz_of(job: Job, held: Int[Tensor, "n"]) -> float:
+    """The largest local Lipschitz constant at the first held-out images: 128, fewer where there are many classes."""
+    with torch.inference_mode():
+        classes = Gate.of(job.model)(job.images.images(held[:1].tolist()).to(job.device)).shape[1]
+    chosen = held[: min(IMAGES, max(4, BACKWARD // classes))].tolist()
+    if len(chosen) < min(IMAGES, len(held)):
+        print(f"local Lipschitz constant: {classes:,} backward passes of {len(chosen)} images", flush=True)
+    return float(local_lipschitz(job.model, job.images.images(chosen).to(job.device)).max())
 
 
 def keep_thumbnails(job: Job, split: Split) -> None:
@@ -108,9 +121,8 @@ def predictions_of(
     own = loss[split.fold_of == fold].mean()
     if not torch.isnan(own):
         meta["loss"] = float(own) if torch.isfinite(own) else None  # JSON knows no infinity
-    held = split.held_out(fold)[:128].tolist()
     if split.k > 1:
-        meta["lipschitz"] = float(local_lipschitz(job.model, job.images.images(held).to(job.device)).max())
+        meta["lipschitz"] = lipschitz_of(job, split.held_out(fold))
     out = Predictions(split, fold, predicted, confidence, meta)
     if rank == 0:
         job.store.write_predictions(out)

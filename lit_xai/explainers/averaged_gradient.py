@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lit_xai.calls import check_batch
+from lit_xai.calls import admit, gated
 from lit_xai.core import SIGNED, Explainer, Images, Legend, Maps, Model, Passes, Segments, Targets
 from lit_xai.errors import UsageError
 from lit_xai.explainers.gradient import mean_gradient
@@ -47,6 +47,7 @@ class AveragedGradient(Explainer):
         """One forward and one backward pass a point."""
         return Passes(self.points, self.points)
 
+    @gated
     def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
         segments = self.segments(images)
         return to_pixels(self.coefficients(model, images, targets, segments), segments).to(images.dtype)
@@ -57,7 +58,7 @@ class AveragedGradient(Explainer):
         Raises:
             UsageError: fewer than two points; a filler that depends on the mask.
         """
-        check_batch(images, targets)
+        model, images, targets = admit(model, images, targets)
         if self.points < 2:
             raise UsageError(f"the path from filler to image needs points >= 2, found {self.points}")
         if not isinstance(self.filler, BackgroundFiller):

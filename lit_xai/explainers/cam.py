@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lit_xai.calls import check_batch, evaluating
+from lit_xai.calls import Gate, evaluating, gated, raw
 from lit_xai.calls import select_output as select
 from lit_xai.core import MAGNITUDE, Explainer, Images, Legend, Maps, Model, Passes, Targets
 from lit_xai.errors import UsageError
@@ -25,6 +25,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
 
 def candidates(model: Model, layer: str | None) -> dict[str, nn.Module]:
     """The modules among which the last one executed is taken."""
+    model = raw(model)
     if not isinstance(model, nn.Module):
         raise UsageError("Grad-CAM needs a torch.nn.Module whose layers it can read, found a plain function")
     modules = dict(model.named_modules())
@@ -45,7 +46,7 @@ def last_activation(
     model: Model, images: Images, targets: Targets, layer: str | None, output: str
 ) -> tuple[str, Tensor, Tensor]:
     """Name, output `[b, k, u, v]` and gradient of the last candidate layer that the forward pass runs through."""
-    modules = candidates(model, layer)
+    modules, gate = candidates(model, layer), Gate.of(model, targets)
     clone_output = False
     while True:
         seen: list[tuple[str, Tensor, int]] = []
@@ -60,9 +61,9 @@ def last_activation(
 
         handles = [m.register_forward_hook(record(name, clone_output)) for name, m in modules.items()]
         try:
-            with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
+            with torch.inference_mode(False), torch.enable_grad(), evaluating(gate):
                 x = images.clone().requires_grad_()
-                selected = select(model(x), targets.clone(), output).sum()
+                selected = select(gate(x), targets.clone(), output).sum()
                 if not seen:
                     raise UsageError(f"none of the layers {list(modules)} ran in the forward pass: name another layer=")
                 name, activation, version = seen[0]
@@ -105,8 +106,8 @@ class GradCAM(Explainer):
         targets = torch.zeros(1, dtype=torch.long, device=images.device)
         return {"layer": last_activation(model, images[:1], targets, self.layer, self.output)[0]}
 
+    @gated
     def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
-        check_batch(images, targets)
         _, activation, gradient = last_activation(model, images, targets, self.layer, self.output)
         if activation.ndim != 4:
             raise UsageError(f"the layer's output has shape {tuple(activation.shape)}: Grad-CAM needs [b, k, u, v]")

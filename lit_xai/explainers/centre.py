@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from lit_xai.calls import check_batch
+from lit_xai.calls import gated
 from lit_xai.core import MAGNITUDE, Explainer, Images, Legend, Maps, Model, Passes, Targets
 from lit_xai.rng import SampleRng
 
@@ -25,8 +25,8 @@ class Centre(Explainer):
         """No model pass at all."""
         return Passes(0)
 
+    @gated
     def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
-        check_batch(images, targets)
         down, across = (
             torch.exp(-0.5 * ((torch.arange(side).to(images) - (side - 1) / 2) / (SPREAD * side)) ** 2)
             for side in images.shape[-2:]

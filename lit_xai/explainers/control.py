@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from lit_xai.calls import check_batch
+from lit_xai.calls import gated
 from lit_xai.core import SIGNED, Explainer, Images, Legend, Maps, Model, Passes, Targets
 from lit_xai.rng import SampleRng
 
@@ -29,8 +29,8 @@ class Random(Explainer):
         """No model pass at all."""
         return Passes(0)
 
+    @gated
     def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
-        check_batch(images, targets)
         rng = SampleRng.default(len(images), rng)
         rows = range(len(images))
         return rng.normal(f"random/{identity(model)}", rows, [0] * len(images), images.shape[-2:]).to(images)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from lit_xai.calls import check_batch
+from lit_xai.calls import gated
 from lit_xai.core import MAGNITUDE, Explainer, Images, Legend, Maps, Model, Passes, Targets
 from lit_xai.explainers.image import luma
 from lit_xai.rng import SampleRng
@@ -25,8 +25,8 @@ class Edges(Explainer):
         """No model pass at all."""
         return Passes(0)
 
+    @gated
     def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
-        check_batch(images, targets)
         across = images.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
         padded = F.pad(luma(images)[:, None], (1, 1, 1, 1), mode="replicate")
         both = F.conv2d(padded, torch.stack([across, across.T])[:, None])

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lit_xai.calls import check_batch, evaluating, in_format_of, per_call, row_chunks, select_output
+from lit_xai.calls import Gate, evaluating, gated, gradients, in_format_of, per_call, row_chunks, select_output
 from lit_xai.core import MAGNITUDE, SIGNED, Explainer, Images, Legend, Maps, Model, Passes, Targets
 from lit_xai.errors import UsageError
 from lit_xai.rng import SampleRng
@@ -21,13 +21,10 @@ from lit_xai.rng import SampleRng
 
 def input_gradient(model: Model, images: Images, targets: Targets, output: str = "logit") -> Images:
     """D output / d images. No parameter gradient is computed or touched, whatever mode the caller is in."""
-    with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
+    gate = Gate.of(model, targets)
+    with torch.inference_mode(False), torch.enable_grad(), evaluating(gate):
         x = images.clone().requires_grad_()
-        selected = select_output(model(x), targets.clone(), output)
-        if not selected.requires_grad:
-            raise UsageError("the model's output does not depend on its input by a gradient: use a perturbation method")
-        (gradient,) = torch.autograd.grad(selected.sum(), x, materialize_grads=True)
-    return gradient
+        return gradients(select_output(gate(x), targets.clone(), output).sum(), x)
 
 
 def reduce_channels(attribution: Images, how: str) -> Maps:
@@ -76,8 +73,8 @@ class Saliency(Explainer):
         """One forward and one backward pass."""
         return Passes(1, 1)
 
+    @gated
     def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
-        check_batch(images, targets)
         return reduce_channels(input_gradient(model, images, targets, self.output).abs(), self.channels)
 
 
@@ -104,8 +101,8 @@ class GradientInput(Explainer):
         """One forward and one backward pass."""
         return Passes(1, 1)
 
+    @gated
     def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
-        check_batch(images, targets)
         gradient = input_gradient(model, images, targets, self.output)
         return reduce_channels(images * (gradient if self.signed else gradient.abs()), self.channels)
 
@@ -138,8 +135,8 @@ class IntegratedGradients(Explainer):
         """One forward and one backward pass a point."""
         return Passes(self.steps, self.steps)
 
+    @gated
     def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
-        check_batch(images, targets)
         if self.steps < 2:
             raise UsageError(f"integrated gradients need at least 2 steps, found {self.steps}")
         position = torch.linspace(0, 1, self.steps, dtype=images.dtype, device=images.device)
@@ -200,8 +197,8 @@ class SmoothGrad(Explainer):
         """One forward and one backward pass a copy."""
         return Passes(self.samples, self.samples)
 
+    @gated
     def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
-        check_batch(images, targets)
         if self.samples < 1:
             raise UsageError(f"SmoothGrad needs at least 1 sample, found {self.samples}")
         noise_of = SampleRng.default(len(images), rng)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lit_xai.calls import check_batch
+from lit_xai.calls import gated
 from lit_xai.core import BY_SIGN, LUMA, Explainer, Images, Legend, Maps, Model, Passes, Targets
 from lit_xai.errors import UsageError
 from lit_xai.rng import SampleRng
@@ -44,6 +44,6 @@ class Image(Explainer):
         """No model pass at all."""
         return Passes(0)
 
+    @gated
     def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
-        check_batch(images, targets)
         return luma(images) - self.hidden

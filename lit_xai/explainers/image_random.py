@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from lit_xai.calls import gated
 from lit_xai.core import SIGNED, Explainer, Images, Legend, Maps, Model, Passes, Targets
 from lit_xai.explainers.control import Random
 from lit_xai.explainers.image import luma
@@ -22,5 +23,6 @@ class ImageRandom(Explainer):
         """No model pass at all."""
         return Passes(0)
 
+    @gated
     def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
         return luma(images) * Random()(model, images, targets, rng)

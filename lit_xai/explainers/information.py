@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lit_xai.calls import check_batch
+from lit_xai.calls import admitted
 from lit_xai.core import Filler, Images, Maps, Model, Passes, as_filler
 from lit_xai.errors import UsageError
 from lit_xai.explainers.sweep import EPSILON, KL, Contrast, Probabilities, SlidingPatch, in_unit, sweep
@@ -120,7 +120,9 @@ def information_maps(
     else:
         classes = classes.to(images.device)
     which = torch.arange(len(images), device=images.device)
-    check_batch(images, which)
+    model, images = admitted(model, images)
+    if not len(images):
+        raise UsageError("information maps need images, found none: pass at least one")
     height, width = images.shape[-2:]
     filler = as_filler(filler)
     known = filler.window_side() or PATCH

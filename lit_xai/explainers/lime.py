@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lit_xai.calls import check_batch, evaluate_rows
+from lit_xai.calls import admit, evaluate_rows, gated
 from lit_xai.core import (
     SIGNED,
     Component,
@@ -244,9 +244,11 @@ class Lime(Explainer):
         """One forward pass a sample; with `auto`, at most that."""
         return Passes(self.most)
 
+    @gated
     def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
         return self.with_details(model, images, targets, rng)[0]
 
+    @gated
     def with_details(
         self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None
     ) -> tuple[Maps, dict[str, Scores]]:
@@ -277,7 +279,7 @@ class Lime(Explainer):
         Raises:
             UsageError: one superpixel only, fewer samples than superpixels, a kernel without width, a singular design.
         """
-        check_batch(images, targets)
+        model, images, targets = admit(model, images, targets)
         rng = SampleRng.default(len(images), rng).repeated(self.repeat)
         segments = self.segments(images) if segments is None else segments.to(images.device)
         if segments.shape != (len(images), *images.shape[-2:]):

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import norm
 from torch import Tensor
 
-from lit_xai.calls import check_batch, evaluate_rows
+from lit_xai.calls import admit, evaluate_rows
 from lit_xai.core import Filler, Images, Model
 from lit_xai.errors import UsageError
 from lit_xai.explainers.lime import CosineKernel, Lime, OnOff, Toggle
@@ -170,7 +170,7 @@ def linear_limit(
 
 @dataclass(frozen=True)
 class ShapeDetector:
-    """f(x) = 1 if all pixels of a shape exceed `threshold`, else 0; as a model, its only logit is f.
+    """f(x) = 1 if all pixels of a shape exceed `threshold`, else 0; as a model, its two logits are f and -f.
 
     Args:
         shape: `[h, w]` pixels of the shape S; in an image of several channels, all of them count.
@@ -180,9 +180,10 @@ class ShapeDetector:
     shape: Bool[Tensor, "h w"]
     threshold: float = 0.5
 
-    def __call__(self, images: Images) -> Float[Tensor, "b 1"]:
-        """The only logit."""
-        return ((images > self.threshold) | ~self.shape).flatten(1).all(1)[:, None].to(images.dtype)
+    def __call__(self, images: Images) -> Float[Tensor, "b 2"]:
+        """The logits."""
+        f = ((images > self.threshold) | ~self.shape).flatten(1).all(1).to(images.dtype)
+        return torch.stack([f, -f], 1)
 
     def limit(
         self, image: Float[Tensor, "c h w"], filled: Float[Tensor, "c h w"], segments: Cut, bandwidth: float = 0.25
@@ -327,7 +328,8 @@ def lime_gap(
             "the limit is known for Toggle(keep=0.5), the on-off representation and the cosine kernel alone"
         )
     images, targets = image[None], torch.tensor([target], device=image.device)
-    check_batch(images, targets)
+    model, images, targets = admit(model, images, targets)
+    image = images[0]
     cut = lime.segments(images) if segments is None else segments.reshape(1, *image.shape[-2:])
     run = lime.explain(model, images, targets, rng, segments=cut)
     if limit is None:

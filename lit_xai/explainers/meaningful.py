@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from lit_xai.calls import check_batch, evaluating, in_format_of, select_output
+from lit_xai.calls import evaluating, gated, gradients, in_format_of, select_output
 from lit_xai.core import MAGNITUDE, Explainer, Filler, Images, Legend, Maps, Model, Passes, Scores, Targets, scaled
 from lit_xai.errors import UsageError
 from lit_xai.fillers.constant import Blur
@@ -70,14 +70,15 @@ class MeaningfulPerturbation(Explainer):
         shift = scaled(self.jitter, side, odd=False, least=1) if self.jitter else 0
         return {"mask": scaled(self.mask, side, odd=False), "jitter": shift}
 
+    @gated
     def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
         return self.with_details(model, images, targets, rng)[0]
 
+    @gated
     def with_details(
         self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None
     ) -> tuple[Maps, dict[str, Scores]]:
         """The maps; per image the share of pixels that the mask has changed, and the output left with that mask."""
-        check_batch(images, targets)
         positive = self.steps, self.mask, self.rate, self.max_batch
         if min(positive) <= 0 or min(self.area, self.smoothness, self.jitter) < 0:
             raise UsageError(
@@ -112,8 +113,7 @@ class MeaningfulPerturbation(Explainer):
                 raise UsageError(
                     "the model's output does not depend on its input by a gradient: use Lime or SlidingPatch"
                 )
-            loss = self.area * (1 - m).abs().sum() + self.smoothness * tv3(m) + p.sum()
-            (m.grad,) = torch.autograd.grad(loss, m)
+            m.grad = gradients(self.area * (1 - m).abs().sum() + self.smoothness * tv3(m) + p.sum(), m)
             optimiser.step()
             with torch.no_grad():
                 m.clamp_(0, 1)

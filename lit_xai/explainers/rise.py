@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from lit_xai.calls import autocast, check_batch, evaluating, in_format_of, per_call, row_chunks, select_output
+from lit_xai.calls import autocast, evaluating, gated, in_format_of, per_call, row_chunks, select_output
 from lit_xai.core import RANGE, Explainer, Images, Legend, Maps, Model, Passes, Targets
 from lit_xai.errors import UsageError
 from lit_xai.rng import SampleRng
@@ -55,8 +55,8 @@ class RISE(Explainer):
         pattern = (cells[:, :-2] < self.keep).view(-1, self.grid, self.grid)
         return pattern, shift[:, 0].long(), shift[:, 1].long()
 
+    @gated
     def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
-        check_batch(images, targets)
         if self.masks < 1 or self.grid < 1 or not 0 < self.keep < 1:
             raise UsageError(f"RISE needs masks >= 1, grid >= 1 and keep in (0, 1), found {self}")
         rng = SampleRng.default(len(images), rng)

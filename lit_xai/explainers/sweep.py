@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lit_xai.calls import autocast, check_batch, check_classes, evaluating, in_format_of, per_call, row_chunks
+from lit_xai.calls import Gate, autocast, check_classes, evaluating, gated, in_format_of, per_call, raw, row_chunks
 from lit_xai.core import (
     MAGNITUDE,
     REFERENCE_SIDE,
@@ -156,10 +156,10 @@ def softmax_of(
     model: Model, x: Float[Tensor, "r c h w"], like: Images, max_batch: int, precision: str
 ) -> Float[Tensor, "r k"]:
     """Softmax in float64, in slices of `max_batch` rows."""
-    parts = []
+    gate, parts = Gate.of(model), []
     for part in x.split(max_batch):
         with autocast(x, precision):
-            logits = model(in_format_of(part, like))
+            logits = gate(in_format_of(part, like))
         parts.append(logits.double().softmax(-1))
     return torch.cat(parts)
 
@@ -189,6 +189,7 @@ def sweep(
         raise UsageError(f"draws must be at least 1, found {draws}")
     if max_batch < 1:
         raise UsageError(f"max_batch must be at least 1, found {max_batch}")
+    model = Gate.of(model)
     refill, max_batch = Refill(filler, images, rng), per_call(images, max_batch)
     draws = fillings(refill.filler, draws)
     groups = [min(GROUP, draws - start) for start in range(0, draws, GROUP)]
@@ -234,8 +235,14 @@ class Outputs:
             raise UsageError(
                 f"incremental=always is not possible: precision={precision} rounds windows otherwise than whole maps"
             )
-        self.model, self.images, self.windows, self.max_batch = model, images, windows, max_batch
+        self.model, self.images, self.windows, self.max_batch = Gate.of(model), images, windows, max_batch
         self.precision, self.mode, self.trusted = precision, mode if precision == "float32" else "never", trusted
+        if self.mode != "never" and not self.answers_plainly():
+            if mode == "always":
+                raise UsageError(
+                    "incremental=always is not possible: the model's answer holds its logits, and is not them"
+                )
+            self.mode = "never"
         self.top, self.left = (t.cpu().numpy() for t in windows.corners())
         self.of_image: tuple[int, WindowLogits | None] = (-1, None)
         self.network: Network | None = None  # traced once for all images
@@ -266,12 +273,18 @@ class Outputs:
         if self.of_image[0] != image:
             self.of_image = (-1, None)
             one, k = self.images[image : image + 1], self.windows.patch
-            logits = WindowLogits(self.model, one, (k, k), self.max_batch, self.mode, network=self.network)
+            logits = WindowLogits(raw(self.model), one, (k, k), self.max_batch, self.mode, network=self.network)
             self.network = logits.network
             if logits.why:
                 self.mode = "never"  # it is no other for the next image
             self.of_image = image, None if logits.why else logits
         return self.of_image[1]
+
+    def answers_plainly(self) -> bool:
+        """Whether the model may be called without its gate."""
+        if self.model.classes is None:
+            self.model(self.images[:1])
+        return self.model.plain
 
     def unchanged(self, x: Tensor, keep: Tensor, image: int, draws: int) -> bool:
         """Whether visible pixels are the image's own."""
@@ -370,8 +383,8 @@ class SlidingPatch(Explainer):
             logits = outputs.incremental(0)
         return logits.share if logits is not None else 1.0
 
+    @gated
     def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
-        check_batch(images, targets)
         rng = SampleRng.default(len(images), rng)
         windows = self.windows(*images.shape[-2:])
         values = sweep(

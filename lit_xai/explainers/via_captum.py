@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_xai.calls import check_batch, evaluating
+from lit_xai.calls import evaluating, gated, raw
 from lit_xai.core import Explainer, Images, Maps, Model, Passes, Targets
 from lit_xai.errors import UsageError
 from lit_xai.explainers.gradient import reduce_channels
@@ -56,8 +56,8 @@ class Captum(Explainer):
     options: Mapping[str, Any] = field(default_factory=dict)
     channels: str = "mean"
 
+    @gated
     def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
-        check_batch(images, targets)
         rng = SampleRng.default(len(images), rng)
         maps = []
         with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
@@ -77,9 +77,10 @@ class Captum(Explainer):
         kind = known.get(self.method)
         if kind is None:
             raise UsageError(f"captum has no attribution {self.method!r}; it has: {', '.join(sorted(known))}")
-        if not isinstance(model, nn.Module):
+        own = raw(model)
+        if not isinstance(own, nn.Module):
             raise UsageError(f"captum's {self.method} needs a torch.nn.Module, found a plain function")
-        if self.method in UNRELIABLE_ON_RESIDUAL and is_residual(model):
+        if self.method in UNRELIABLE_ON_RESIDUAL and is_residual(own):
             raise UsageError(
                 f"captum's {self.method} is unreliable on residual networks: use another method or network"
             )
@@ -88,7 +89,7 @@ class Captum(Explainer):
         wants = accepts(kind.__init__) or set()
         if "layer" not in wants:
             return kind(model)
-        modules = dict(model.named_modules())
+        modules = dict(own.named_modules())
         if self.layer not in modules:
             raise UsageError(f"captum's {self.method} needs layer=, one of: {', '.join(list(modules)[1:])}")
         return kind(model, modules[self.layer])

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lit_xai.calls import check_batch, evaluate_rows
+from lit_xai.calls import admit, evaluate_rows, gated
 from lit_xai.core import Filler, Images, Maps, Model, Passes, Score, Scores, Targets
 from lit_xai.errors import UsageError
 from lit_xai.fillers.constant import Blur, Colour, Mean
@@ -23,9 +23,8 @@ from lit_xai.rng import SampleRng
 Masks = Bool[Tensor, "b n h w"]
 
 
-def check_scored(images: Images, maps: Tensor, targets: Targets) -> None:
+def check_scored(images: Images, maps: Tensor) -> None:
     """Refuse maps that are not the images' or hold NaN: a score of them would look like any other."""
-    check_batch(images, targets)
     if maps.shape != (len(images), *images.shape[-2:]):
         raise UsageError(f"maps of shape {tuple(maps.shape)} do not belong to images of shape {tuple(images.shape)}")
     if not bool(torch.isfinite(maps).all()):
@@ -110,6 +109,7 @@ class MuFidelity(Score):
         self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None
     ) -> Float[Tensor, "b n"]:
         """The drops f(x) - f(x without S): they do not depend on the map."""
+        model, images, targets = admit(model, images, targets)
         rng = SampleRng.default(len(images), rng)
         removed, refill = self.removed_of_batch(images, rng), Refill(self.filler, images, rng)
 
@@ -120,6 +120,7 @@ class MuFidelity(Score):
         whole = evaluate_rows(model, lambda i, _: images[i], images, targets, 1, self.max_batch, self.output)
         return whole - outputs
 
+    @gated
     def __call__(
         self,
         model: Model,
@@ -129,7 +130,7 @@ class MuFidelity(Score):
         rng: SampleRng | None = None,
         observed: Tensor | None = None,
     ) -> Scores:
-        check_scored(images, maps, targets)
+        check_scored(images, maps)
         rng = SampleRng.default(len(images), rng)
         drops = self.observe(model, images, targets, rng) if observed is None else observed
         removed = self.removed_of_batch(images, rng).flatten(2)
@@ -193,6 +194,7 @@ class Walk(Score):
 
         return evaluate_rows(model, make, images, targets, counts.shape[1], self.max_batch, self.output)
 
+    @gated
     def __call__(
         self,
         model: Model,
@@ -266,6 +268,7 @@ class Curve(Walk):
         counts = self.counts(*images.shape[-2:]).expand(len(images), -1)
         return self.walk(model, images, targets, rng, descending_position(maps, rng, repeat), counts)
 
+    @gated
     def with_details(
         self,
         model: Model,
@@ -276,7 +279,7 @@ class Curve(Walk):
         observed: Tensor | None = None,
     ) -> tuple[Scores, dict[str, Float[Tensor, "b"]]]:
         """The area, and the output at the curve's ends."""
-        check_scored(images, maps, targets)
+        check_scored(images, maps)
         height, width = images.shape[-2:]
         at = self.counts(height, width).to(images.device, torch.float64) / (height * width)
         tied = has_ties(maps) if self.repeats > 1 else maps.new_zeros(len(maps), dtype=torch.bool)
@@ -369,6 +372,7 @@ class NegativeEvidence(Walk):
         rng = SampleRng.default(len(images), rng)
         return self.walk(model, images, targets, rng, descending_position(-maps, rng), self.counts(maps))
 
+    @gated
     def with_details(
         self,
         model: Model,
@@ -379,7 +383,7 @@ class NegativeEvidence(Walk):
         observed: Tensor | None = None,
     ) -> tuple[Scores, dict[str, Float[Tensor, "b"]]]:
         """The area, and the output at the curve's ends; all NaN where no pixel is negative."""
-        check_scored(images, maps, targets)
+        check_scored(images, maps)
         curve = self.curve(model, images, maps, targets, rng).double()
         curve = torch.where((maps < 0).flatten(1).any(1, keepdim=True), curve, torch.nan)
         rise = torch.trapezoid(curve - curve[:, :1], dx=self.fraction / self.steps, dim=1)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lit_xai.calls import gated
 from lit_xai.core import REFERENCE_SIDE, Images, Maps, Model, Passes, Score, Scores, Targets
 from lit_xai.data.truth import boxes, ends
 from lit_xai.errors import UsageError
@@ -88,6 +89,7 @@ class AgainstMask(Score):
         """None."""
         return Passes(0)
 
+    @gated
     def __call__(
         self,
         model: Model,
@@ -97,7 +99,7 @@ class AgainstMask(Score):
         rng: SampleRng | None = None,
         observed: Tensor | None = None,
     ) -> Float[Tensor, "b ..."]:
-        check_scored(images, maps, targets)
+        check_scored(images, maps)
         if observed is None:
             raise UsageError(
                 f"score {self.name} needs masks: use data with ground truth (data=shapes, or masks beside the "

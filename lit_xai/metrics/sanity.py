@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from lit_xai.calls import check_batch, check_classes, evaluating, select_output
+from lit_xai.calls import Gate, admit, evaluating, select_output
 from lit_xai.core import Images, Maps, Model, Scores, Targets
 from lit_xai.errors import UsageError
 from lit_xai.metrics.distance import correlation, scaled_to_one, ssim, unit_ranks
@@ -189,16 +189,16 @@ class Batch:
 
     def probability(self, model: Model) -> Float[Tensor, "b"]:
         """p(target) of every image, float64 on the CPU."""
-        out = []
-        with torch.no_grad(), evaluating(model):
+        out, gate = [], Gate.of(model, self.targets)
+        with torch.no_grad(), evaluating(gate):
             for rows in self.rows():
-                logits = model(self.images[rows]).double()
-                check_classes(logits, self.targets[rows])
+                logits = gate(self.images[rows]).double()
                 out.append(select_output(logits, self.targets[rows], "probability").cpu())
         return torch.cat(out)
 
 
 def checked(
+    model: Model,
     images: Images,
     targets: Targets,
     explainers: Mapping[str, Callable[..., Maps]],
@@ -206,7 +206,7 @@ def checked(
     batch_size: int,
 ) -> Batch:
     """The batch, once nothing about it can be refused."""
-    check_batch(images, targets)
+    _, images, targets = admit(model, images, targets)
     if not explainers:
         raise UsageError("a sanity check needs explainers, found none: pass {name: explainer}")
     if len(images) == 0:
@@ -280,7 +280,7 @@ def sanity(
         UsageError: what `find_layers` and `plan` refuse; targets that are not the images'; no explainers, no images;
             maps of another size, or of fewer than 5 pixels a side.
     """
-    batch = checked(images, targets, explainers, rng, batch_size)
+    batch = checked(model, images, targets, explainers, rng, batch_size)
     steps = plan(find_layers(model, images), how, stages)
     assert isinstance(model, nn.Module)
     others = (randomised(model, step, batch.rng.seed) for step in steps)
@@ -304,7 +304,7 @@ def compare_models(
     The result has one stage without a layer. Models may be any functions of images; both are explained as they are.
     The arguments and errors are those of `sanity`.
     """
-    batch = checked(images, targets, explainers, rng, batch_size)
+    batch = checked(model, images, targets, explainers, rng, batch_size)
     return against(model, [other], (Stage("", 0),), MODELS, batch, explainers, progress, shown)
 
 

@@ -2,8 +2,9 @@
 
 from lit_xai.models.classifier import Classifier
 from lit_xai.models.lipschitz import lipschitz
+from lit_xai.models.outputs import AsLogits
 from lit_xai.models.pretrained import Pretrained
 from lit_xai.models.resnet import resnet18, resnet50
 from lit_xai.models.vgg import one_layer, vgg
 
-__all__ = ["Classifier", "Pretrained", "lipschitz", "one_layer", "resnet18", "resnet50", "vgg"]
+__all__ = ["AsLogits", "Classifier", "Pretrained", "lipschitz", "one_layer", "resnet18", "resnet50", "vgg"]

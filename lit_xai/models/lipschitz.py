@@ -10,9 +10,12 @@ from jaxtyping import Float
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
+from lit_xai.calls import Gate
 from lit_xai.errors import UsageError
 
 ACTIVATIONS = ("groupsort", "prelu")
+MEMORY = 1 << 29  # bytes of the Jacobians that are kept at once
+SLICE = 8192  # pixel values of them that are in float64 at once
 
 
 def lipschitz(channels: int, classes: int, side: int, width: int = 48, activation: str = "groupsort") -> nn.Module:
@@ -93,15 +96,29 @@ def fitted_temperature(logits: Float[Tensor, "n k"], labels: Tensor) -> float:
     return math.exp(minimize_scalar(loss, bounds=(math.log(1e-2), math.log(1e4)), method="bounded").x)
 
 
-def local_lipschitz(model: nn.Module, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
+def local_lipschitz(model: nn.Module, images: Float[Tensor, "b c h w"], max_batch: int = 64) -> Float[Tensor, "b"]:
     """The largest singular value of d z / d image at every image: a lower bound of the Lipschitz constant.
 
-    Of a predictor with a `Temperature` z are the logits before it.
+    Of a predictor with a `Temperature` z are the logits before it. One backward pass a class and batch; a batch is of at most
+    `max_batch` images, and of as few as their Jacobians in `MEMORY` bytes allow, at least one.
     """
-    model = without_temperature(model) or model
+    gate = Gate.of(without_temperature(model) or model)
+    with torch.inference_mode():
+        classes = gate(images[:1]).shape[1]
+    each = max(1, min(max_batch, MEMORY // (4 * classes * images[0].numel())))
+    return torch.cat([largest_singular_value(gate, part, classes) for part in images.split(each)])
+
+
+def largest_singular_value(gate: Gate, images: Float[Tensor, "b c h w"], classes: int) -> Float[Tensor, "b"]:
+    """Of the Jacobians of one batch, by J J^T in float64, summed over slices of the pixels."""
     with torch.inference_mode(False), torch.enable_grad():
         x = images.clone().requires_grad_()
-        logits = model(x)
-        rows = [torch.autograd.grad(logits[:, k].sum(), x, retain_graph=True)[0] for k in range(logits.shape[1])]
-    jacobian = torch.stack(rows, dim=1).flatten(2).double()
-    return torch.linalg.matrix_norm(jacobian, ord=2)
+        logits = gate(x)
+        jacobian = torch.empty(len(x), classes, x[0].numel(), dtype=x.dtype, device=x.device)
+        for k in range(classes):
+            jacobian[:, k] = torch.autograd.grad(logits[:, k].sum(), x, retain_graph=k + 1 < classes)[0].flatten(1)
+    gram = torch.zeros(len(images), classes, classes, dtype=torch.float64, device=images.device)
+    for part in jacobian.split(SLICE, dim=2):
+        part = part.double()
+        gram += part @ part.mT
+    return torch.linalg.eigvalsh(gram)[:, -1].clamp_min(0).sqrt()

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from lit_xai.calls import check_batch, evaluating, in_format_of, row_chunks
+from lit_xai.calls import Gate, admit, evaluating, in_format_of, row_chunks
 from lit_xai.core import Filler, Images, Model, Scores, Targets
 from lit_xai.errors import UsageError
 from lit_xai.metrics.statistics import Estimate, mean_estimate, share_estimate
@@ -136,6 +136,7 @@ def measure(
     """Compare every image with its filled one, in chunks of `max_batch`; `filled_rows(rows)` makes a chunk."""
     network, missing = perceptual
     chunks: list[tuple[Tensor, ...]] = []
+    model = Gate.of(model)
     with torch.inference_mode(), evaluating(model):
         for rows, _ in row_chunks(len(images), 1, max_batch):
             original, filled = images[rows], filled_rows(rows)
@@ -171,7 +172,7 @@ def removal(
     Raises:
         UsageError: masks of another size, empty or full; a filler that returns another shape.
     """
-    check_batch(images, labels)
+    model, images, labels = admit(model, images, labels)
     rng = SampleRng.default(len(images), rng)
     check_masks(images, masks, rng)
     filled_rows = partial(fill, type(filler).__name__, filler, images, masks, rng)
@@ -205,7 +206,7 @@ def removal_table(
 
     The first row, `real`, is the images themselves. The other arguments and errors are those of `removal`.
     """
-    check_batch(images, labels)
+    model, images, labels = admit(model, images, labels)
     if REAL in fillers:
         raise UsageError(f"a filler is named {REAL!r}, which is the row of the untouched images: name it otherwise")
     rng = SampleRng.default(len(images), rng)

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lit_xai.calls import check_batch, check_classes, row_chunks
+from lit_xai.calls import admit, check_classes, row_chunks
 from lit_xai.core import Filler, Images, Model, Segments, Targets
 from lit_xai.errors import UsageError, at_least
 from lit_xai.fillers.generative import forget
@@ -288,7 +288,7 @@ def sampler_table(
         UsageError: fewer than four images or four real ones, no fillers, a name that is taken, draws < 1, a model
             without penultimate features; what fillers and superpixels refuse.
     """
-    check_batch(images, targets)
+    model, images, targets = admit(model, images, targets)
     check_request(images, real, fillers, draws)
     rng = SampleRng.default(len(images), rng)
     each = min(draws, max(1, plotted // len(images)))
