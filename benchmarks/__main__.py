@@ -19,6 +19,7 @@ BENCHMARKS = {
     "startup": (True, "--help and import lit_xai"),
     "distances": (True, "Spearman distances of pairs, against one sort and scipy"),
     "precision": (True, "RISE in bf16 against float32"),
+    "gate": (True, "the checks of a model call, over RISE; the memory of a Lipschitz constant of 1,000 classes"),
     "explainers": (True, "explainers and scores, against the bare model calls and the peers"),
     "perturbation": (True, "LIME, sliding patch and meaningful perturbation, against the bare calls and the peers"),
     "large": (True, "LIME at 224 px, against the bare calls and the peers (about five minutes)"),
