@@ -241,7 +241,7 @@ def check_logits(logits: Tensor, images: int, sure: bool = False) -> None:
             f"the model gives shape {what} for {images} images: wrap the model so that it returns logits [b, k]"
         )
     least, eps = logits.detach().double(), torch.finfo(logits.dtype).eps
-    near = max(SUMS, 2 * eps) if logits.dtype not in HALF else 4 * eps
+    near = eps if logits.dtype in HALF else SUMS
     if images and not sure and bool((least >= 0).all() & ((least.sum(1) - 1).abs() <= near).all()):
         raise UsageError(
             "the model gives probabilities (at least 0, rows sum to 1) where logits are needed: remove its softmax, or say so by "
