@@ -12,15 +12,15 @@ import pytorch_lightning as pl
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
 from lit_xai import engine
 from lit_xai.calls import Gate
 from lit_xai.cli.build import HOW, say
-from lit_xai.cli.loaded import ImagesOf, LoadedFold, MapsOf, load, predictor_of
+from lit_xai.cli.loaded import ImagesOf, LoadedFold, MapsOf, load, outputs_of, predictor_of
 from lit_xai.core import Explainer, Score, as_explainer, as_score
 from lit_xai.data.folds import Disagreements, Split
-from lit_xai.data.images import MapStyle
+from lit_xai.data.items import MapStyle, Samples
 from lit_xai.errors import UsageError
 from lit_xai.fitting import TrainedOn, code_digest, describe, plain_value
 from lit_xai.models.outputs import AsLogits
@@ -54,7 +54,7 @@ def audit(
     Args:
         model: a trained module, of which is said what needs no others (see `explain_model`; `dataset` is what it never saw); or a
             function that makes a fresh one, of which k are trained by cross-validation (see `explain_folds`).
-        dataset: map-style, `(image [c, h, w] in [0, 1], label)`.
+        dataset: map-style, `(image [c, h, w] in [0, 1], label)`; see `explain_folds`.
         explainers: by name; None takes six common ones (`common`) and every null.
         root: folder of this model and data set; a call that was interrupted goes on where it was.
         classes: their names.
@@ -68,13 +68,17 @@ def audit(
         UsageError: the data, the model, the conditions or the folder cannot be used; the message says how to mend it.
     """
     questions = conditions.default() if asked is None else conditions.read(asked)
+    if isinstance(model, nn.Module) and "groups" in options:
+        raise UsageError("groups= keeps samples together in one fold, and a trained model has none: leave it out")
+    read = {name: options.pop(name) for name in ("cache", "groups") if name in options}
+    dataset = Samples.of(dataset, lambda image: outputs_of(model, image), names=classes, **read)
     if isinstance(model, nn.Module):
         summary = explain_model(model, dataset, common(model) if explainers is None else explainers, root, **options)
     else:
         methods = common(predictor_of(model())) if explainers is None else explainers
         summary = explain_folds(model, dataset, methods, root=root, **options)
     ensemble = Ensemble(root, options.get("seed", 0))
-    found = report_audit.Audit.of(ensemble, summary, questions, classes=tuple(classes))
+    found = report_audit.Audit.of(ensemble, summary, questions, classes=tuple(classes) or dataset.labels.names)
     report_audit.show([found])
     files = report_audit.write([found], Path(root))
     say(f"written: {', '.join(map(str, files))}")
@@ -119,6 +123,8 @@ def explain_folds(
     distance: str = "spearman",
     outputs: str | None = None,
     progress: bool = True,
+    groups: Sequence[Any] | Tensor | None = None,
+    cache: bool = False,
 ) -> Summary:
     """Train k predictors by cross-validation, explain held-out samples, and measure how far the maps can be trusted.
 
@@ -128,7 +134,9 @@ def explain_folds(
     Args:
         make_module: a fresh LightningModule (trained by Lightning), or a plain module (with `train`); called under the
             seed. It maps images in [0, 1] to logits. If it has `predictor()`, that is what gets explained.
-        dataset: map-style, `(image [c, h, w] in [0, 1], label)`.
+        dataset: map-style, `(image [c, h, w] in [0, 1], label)`. Images may be Pillow's, or arrays with channels last; items
+            dictionaries with usual names (`image`, `label` ...); labels words, or whole numbers with gaps, which are numbered in
+            their order where they are as many as the model's classes.
         explainers: by name, or plain functions of the same call; include `random=Random()` for a null.
         k: folds.
         root: folder of this experiment; one per model, data set and way of training. Predictors that are there are reused where
@@ -146,6 +154,8 @@ def explain_folds(
         distance: between maps, see `lit_xai.metrics.DISTANCES`.
         outputs: what the module gives, see `lit_xai.models.AsLogits`; None = logits, and what is none is refused.
         progress: show bars.
+        groups: a value a sample, equal where samples belong together (a patient's, a scene's); no group lies in two folds.
+        cache: read every sample once and keep its image: for data sets that give another one at each reading.
 
     Returns:
         The summary, also written to `root` (summary.json, .csv, .tex, histograms, report.html).
@@ -157,9 +167,10 @@ def explain_folds(
     if k < 2:
         raise UsageError(f"cross-validation needs at least 2 folds, found k={k}")
     options = (train, trainer or {}, seed, training_batch)
+    data = Samples.of(dataset, lambda image: outputs_of(make_module, image), cache, groups)
     study = Study.of(
-        lambda split, fold, store: trained(make_module, dataset, split, fold, store, *options),
-        dataset,
+        lambda split, fold, store: trained(make_module, data, split, fold, store, *options),
+        data,
         explainers,
         scores,
         k,
@@ -187,6 +198,7 @@ def explain_model(
     device: str | torch.device = "cpu",
     outputs: str | None = None,
     progress: bool = True,
+    cache: bool = False,
 ) -> Summary:
     """Explain images that one trained model never saw: what can be said of its maps without training others.
 
@@ -194,7 +206,7 @@ def explain_model(
 
     Args:
         model: images in [0, 1] -> logits. If it has `predictor()`, that is what gets explained.
-        dataset: map-style, `(image [c, h, w] in [0, 1], label)`, of images that it was not trained on.
+        dataset: map-style, `(image [c, h, w] in [0, 1], label)`, of images that it was not trained on; see `explain_folds`.
         explainers: by name, or plain functions of the same call.
         root: folder of this model and data set.
         scores: by name; None takes muFidelity (of pixels and of 7 x 7 cells), deletion and insertion. `{}` takes none.
@@ -205,6 +217,7 @@ def explain_model(
         device: where the model is explained.
         outputs: what it gives, see `lit_xai.models.AsLogits`; None = logits, and what is none is refused.
         progress: show bars.
+        cache: read every sample once and keep its image.
 
     Returns:
         The summary, also written to `root`.
@@ -214,7 +227,8 @@ def explain_model(
     """
     how = {"batch_size": batch_size, "shard_size": shard_size, "device": torch.device(device)}
     own = copy.deepcopy(model)  # the user's stays in its mode, on its device
-    study = Study.of(lambda split, fold, store: own, dataset, explainers, scores, 1, root, seed, how, outputs)
+    data = Samples.of(dataset, lambda image: outputs_of(own, image), cache)
+    study = Study.of(lambda split, fold, store: own, data, explainers, scores, 1, root, seed, how, outputs)
     study.explain(probes, None, checks, progress)
     return study.summarise("spearman", progress)
 
@@ -247,7 +261,7 @@ class Study:
     @staticmethod
     def of(
         module: Callable[[Split, int, FoldStore], nn.Module],
-        dataset: Any,
+        data: Samples,
         explainers: Mapping[str, Explainer | Callable[..., Any]],
         scores: Mapping[str, Score] | None,
         k: int,
@@ -265,11 +279,12 @@ class Study:
             scores = {**faithful, "deletion": Deletion(), "insertion": Insertion(filler=BlurOrMean())}
         methods = {name: as_explainer(e, f"explainer {name}") for name, e in explainers.items()}
         scores = {name: as_score(s, f"score {name}") for name, s in scores.items()}
-        images = MapStyle(dataset)
-        labels = images.labels()
-        split = Split.make(labels, k, seed)
+        images, labels = data.images, data.labels.numbers
+        split = Split.make(labels, k, seed, groups=data.groups)
+        for line in [data.labels.says(), *(split.remarks(data.labels.names) if data.groups is not None else [])]:
+            say(f"note: {line}") if line else None
         shared = {
-            "data": type(dataset).__name__,
+            "data": data.name,
             "content": images.identity(labels),
             "samples": len(labels),
             "folds": k,
@@ -277,6 +292,7 @@ class Study:
             "label_noise": 0.0,
             "target": "label",
             **({"outputs": outputs} if outputs else {}),
+            **data.about_groups,
         }
         return Study(module, images, split, methods, scores, Path(root), shared, {"seed": seed, **how}, outputs)
 
@@ -292,8 +308,8 @@ class Study:
         model = predictor_of(self.module(split, fold, self.store(fold)))
         model = AsLogits(model, self.outputs) if self.outputs else model
         known = split.training(fold) if k > 1 else split.samples
-        held_out = f"fold {fold} of {k} held out"
-        about = f"{shared['data']} ({shared['content']}), {shared['samples']} samples, seed {split.seed}, {held_out}"
+        held_out, grouped = f"fold {fold} of {k} held out", f"groups {g}, " if (g := shared.get("groups")) else ""
+        about = f"{shared['data']} ({shared['content']}), {shared['samples']} samples, seed {split.seed}, {grouped}{held_out}"
         colour = tuple(self.images.images(known[:500].tolist()).mean((0, 2, 3)).tolist())
         shape = tuple(self.images.images([0])[0].shape)
         return engine.Job(
@@ -355,7 +371,7 @@ class Study:
 
 def trained(
     make_module: Callable[[], nn.Module],
-    dataset: Any,
+    data: Samples,
     split: Split,
     fold: int,
     store: FoldStore,
@@ -373,7 +389,7 @@ def trained(
         refuse_other_training(file, mine)
         load_weights(module, file)
         return module
-    training = Subset(dataset, split.training(fold).tolist())
+    training = data.training(split.training(fold).tolist())
     torch.manual_seed(stable_hash(seed, "train", fold))
     if train is not None:
         train(module, training, fold)

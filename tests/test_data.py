@@ -19,11 +19,11 @@ from lit_xai.data.folds import (
     ShareSampler,
     as_batch,
     noisy_labels,
-    stratified_subset,
 )
 from lit_xai.data.images import InMemory
 from lit_xai.data.sources import digits as make_digits
 from lit_xai.data.sources import fashion_mnist, folder_source, npz, pictures, read_idx
+from lit_xai.data.split import stratified_subset
 from lit_xai.errors import UsageError
 from PIL import Image
 from torch.utils.data import DataLoader

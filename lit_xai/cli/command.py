@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ def command(
                     places = searched([*flags, *overrides])
                     overrides = with_lists(overrides, places, NULLS if name == "audit" else (NULL,))
                     check_tuned(places)
-                    own = [f"hydra.searchpath=[{','.join(f'file://{p}' for p in places)}]"] if places else []
+                    own = search_path(places)
                     compose(name, [*own, *(o for o in overrides if not o.startswith("hydra.searchpath="))])
                 except (CommandError, UsageError) as e:
                     fail(str(e))
@@ -129,6 +129,11 @@ def searched(arguments: list[str]) -> list[str]:
     return [str(Path(place.removeprefix("file://")).resolve()) for place in named if place and "pkg://" not in place]
 
 
+def search_path(places: Sequence[str]) -> list[str]:
+    """The override that adds folders of configurations."""
+    return [f"hydra.searchpath=[{','.join(in_quotes(f'file://{p}') for p in places)}]"] if places else []
+
+
 def drop_replaced(cfg: Any, overrides: list[str]) -> None:
     """Where the command line gives a node another `_target_`, drop the old one's keys that the new one does not take."""
     from omegaconf import DictConfig, OmegaConf
@@ -146,7 +151,23 @@ def drop_replaced(cfg: Any, overrides: list[str]) -> None:
 
 
 # keys whose values are names of files and folders
-PLACES = ("root", "name", "image", "checkpoint", "path", "masks", "boxes", "weights", "inception")
+PLACES: tuple[str, ...] = (
+    "root",
+    "name",
+    "image",
+    "checkpoint",
+    "path",
+    "masks",
+    "boxes",
+    "weights",
+    "inception",
+    "groups",
+    "fold_column",
+)
+PLACES += ("experiment",)
+WORDS = ("root", "name", "image", "checkpoint", "path")  # those that are never numbers; hydra would take these:
+NO_WORD = r"(?i:true|false|nan|[+-]?inf|[+-]?[\d_.]+(e[+-]?\d+)?)"
+SWEEP = r"(choice|range|interval|glob|shuffle|sort|tag)\(.*\)"
 
 
 def quoted(override: str, sweeps: bool = False) -> str:
@@ -158,11 +179,23 @@ def quoted(override: str, sweeps: bool = False) -> str:
     key, equals, value = override.partition("=")
     if not equals or re.fullmatch(r"'.*'|\".*\"", value) or "${" in value or value in ("null", "???"):
         return override
-    if key.lstrip("+").rpartition(".")[2] in PLACES and not (sweeps and re.search(r",|\w+\(", value)):
-        # hydra takes a backslash for itself, unless it stands before a quote
-        text = re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + ("\\" if m[2] else "") + m[2], value)
-        return f'{key}{equals}"{text}"' if re.search(r"[^\w./-]", value, re.ASCII) else override
+    leaf = key.lstrip("+").rpartition(".")[2]
+    if leaf in PLACES and not (sweeps and is_sweep(value)):
+        value = value if leaf in ("name", "experiment") else os.path.expanduser(value)
+        plain = re.fullmatch(r"[\w./-]+", value, re.ASCII) and not (leaf in WORDS and re.fullmatch(NO_WORD, value))
+        return f"{key}{equals}{value}" if plain else f"{key}{equals}{in_quotes(value)}"
     return override if "=" not in value or value.startswith(("{", "[")) or "(" in value else f'{key}{equals}"{value}"'
+
+
+def in_quotes(text: str) -> str:
+    """A text as hydra reads it back: it takes a backslash for itself, unless it stands before a quote."""
+    escaped = re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + ("\\" if m[2] else "") + m[2], text)
+    return f'"{escaped}"'
+
+
+def is_sweep(value: str) -> bool:
+    """Whether a multirun takes a value for several; not the name of what is there."""
+    return bool("," in value or re.fullmatch(SWEEP, value)) and not os.path.exists(os.path.expanduser(value))
 
 
 def run(name: str, task: Callable[[Any], None]) -> None:

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from lit_xai.cli.build import plain, read_config
-from lit_xai.cli.command import drop_replaced, searched
+from lit_xai.cli.command import drop_replaced, in_quotes, search_path, searched
 from lit_xai.cli.compose import CommandError, compose
 from lit_xai.cli.run import Run
 from lit_xai.cli.saved import decided_by, with_saved
@@ -159,11 +159,11 @@ def ensembles(cfg: Any, command: str, flags: Iterable[str] = ()) -> list[Ensembl
     if not models:
         return [Ensemble(cfg, tuple(flags), tuple(told), folds_of(cfg))]
     out, places = [], searched(list(flags))
-    own_places = [f"hydra.searchpath=[{','.join(f'file://{p}' for p in places)}]"] if places else []
+    own_places = search_path(places)
     for model in dict.fromkeys(models):
         theirs = [o for o in typed if key_of(o) not in ("models", "model", "name")] + [f"model={model}", *own_places]
         if cfg.name:
-            theirs.append(f'name="{cfg.name}-{model}"')
+            theirs.append(f"name={in_quotes(f'{cfg.name}-{model}')}")
         try:
             own = compose(command, theirs)
         except CommandError as e:

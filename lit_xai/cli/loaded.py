@@ -10,11 +10,12 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from lit_xai.calls import Gate
+from lit_xai.calls import Gate, evaluating, way_to_logits
 from lit_xai.cli.build import build_data, build_module, read_config
 from lit_xai.cli.offered import refuse_other_code
 from lit_xai.data.folds import Split
-from lit_xai.data.images import ImageSet, MapStyle
+from lit_xai.data.images import ImageSet
+from lit_xai.data.items import MapStyle
 from lit_xai.errors import UsageError
 from lit_xai.store.files import load_weights, read_checkpoint
 from lit_xai.store.fold import FoldStore, MapReader, common_samples
@@ -31,6 +32,15 @@ class HasPredictor(Protocol):
 def predictor_of(module: nn.Module) -> nn.Module:
     """What gets explained: `module.predictor()` where there is one."""
     return (module.predictor() if isinstance(module, HasPredictor) else module).eval()
+
+
+def outputs_of(model: nn.Module | Callable[[], nn.Module], image: Tensor) -> int | None:
+    """The number of classes of a model, or of one that is made; None where its output does not say."""
+    given = predictor_of(model if isinstance(model, nn.Module) else model())
+    with evaluating(given), torch.inference_mode():
+        found: Any = given(image.to(next(given.parameters(), image).device))
+    logits = found if isinstance(found, Tensor) else way_to_logits(found)(found)
+    return max(2, logits.shape[1]) if logits.ndim == 2 else 2 if logits.shape == (1,) else None
 
 
 class MapsOf(Mapping[str, Tensor]):

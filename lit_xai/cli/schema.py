@@ -105,7 +105,7 @@ def with_lists(overrides: list[str], places: Sequence[str] = (), nulls: Sequence
     named = [o.startswith("samplers=") and o != "samplers=[]" for o in overrides]
     overrides = [f"filler={o.removeprefix('samplers=')}" if n else o for o, n in zip(overrides, named, strict=True)]
     given = {o.split("=", 1)[0] for o in overrides if not o.startswith(("+", "~"))}
-    chosen = [o.split("=", 1)[1] for o in overrides if o.startswith("experiment=")]
+    chosen = [o.split("=", 1)[1].strip('"') for o in overrides if o.startswith("experiment=")]
     files = [p / "experiment" / f"{chosen[-1]}.yaml" for p in [*map(Path, places), config_dir()]] if chosen else []
     file = next((f for f in files if f.exists()), None)
     if any(o.split("=", 1)[0] == "filler" for o in overrides):  # nothing is explained

@@ -2,135 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from jaxtyping import Bool, Float, Int
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lit_xai.data.images import ImageSet, OnDisk, Source
+from lit_xai.data import groups
+from lit_xai.data.images import ImageSet, OnDisk, Source, digest
+from lit_xai.data.split import Split
 from lit_xai.errors import UsageError
 from lit_xai.fitting import TrainedOn
 from lit_xai.rng import SampleRng, stable_hash
-
-# --------------------------------------------------------------------------------------------------------------- split
-
-
-@dataclass(frozen=True)
-class Split:
-    """k disjoint stratified folds of the samples D.
-
-    Attributes:
-        samples: `[n]` index of every sample of D in its data set, ascending.
-        fold_of: `[n]` the fold whose predictor never sees the sample.
-        labels: `[n]` its class.
-        k: number of folds; 1 means no split (a pretrained predictor, everything is held out).
-        seed: the split's seed.
-    """
-
-    samples: Int[Tensor, "n"]
-    fold_of: Int[Tensor, "n"]
-    labels: Int[Tensor, "n"]
-    k: int
-    seed: int
-
-    @staticmethod
-    def make(labels: Int[Tensor, "m"], k: int, seed: int, subset: int | None = None) -> Split:
-        """Split `labels` into k stratified folds; with `subset`, of a stratified choice of that many samples.
-
-        Raises:
-            UsageError: a class has fewer members than there are folds; the subset is larger than the set.
-        """
-        if k < 1:
-            raise UsageError(f"folds must be at least 1, found {k}")
-        samples = torch.arange(len(labels))
-        if subset is not None:
-            if not k <= subset <= len(labels):
-                raise UsageError(f"train_subset={subset} must lie between {k} folds and {len(labels)} samples")
-            samples = stratified_subset(labels, subset, seed)
-        labels = labels[samples]
-        if k == 1:
-            return Split(samples, torch.zeros_like(samples), labels, k, seed)
-        number = torch.bincount(labels)
-        scarce = torch.nonzero((number < k) & (number > 0))[:, 0].tolist()
-        if scarce:
-            raise UsageError(
-                f"class {scarce[0]} has {int(number[scarce[0]])} members for {k} folds: "
-                f"lower data.folds=, raise data.train_subset=, or remove the class"
-            )
-        from sklearn.model_selection import StratifiedKFold
-
-        fold_of = torch.empty_like(samples)
-        folds = StratifiedKFold(k, shuffle=True, random_state=seed).split(np.zeros(len(labels)), labels.numpy())
-        for i, (_, held) in enumerate(folds):
-            fold_of[torch.from_numpy(held)] = i
-        return Split(samples, fold_of, labels, k, seed)
-
-    def check(self, fold: int) -> int:
-        """`fold` itself if it exists."""
-        if not 0 <= fold < self.k:
-            raise UsageError(f"fold={fold} does not exist: folds are 0..{self.k - 1} (data.folds={self.k})")
-        return fold
-
-    def held_out(self, fold: int) -> Int[Tensor, "v"]:
-        """Sample indices of V_i."""
-        return self.samples[self.fold_of == self.check(fold)]
-
-    def training(self, fold: int) -> Int[Tensor, "t"]:
-        """Sample indices of D without V_i."""
-        return self.samples[self.fold_of != self.check(fold)]
-
-    def probes(self, per_fold: int | None) -> Int[Tensor, "p"]:
-        """`per_fold` random samples of every fold, fold by fold and ascending within; None takes all."""
-        return torch.cat([members[:per_fold].sort().values for members in self.shuffled])
-
-    @cached_property
-    def shuffled(self) -> list[Int[Tensor, "v"]]:
-        """Every V_i in the order in which probes are taken from it."""
-        out = []
-        for fold in range(self.k):
-            members, g = self.held_out(fold), torch.Generator().manual_seed(stable_hash(self.seed, "probes", fold))
-            out.append(members[torch.randperm(len(members), generator=g)])
-        return out
-
-    def per_fold(self, sample: int, place: int) -> Iterator[int]:
-        """Every number of probes per fold with which `sample` stands at `place` among the `probes`, the largest first."""
-        fold = int(self.fold(torch.tensor([sample])))
-        taken = self.shuffled[fold]
-        sizes = torch.bincount(self.fold_of, minlength=self.k)
-        number = torch.arange(1, int(sizes.max()) + 1)
-        before = torch.stack([number.clamp_max(s) for s in sizes[:fold]]).sum(0) if fold else 0
-        rank = (taken < sample).cumsum(0)[number.clamp_max(len(taken)) - 1]
-        there = number > int((taken == sample).nonzero())
-        yield from number[there & (before + rank == place)].flip(0).tolist()
-
-    def fold(self, samples: Int[Tensor, "p"]) -> Int[Tensor, "p"]:
-        """The fold of each of these samples."""
-        return self.fold_of[torch.searchsorted(self.samples, samples)]
-
-    def label(self, samples: Int[Tensor, "p"]) -> Int[Tensor, "p"]:
-        """The class of each of these samples."""
-        return self.labels[torch.searchsorted(self.samples, samples)]
-
-
-def stratified_subset(labels: Int[Tensor, "m"], size: int, seed: int) -> Int[Tensor, "s"]:
-    """`size` samples with the classes in proportion (largest remainders), ascending."""
-    number = torch.bincount(labels).double()
-    share = number * size / len(labels)
-    take = share.floor().long()
-    take[(share - take).argsort(descending=True, stable=True)[: size - int(take.sum())]] += 1
-    chosen = []
-    for c, n in enumerate(take.tolist()):
-        members = torch.nonzero(labels == c)[:, 0]
-        g = torch.Generator().manual_seed(stable_hash(seed, "subset", c))
-        chosen.append(members[torch.randperm(len(members), generator=g)[:n]])
-    return torch.cat(chosen).sort().values
 
 
 def noisy_labels(split: Split, classes: int, share: float) -> Int[Tensor, "n"]:
@@ -300,6 +189,8 @@ class FoldData(pl.LightningDataModule):
         augment: transforms `[c, h, w] -> [c, h, w]` of training images.
         label_noise: share of training labels replaced by another class.
         name: the data set's name.
+        groups: where it is written which samples belong together, see `lit_xai.data.groups`; None = each stands alone.
+        fold_column: where the fold of every sample is written, in the same ways; None = they are drawn.
     """
 
     def __init__(
@@ -315,26 +206,48 @@ class FoldData(pl.LightningDataModule):
         augment: Sequence[Callable[[Tensor], Tensor]] = (),
         label_noise: float = 0.0,
         name: str | None = None,
+        groups: str | None = None,
+        fold_column: str | None = None,
     ) -> None:
         super().__init__()
         self.make_source, self.fold, self.k, self.seed = source, fold, folds, seed
         self.probes_per_fold, self.train_subset = probes_per_fold, train_subset
         self.batch_size, self.num_workers = batch_size, num_workers
         self.augment, self.label_noise, self.name = tuple(augment), label_noise, name
+        self.groups_in, self.folds_in = groups, fold_column
         self.first_epoch, self.first_batch = 0, 0  # whoever resumes says where
         if probes_per_fold is not None and probes_per_fold < 1:
             raise UsageError(f"data.probes_per_fold must be at least 1, found {probes_per_fold}")
 
     @cached_property
     def source(self) -> Source:
-        """The data set."""
-        return self.make_source()
+        """The data set; what is to be known of how it was read is said."""
+        source = self.make_source()
+        self.say(source.notes)
+        return source
+
+    @staticmethod
+    def say(notes: Iterable[str]) -> None:
+        """A line each, from rank 0."""
+        for note in notes:
+            shown = "".join(c if c.isprintable() else "?" for c in note)  # names may come from a file
+            rank_zero_only(print)(f"note: {shown}", flush=True)
+
+    @cached_property
+    def grouping(self) -> dict[str, Int[Tensor, "m"]]:
+        """The group and the given fold of every sample, where somebody says them."""
+        said = {"groups": self.groups_in, "fold_column": self.folds_in}
+        return {what: groups.read(self.source, str(text), what) for what, text in said.items() if text is not None}
 
     @cached_property
     def split(self) -> Split:
         """The split of its training part."""
-        split = Split.make(self.source.labels, self.k, self.seed, self.train_subset)
+        known = self.grouping
+        options = {"groups": known.get("groups"), "given": known.get("fold_column")}
+        split = Split.make(self.source.labels, self.k, self.seed, self.train_subset, **options)
         split.check(self.fold)
+        if known:
+            self.say(split.remarks(self.source.classes))
         return split
 
     @property
@@ -368,7 +281,9 @@ class FoldData(pl.LightningDataModule):
     def about(self) -> str:
         """Data set, content and held-out fold in one line: what is fitted to one of these may fill for no other."""
         held_out = f"fold {self.fold} of {self.k} held out" if self.k > 1 else "nothing held out"
-        return f"{self.source.name} ({self.source.identity}), {len(self.split.samples)} samples, seed {self.seed}, {held_out}"
+        parts = "".join(f", {what} {digest(values)}" for what, values in self.grouping.items())
+        samples = f"{len(self.split.samples)} samples, seed {self.seed}"
+        return f"{self.source.name} ({self.source.identity}), {samples}{parts}, {held_out}"
 
     @cached_property
     def trained_on(self) -> TrainedOn:
@@ -385,6 +300,7 @@ class FoldData(pl.LightningDataModule):
             "folds": self.k,
             "split_seed": self.seed,
             "label_noise": self.label_noise,
+            **{what: digest(values) for what, values in self.grouping.items()},
         }
 
     # -------------------------------------------------------------------------------------------------------- loaders

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from lit_xai.data.threads import side_by_side
-from lit_xai.data.truth import Truth, check_opaque, framed, opened
+from lit_xai.data.truth import Truth, check_opaque, framed, opened, upright
 from lit_xai.errors import UsageError
 
 GREY = ("1", "L", "LA")  # modes of grey-scale files
@@ -45,39 +45,6 @@ class InMemory:
     def images(self, indices: Sequence[int]) -> Float[Tensor, "b c h w"]:
         """A batch of images, scaled to [0, 1]."""
         return self.pixels[list(indices)].float().div_(255)
-
-
-@dataclass(frozen=True)
-class MapStyle:
-    """Any map-style data set of `(image [c, h, w] in [0, 1], label)` as an image set."""
-
-    dataset: Any
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def images(self, indices: Sequence[int]) -> Float[Tensor, "b c h w"]:
-        """A batch of images."""
-        images = torch.stack([torch.as_tensor(self.dataset[i][0]) for i in indices]).float()
-        if images.ndim != 4 or float(images.min()) < 0 or float(images.max()) > 1:
-            raise UsageError(
-                f"the data set gives images of shape {tuple(images.shape[1:])} in "
-                f"[{float(images.min()):.3g}, {float(images.max()):.3g}]: "
-                f"give [c, h, w] in [0, 1] and put normalisation inside the model"
-            )
-        return images
-
-    def labels(self) -> Int[Tensor, "n"]:
-        """All labels (`dataset.targets` where there is one, else by going through the data set)."""
-        known = getattr(self.dataset, "targets", None)
-        if known is not None and len(known) == len(self.dataset):
-            return torch.as_tensor(known).long()
-        return torch.tensor([int(self.dataset[i][1]) for i in range(len(self.dataset))])
-
-    def identity(self, labels: Int[Tensor, "n"]) -> str:
-        """A digest of all labels and of 64 images."""
-        some = torch.linspace(0, len(self) - 1, min(64, len(self))).long().unique().tolist()
-        return digest(labels, self.images(some))
 
 
 @dataclass(frozen=True)
@@ -143,7 +110,7 @@ class OnDisk:
         return found
 
     def read(self, file: Path) -> UInt8[Tensor, "c h w"]:
-        """One picture as RGB: palette files are converted, an alpha channel must be fully opaque.
+        """One picture as RGB, upright: palette files are converted, an alpha channel must be fully opaque.
 
         Raises:
             UsageError: the file is damaged, grey-scale, has transparent pixels, or more than 8 bits a channel.
@@ -158,7 +125,7 @@ class OnDisk:
                 raise UsageError(
                     f"{file} is grey-scale among colour pictures: save it as RGB, or set data.grey=convert"
                 )
-            image = T.pil_to_tensor(picture.convert("RGB"))
+            image = T.pil_to_tensor(upright(picture).convert("RGB"))
         return framed(image, self.resize, self.size)
 
 
@@ -174,6 +141,10 @@ class Source:
         identity: a digest of the content; two stores are compared only if it agrees.
         test, test_labels: the fixed test split, where the set has one.
         truth: masks of the training images, where the set has them.
+        root: the folder that `paths` are below.
+        paths: of the training images, with `/`; empty where they are no files.
+        columns: what else is known of every training image, by name.
+        notes: what a user must know of how it was read, a line each.
     """
 
     name: str
@@ -184,6 +155,10 @@ class Source:
     test: ImageSet | None = None
     test_labels: Int[Tensor, "m"] | None = None
     truth: Truth | None = None
+    root: Path | None = None
+    paths: tuple[str, ...] = ()
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def labelled(self) -> bool:
@@ -202,7 +177,7 @@ def digest(*arrays: Any) -> str:
     h = hashlib.sha256()
     for a in arrays:
         if isinstance(a, str):
-            h.update(a.encode())
+            h.update(a.encode(errors="surrogateescape"))  # names of files may be no UTF-8
         else:
             h.update(np.ascontiguousarray(a.numpy() if isinstance(a, Tensor) else a).tobytes())
     return h.hexdigest()[:16]

@@ -8,10 +8,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
-import os
-import zipfile
-import zlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +15,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_xai.data.images import OnDisk, Source, digest, in_memory
+from lit_xai.data.archives import medmnist, npz
+from lit_xai.data.images import OnDisk, Source, in_memory
+from lit_xai.data.listing import (
+    PICTURES,
+    UNREAD,
+    Found,
+    Layout,
+    listing_digest,
+    pictures_in,
+    remarks,
+    shown,
+    some,
+    unknown_classes,
+    visible,
+)
 from lit_xai.data.truth import BoxTable, MaskFiles, Truth
 from lit_xai.errors import UsageError
 from lit_xai.rng import stable_hash
-
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-
 
 # -------------------------------------------------------------------------------------------------------- embedded set
 
@@ -51,7 +58,7 @@ def missing(what: str, where: Path, option: str = "data.root=") -> UsageError:
 
 def fashion_mnist(root: str = "data", download: bool = False) -> Source:
     """Fashion-MNIST, 60,000 + 10,000 grey 28 x 28 (Xiao et al., 2017); the .gz archives are read where they lie."""
-    folder = Path(root) / "FashionMNIST" / "raw"
+    folder = Path(root).expanduser() / "FashionMNIST" / "raw"
     if download and not (folder / "train-images-idx3-ubyte.gz").exists():
         fetch("FashionMNIST", root)
     arrays = []
@@ -94,12 +101,12 @@ def cifar10(root: str = "data", download: bool = False) -> Source:
     """CIFAR-10, 50,000 + 10,000 RGB 32 x 32 (Krizhevsky, 2009), from torchvision's unpacked batches."""
     import torchvision.datasets
 
-    if download and not (Path(root) / "cifar-10-batches-py").exists():
+    if download and not (Path(root).expanduser() / "cifar-10-batches-py").exists():
         fetch("CIFAR10", root)
     try:
         parts = [torchvision.datasets.CIFAR10(root=root, train=train) for train in (True, False)]
     except (RuntimeError, OSError) as e:
-        where = Path(root) / "cifar-10-batches-py"
+        where = Path(root).expanduser() / "cifar-10-batches-py"
         raise missing("CIFAR-10" if not where.exists() else f"CIFAR-10 (whole: {e})", where) from None
     (x, y), (xt, yt) = (
         (torch.from_numpy(p.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(p.targets)) for p in parts
@@ -109,51 +116,15 @@ def cifar10(root: str = "data", download: bool = False) -> Source:
 
 def eurosat(root: str = "data", download: bool = False) -> Source:
     """EuroSAT, 27,000 RGB 64 x 64 satellite images in 10 classes (Helber et al., 2019), torchvision's layout."""
-    if download and not (Path(root) / "eurosat" / "2750").exists():
+    if download and not (Path(root).expanduser() / "eurosat" / "2750").exists():
         fetch("EuroSAT", root)
-    folder = Path(root) / "eurosat" / "2750"
+    folder = Path(root).expanduser() / "eurosat" / "2750"
     if not folder.is_dir():
         raise missing("EuroSAT", folder)
     return folder_source(folder, size=64, resize=64, name="eurosat")
 
 
 # ---------------------------------------------------------------------------------------------------------- user's data
-
-
-def npz(path: str, classes: Sequence[str] | None = None, name: str | None = None) -> Source:
-    """A NumPy archive with MedMNIST's keys: train_images `[n, h, w(, c)]` uint8, train_labels `[n, 1]`, test_..."""
-    file = Path(path)
-    if not file.is_file():
-        raise UsageError(f"no file {file}: point data.path= at a .npz with train_images and train_labels")
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            keys = set(archive.files)
-            needed = {"train_images", "train_labels"} - keys
-            if needed:
-                raise UsageError(f"{file} lacks {', '.join(sorted(needed))}; it has: {', '.join(sorted(keys))}")
-            arrays = {k: archive[k] for k in keys if k.startswith(("train_", "test_"))}
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError) as e:
-        if isinstance(e, UsageError):
-            raise
-        raise UsageError(f"{file} is damaged or holds pickled objects ({e}): fetch or write it again") from None
-
-    def pixels(key: str) -> Tensor:
-        a = arrays[key]
-        if a.dtype != np.uint8 or a.ndim not in (3, 4):
-            raise UsageError(f"{file}: {key} must be uint8 [n, h, w] or [n, h, w, c], found {a.dtype} {a.shape}")
-        a = a[..., None] if a.ndim == 3 else a
-        return torch.from_numpy(a).permute(0, 3, 1, 2).contiguous()
-
-    labels = arrays["train_labels"].astype(np.int64)
-    names = list(classes) if classes else [str(i) for i in range(int(labels.max(initial=-1)) + 1)]
-    test = pixels("test_images") if "test_images" in arrays else None
-    test_labels = torch.from_numpy(arrays["test_labels"].astype(np.int64)) if "test_labels" in arrays else None
-    return in_memory(name or file.stem, pixels("train_images"), torch.from_numpy(labels), names, test, test_labels)
-
-
-def pictures_in(folder: Path) -> list[Path]:
-    """The picture files directly in a folder, sorted."""
-    return sorted(f for f in folder.iterdir() if f.suffix.lower() in PICTURES)
 
 
 def folder_source(
@@ -178,37 +149,45 @@ def folder_source(
         masks, boxes: ground truth of the training pictures (see `truth_beside`).
         grey: `refuse` or `convert` grey-scale files.
     """
-    base = Path(root)
-    if not base.is_dir():
-        raise UsageError(f"no folder {base}: point data.root= at a folder with one sub-folder of pictures per class")
-    train = base / "train" if (base / "train").is_dir() else base
-    held = next((base / d for d in ("val", "test") if train != base and (base / d).is_dir()), None)
-    no_classes = {Path(d).resolve() for d in (masks, masks_folder(base, nested=True)) if d is not None}
-    folders = [d for d in train.iterdir() if d.is_dir() and d.resolve() not in no_classes]
-    names = sorted(d.name for d in folders if pictures_in(d))
-    if not names:
-        raise UsageError(f"{train} has no sub-folder with pictures ({', '.join(PICTURES)}): one per class is expected")
+    base = Path(root).expanduser()
+    layout = Layout.of(base)
+    leave = [d for d in (own_path(masks), masks_folder(base, nested=True)) if d is not None]
+    names, notes = layout.classes([d.resolve() for d in leave])
+    known = list(names)
     if classes is not None:
         if classes > len(names):
-            raise UsageError(f"{classes} classes are asked for and {train} has {len(names)}: set data.classes=")
+            raise UsageError(f"{classes} classes are asked for and {layout.train} has {len(names)}: set data.classes=")
         names = sorted(sorted(names, key=lambda n: stable_hash(seed, "classes", n))[:classes])
-
-    def listing(part: Path) -> tuple[tuple[Path, ...], Tensor]:
-        found = [(f, i) for i, n in enumerate(names) if (part / n).is_dir() for f in pictures_in(part / n)]
-        return tuple(f for f, _ in found), torch.tensor([i for _, i in found], dtype=torch.long)
-
-    files, labels = listing(train)
-    test_files, test_labels = listing(held) if held else ((), torch.empty(0))
+    found, held = Found(), Found() if layout.held is not None else None
+    for i, n in enumerate(names):
+        found.add(layout.train / n, i)
+        if held is not None and layout.held is not None and (layout.held / n).is_dir():
+            held.add(layout.held / n, i)
+    if not found.files:
+        raise UsageError(
+            f"{layout.train} has no sub-folder with pictures ({', '.join(PICTURES)}): one per class is expected"
+        )
+    notes += [*remarks(layout, names, found, held), *unknown_classes(layout, known)]
+    files, test = tuple(found.files), tuple(held.files) if held is not None else ()
+    empty = [n for i, n in enumerate(names) if i not in set(found.labels)]
     return Source(
         name,
         OnDisk(files, size, resize, grey),
-        labels,
-        tuple(names),
-        listing_digest(files, base, size, resize),
-        OnDisk(test_files, size, resize, grey) if test_files else None,
-        test_labels if test_files else None,
-        truth_beside(files, base, size, resize, masks, boxes),
+        torch.tensor(found.labels, dtype=torch.long),
+        tuple(map(shown, names)),
+        listing_digest(files, base, size, resize, empty),
+        OnDisk(test, size, resize, grey) if test else None,
+        torch.tensor(held.labels, dtype=torch.long) if held is not None and test else None,
+        truth_beside(files, base, size, resize, own_path(masks), own_path(boxes)),
+        root=base,
+        paths=tuple(f.relative_to(base).as_posix() for f in files),
+        notes=tuple(notes),
     )
+
+
+def own_path(path: str | Path | None) -> Path | None:
+    """A path that a user gives, `~` as their home."""
+    return None if path is None else Path(path).expanduser()
 
 
 def pictures(
@@ -224,14 +203,19 @@ def pictures(
 
     `masks` and `boxes` are their ground truth (see `truth_beside`); `grey` files are refused or converted.
     """
-    base = Path(root)
+    base = Path(root).expanduser()
     files = tuple(pictures_in(base)) if base.is_dir() else ()
     if not files:
         raise UsageError(f"no pictures ({', '.join(PICTURES)}) in {base}: point data.root= at a folder that has some")
     labels = torch.full((len(files),), -1)
-    truth = truth_beside(files, base, size, resize, masks, boxes)
+    truth = truth_beside(files, base, size, resize, own_path(masks), own_path(boxes))
     identity = listing_digest(files, base, size, resize)
-    return Source(name, OnDisk(files, size, resize, grey), labels, (), identity, truth=truth)
+    left = [f.name for f in sorted(base.iterdir()) if f.suffix.lower() in UNREAD and visible(f.name)]
+    notes = (f"{len(left)} files in {base} are of kinds that are not read here: {some(left)}",) if left else ()
+    images = OnDisk(files, size, resize, grey)
+    return Source(
+        name, images, labels, (), identity, truth=truth, root=base, paths=tuple(f.name for f in files), notes=notes
+    )
 
 
 def masks_folder(base: Path, nested: bool) -> Path | None:
@@ -279,6 +263,4 @@ def truth_beside(
     return MaskFiles(drawn, files, size, resize)
 
 
-def listing_digest(files: Sequence[Path], base: Path, size: int, resize: int) -> str:
-    """Stamp of a set of files: names and sizes (reading every picture would take too long)."""
-    return digest("\n".join(f"{f.relative_to(base)} {os.path.getsize(f)}" for f in files), f"{size} {resize}")
+__all__ = ["cifar10", "digits", "eurosat", "fashion_mnist", "folder_source", "medmnist", "npz", "pictures"]

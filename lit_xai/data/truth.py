@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
+import struct
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,20 @@ from torch import Tensor
 from lit_xai.errors import UsageError
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # Pillow's names
+# what decoders of damaged files raise
+DAMAGE: tuple[type[Exception], ...] = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    AttributeError,
+)
+DAMAGE += (RuntimeError, MemoryError, struct.error, zlib.error)
+TURNED = 0x0112  # EXIF's tag of the orientation
+TURNS = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # Pillow's transpositions that put a picture upright
 COLUMNS = ("file", "x", "y", "width", "height")
 Box = tuple[float, float, float, float]  # x, y, width, height in pixels
 
@@ -80,16 +96,45 @@ def opened(file: Path) -> Iterator[Any]:
             yield picture
     except UsageError:
         raise
-    except (OSError, SyntaxError, ValueError) as e:
-        raise UsageError(f"{file} cannot be decoded ({e}): replace or remove the file") from None
+    except Image.DecompressionBombError:
+        raise UsageError(
+            f"{file} has more pixels than is safe to decode (over {2 * (Image.MAX_IMAGE_PIXELS or 0):,}): make it smaller"
+        ) from None
+    except DAMAGE as e:
+        reason = str(e) or type(e).__name__
+        raise UsageError(f"{file} cannot be decoded ({reason}): replace or remove the file") from None
+
+
+def orientation(picture: Any) -> int:
+    """How an open picture says that it is turned or mirrored, by EXIF's number 1..8; 1 where it does not say."""
+    try:
+        found = picture.getexif().get(TURNED, 1)
+    except Exception:  # a damaged head; the pixels may be whole
+        return 1
+    return found if found in TURNS else 1
+
+
+def upright(picture: Any) -> Any:
+    """An open picture as people see it."""
+    how = orientation(picture)
+    if how == 1:
+        return picture
+    picture.load()
+    how = orientation(picture)  # of TIFF files, Pillow turns the pixels itself
+    return picture.transpose(TURNS[how]) if how != 1 else picture
+
+
+def opaque(picture: Any) -> bool:
+    """Whether a picture has no pixels that let something else through."""
+    if "A" not in picture.getbands() and "transparency" not in picture.info:
+        return True
+    return bool(picture.convert("RGBA").getchannel("A").getextrema()[0] == 255)
 
 
 def check_opaque(picture: Any, file: Path) -> None:
     """Refuse a picture with an alpha channel, or a transparent colour, that is not fully opaque."""
-    if "A" in picture.getbands() or "transparency" in picture.info:
-        opacity = picture.convert("RGBA").getchannel("A")
-        if opacity.getextrema()[0] < 255:
-            raise UsageError(f"{file} has transparent pixels: flatten it onto a background first")
+    if not opaque(picture):
+        raise UsageError(f"{file} has transparent pixels: flatten it onto a background first")
 
 
 def framed(image: Tensor, resize: int, size: int, nearest: bool = False) -> Tensor:
@@ -107,9 +152,11 @@ def framed_mask(mask: Bool[Tensor, "h w"], resize: int, size: int) -> Bool[Tenso
 
 
 def shape_of(picture: Path) -> tuple[int, int]:
-    """Height and width of a picture file."""
+    """Height and width of a picture file as people see it."""
     with opened(picture) as p:
-        return p.height, p.width
+        if p.format == "TIFF":
+            p = upright(p)
+        return (p.width, p.height) if orientation(p) >= 5 else (p.height, p.width)
 
 
 # ------------------------------------------------------------------------------------------------------ implementations
@@ -160,6 +207,7 @@ class MaskFiles:
             raise UsageError(f"{picture} has no mask {file}: draw one, or leave out the scores that need masks")
         with opened(file) as p:
             check_opaque(p, file)
+            p = upright(p)
             values = np.asarray(p)[..., None] if len(p.getbands()) == 1 else np.asarray(p)
             mask = (values[..., :-1] if p.getbands()[-1] == "A" else values).any(-1)
         shape = shape_of(picture)
