@@ -20,7 +20,7 @@ from lit_xai.metrics import (
     settle,
 )
 from lit_xai.metrics.localisation import ALPHAS, area, boxes_at, counts_above
-from lit_xai.rng import SampleRng, stable_hash
+from lit_xai.rng import stable_hash
 
 from conftest import seeded
 
@@ -316,15 +316,17 @@ def test_without_masks_there_is_no_score(kind, name, case, convnet):
         kind()(convnet, images, maps, targets)
 
 
-@pytest.mark.parametrize(("value", "word"), [(False, "empty"), (True, "full")])
-def test_a_mask_that_says_nothing_is_refused_by_its_samples_index(value, word, case, convnet):
+@pytest.mark.kind("a mask that is empty or full after the crop")
+@pytest.mark.parametrize("kind", SCORES)
+@pytest.mark.parametrize("value", [False, True], ids=["empty", "full"])
+def test_a_mask_that_says_nothing_gives_its_own_sample_no_score_and_others_theirs(kind, value, case, convnet):
     images, maps, targets, masks = case
+    before, whole = kind()(convnet, images, maps, targets, None, masks), kind().reference(masks)
     masks[3] = value
-    with pytest.raises(UsageError, match=f"mask of sample 93 is {word}"):
-        MaskIoU()(convnet, images, maps, targets, SampleRng(0, (90, 91, 92, 93, 94)), masks)
-    for call in (MaskIoU().reference, lambda m: MaskIoU().of(maps, m)):
-        with pytest.raises(UsageError, match=f"mask of sample 3 is {word}"):
-            call(masks)
+    others = [0, 1, 2, 4]
+    for now, then in ((kind()(convnet, images, maps, targets, None, masks), before), (kind().reference(masks), whole)):
+        assert bool(now[3].isnan().all())
+        assert torch.equal(now[others], then[others].double())
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -17,6 +17,7 @@ from lit_xai.callbacks.base import Context, RankZeroReport
 from lit_xai.callbacks.checks import held_out_probes
 from lit_xai.core import Filler
 from lit_xai.data.folds import FoldData
+from lit_xai.data.truth import unsaying
 from lit_xai.errors import UsageError
 from lit_xai.fillers.fitted import FittedFiller
 from lit_xai.fillers.generative import GenerativeFiller
@@ -207,8 +208,14 @@ class FillerReport(RankZeroReport):
     ) -> Table:
         """The second table."""
         samples = held_out_probes(data)
+        masks = data.source.truth.masks("object", samples.tolist())  # type: ignore[union-attr]
+        says = ~unsaying(masks)  # an empty mask leaves nothing to remove, a full one nothing to see
+        if not bool(says.any()):
+            raise UsageError(
+                "every mask of these probes is empty or full: raise data.probes_per_fold=, or leave out filler="
+            )
+        samples, masks = samples[says], masks[says].to(device)
         images = data.source.train.images(samples.tolist()).to(device)
-        masks = data.source.truth.masks("object", samples.tolist()).to(device)  # type: ignore[union-attr]
         labels, rng = data.split.label(samples).to(device), SampleRng(self.seed, tuple(samples.tolist()))
         title = f"object removed by each filler, {len(samples)} held-out probes{too_few(len(samples))}"
         return tables.removal(removal_table(model, images, masks, labels, fillers, rng), title)

@@ -17,7 +17,7 @@ from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 
 from lit_xai.data.groups import of_samples
 from lit_xai.data.images import GREY, digest
-from lit_xai.data.truth import opaque, upright
+from lit_xai.data.truth import opaque
 from lit_xai.errors import UsageError
 from lit_xai.rng import stable_hash
 
@@ -130,7 +130,7 @@ def as_image(value: Any) -> Float[Tensor, "c h w"]:
             raise ValueError(f"is a picture of more than 8 bits a channel ({value.mode})")
         if not opaque(value):
             raise ValueError("is a picture with transparent pixels")
-        return T.pil_to_tensor(upright(value).convert("L" if value.mode in GREY else "RGB")).float().div_(255)
+        return T.pil_to_tensor(value.convert("L" if value.mode in GREY else "RGB")).float().div_(255)
     if not isinstance(value, Tensor | np.ndarray):
         raise ValueError(f"has as its image {in_words(value)}")
     if isinstance(value, np.ndarray) and value.dtype.kind not in "fiub":

@@ -62,6 +62,19 @@ def check_name(truth: Truth, name: str) -> None:
         raise UsageError(f"no ground truth {name!r} in this data: set the score's truth= to {' or '.join(truth.names)}")
 
 
+def unsaying(masks: Bool[Tensor, "b h w"]) -> Bool[Tensor, "b"]:
+    """Which masks are empty or full (after the crop, it may be): on these no map is better than another."""
+    area = masks.flatten(1).sum(1)
+    return (area == 0) | (area == masks[0].numel())
+
+
+def file_of(truth: Truth, index: int) -> str:
+    """Where a sample's mask comes from, for messages."""
+    if isinstance(truth, MaskFiles):
+        return str(truth.files[index])
+    return f"{truth.table}: {truth.pictures[index]}" if isinstance(truth, BoxTable) else f"sample {index}"
+
+
 def boxes(masks: Bool[Tensor, "b h w"]) -> Int[Tensor, "b 4"]:
     """The tight box of every mask as (top, left, bottom, right) in pixels, bottom and right exclusive; empty = zeros."""
     top, bottom = ends(masks.any(2))

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jaxtyping import Int
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from lit_xai.core import Explainer, Score, TrainedOn
 from lit_xai.data.threads import side_by_side
-from lit_xai.data.truth import Truth
+from lit_xai.data.truth import Truth, file_of, unsaying
 from lit_xai.engine.job import Job, files_of, read_from
 from lit_xai.errors import DamagedFile, UsageError
 from lit_xai.store.fold import check_shard, differences
@@ -21,6 +23,7 @@ from lit_xai.store.names import shard_name
 from lit_xai.store.shards import read_head, verify
 
 BLOCK = 32  # shards that one thread looks at
+NAMED = 5  # masks that a line names
 
 
 @dataclass(frozen=True)
@@ -211,19 +214,33 @@ def definition_of(score: Score, trained_on: TrainedOn, masks: Mapping[str, str])
 def masks_digest(truth: Truth, name: str, samples: Int[Tensor, "p"]) -> str:
     """A digest of these samples' masks.
 
+    A line names those that are empty or full: scores against them are undefined.
+
     Raises:
-        UsageError: one cannot be read, is empty or full.
+        UsageError: one cannot be read.
     """
-    h = hashlib.blake2b(digest_size=8)
+    h, out = hashlib.blake2b(digest_size=8), []
     for part in samples.split(64):
         masks = truth.masks(name, part.tolist())
-        area = masks.flatten(1).sum(1)
-        for row, sample in enumerate(part.tolist()):
-            if not 0 < int(area[row]) < masks[row].numel():
-                word = "empty" if int(area[row]) == 0 else "full"
-                raise UsageError(f"the {name}'s mask of sample {sample} is {word}: mend it or leave the image out")
+        wrong = unsaying(masks)
+        out += [
+            f"{'full' if m.any() else 'empty'}: {file_of(truth, int(s))}"
+            for m, s in zip(masks[wrong], part[wrong], strict=True)
+        ]
         h.update(masks.numpy().tobytes())
+    if out:
+        more = f"; and {len(out) - NAMED} more" if out[NAMED:] else ""
+        say_once(
+            f"note: {len(out)} of {len(samples)} masks of the {name} are empty or full (after the crop), and scores against them "
+            f"NaN ({'; '.join(out[:NAMED])}{more})"
+        )
     return h.hexdigest()
+
+
+@cache
+def say_once(line: str) -> None:
+    """A line on the terminal, from rank 0, once in a process."""
+    rank_zero_only(print)("".join(c if c.isprintable() else "?" for c in line), flush=True)
 
 
 def refuse_without_masks(name: str, score: Score, truth: Truth | None) -> None:

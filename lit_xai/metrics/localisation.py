@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lit_xai.calls import gated
 from lit_xai.core import REFERENCE_SIDE, Images, Maps, Model, Passes, Score, Scores, Targets
-from lit_xai.data.truth import boxes, ends
+from lit_xai.data.truth import boxes, ends, unsaying
 from lit_xai.errors import UsageError
 from lit_xai.fitting import describe
 from lit_xai.metrics.fidelity import check_scored
@@ -25,18 +25,19 @@ ALPHAS = tuple(i / 20 for i in range(20))  # shares of the maximum at which a ma
 LEVELS = 101  # thresholds of an area over tau in [0, 1]
 
 
-def check_masks(maps: Tensor, masks: Tensor, samples: Sequence[int]) -> None:
-    """Refuse masks that are not the maps', and those on which any map is right (full) or none is (empty)."""
+def check_masks(maps: Tensor, masks: Tensor) -> None:
+    """Refuse masks that are not the maps'."""
     if masks.shape != maps.shape or masks.dtype != torch.bool:
         raise UsageError(
             f"masks of shape {tuple(masks.shape)} and type {masks.dtype} do not belong to maps of shape "
             f"{tuple(maps.shape)}: pass one bool mask an image, True = on the object"
         )
-    area = masks.flatten(1).sum(1)
-    for word, wrong in (("empty", area == 0), ("full", area == masks[0].numel())):
-        if bool(wrong.any()):
-            which = ", ".join(str(samples[i]) for i in torch.nonzero(wrong)[:5, 0].tolist())
-            raise UsageError(f"the mask of sample {which} is {word}: mend its annotation or leave the image out")
+
+
+def defined(values: Tensor, masks: Masks) -> Tensor:
+    """The values, NaN where any map is right (the mask is full) or none is (it is empty)."""
+    says = ~unsaying(masks)
+    return torch.where(says.view(-1, *[1] * (values.ndim - 1)), values.double(), torch.nan)
 
 
 @dataclass(frozen=True)
@@ -54,32 +55,31 @@ class AgainstMask(Score):
 
     @abstractmethod
     def value(self, maps: Float[Tensor, "b h w"], masks: Masks) -> Float[Tensor, "b ..."]:
-        """The score of float64 maps and valid masks."""
+        """The score of float64 maps; whatever it gives for masks that are empty or full is not used."""
 
     @abstractmethod
     def whole(self, masks: Masks) -> Scores:
         """The whole image's value against valid masks."""
 
-    def of(self, maps: Maps, masks: Masks, samples: Sequence[int] | None = None) -> Float[Tensor, "b ..."]:
-        """The score of each map against its mask, without a model, in float64.
+    def of(self, maps: Maps, masks: Masks) -> Float[Tensor, "b ..."]:
+        """The score of each map against its mask, without a model, in float64; NaN where the mask is empty or full.
 
         Args:
             maps: signed maps.
             masks: True = on the object.
-            samples: the images' indices, for messages.
 
         Raises:
-            UsageError: a mask is empty or full, or not of its map's size; a map holds NaN.
+            UsageError: a mask is not of its map's size; a map holds NaN.
         """
-        check_masks(maps, masks, range(len(maps)) if samples is None else samples)
+        check_masks(maps, masks)
         if not bool(torch.isfinite(maps).all()):
             raise UsageError("a map holds NaN or infinite values: explain that image again, or leave it out")
-        return self.value(maps.detach().double(), masks)
+        return defined(self.value(maps.detach().double(), masks), masks)
 
     def reference(self, masks: Masks) -> Scores:
         """The value of the whole image as an explanation (every pixel equally, at every threshold): the baseline."""
-        check_masks(masks, masks, range(len(masks)))
-        return self.whole(masks)
+        check_masks(masks, masks)
+        return defined(self.whole(masks), masks)
 
     def meaning(self) -> dict[str, Any]:
         """What the number means."""
@@ -105,7 +105,7 @@ class AgainstMask(Score):
                 f"score {self.name} needs masks: use data with ground truth (data=shapes, or masks beside the "
                 f"pictures), or call .of(maps, masks)"
             )
-        return self.of(maps, observed.to(maps.device), SampleRng.default(len(images), rng).samples)
+        return self.of(maps, observed.to(maps.device))
 
 
 def area_share(masks: Masks) -> Float[Tensor, "b"]:
