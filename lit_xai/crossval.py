@@ -70,8 +70,8 @@ def audit(
     questions = conditions.default() if asked is None else conditions.read(asked)
     if isinstance(model, nn.Module) and "groups" in options:
         raise UsageError("groups= keeps samples together in one fold, and a trained model has none: leave it out")
-    read = {name: options.pop(name) for name in ("cache", "groups") if name in options}
-    dataset = Samples.of(dataset, lambda image: outputs_of(model, image), names=classes, **read)
+    read = options.pop("cache", False), options.pop("groups", None), classes
+    dataset = Samples.of(dataset, lambda image: outputs_of(model, image), *read)
     if isinstance(model, nn.Module):
         summary = explain_model(model, dataset, common(model) if explainers is None else explainers, root, **options)
     else:
@@ -134,9 +134,8 @@ def explain_folds(
     Args:
         make_module: a fresh LightningModule (trained by Lightning), or a plain module (with `train`); called under the
             seed. It maps images in [0, 1] to logits. If it has `predictor()`, that is what gets explained.
-        dataset: map-style, `(image [c, h, w] in [0, 1], label)`. Images may be Pillow's, or arrays with channels last; items
-            dictionaries with usual names (`image`, `label` ...); labels words, or whole numbers with gaps, which are numbered in
-            their order where they are as many as the model's classes.
+        dataset: map-style, `(image [c, h, w] in [0, 1], label)`, or what `lit_xai.data.items` makes that of: pictures of Pillow's,
+            dictionaries, words as labels.
         explainers: by name, or plain functions of the same call; include `random=Random()` for a null.
         k: folds.
         root: folder of this experiment; one per model, data set and way of training. Predictors that are there are reused where
@@ -168,16 +167,10 @@ def explain_folds(
         raise UsageError(f"cross-validation needs at least 2 folds, found k={k}")
     options = (train, trainer or {}, seed, training_batch)
     data = Samples.of(dataset, lambda image: outputs_of(make_module, image), cache, groups)
+    how = {"batch_size": batch_size, "shard_size": shard_size, "device": torch.device(device)}
     study = Study.of(
         lambda split, fold, store: trained(make_module, data, split, fold, store, *options),
-        data,
-        explainers,
-        scores,
-        k,
-        root,
-        seed,
-        {"batch_size": batch_size, "shard_size": shard_size, "device": torch.device(device)},
-        outputs,
+        *(data, explainers, scores, k, root, seed, how, outputs),
     )
     study.explain(probes_per_fold, cap, checks, progress)
     return study.summarise(distance, progress)
@@ -279,22 +272,10 @@ class Study:
             scores = {**faithful, "deletion": Deletion(), "insertion": Insertion(filler=BlurOrMean())}
         methods = {name: as_explainer(e, f"explainer {name}") for name, e in explainers.items()}
         scores = {name: as_score(s, f"score {name}") for name, s in scores.items()}
-        images, labels = data.images, data.labels.numbers
-        split = Split.make(labels, k, seed, groups=data.groups)
-        for line in [data.labels.says(), *(split.remarks(data.labels.names) if data.groups is not None else [])]:
-            say(f"note: {line}") if line else None
-        shared = {
-            "data": data.name,
-            "content": images.identity(labels),
-            "samples": len(labels),
-            "folds": k,
-            "split_seed": seed,
-            "label_noise": 0.0,
-            "target": "label",
-            **({"outputs": outputs} if outputs else {}),
-            **data.about_groups,
-        }
-        return Study(module, images, split, methods, scores, Path(root), shared, {"seed": seed, **how}, outputs)
+        split = data.split(k, seed)
+        say("\n".join(notes)) if (notes := data.notes(split)) else None
+        shared = {**data.shared(split), **({"outputs": outputs} if outputs else {})}
+        return Study(module, data.images, split, methods, scores, Path(root), shared, {"seed": seed, **how}, outputs)
 
     def store(self, fold: int) -> FoldStore:
         """The files of a fold."""
@@ -308,8 +289,8 @@ class Study:
         model = predictor_of(self.module(split, fold, self.store(fold)))
         model = AsLogits(model, self.outputs) if self.outputs else model
         known = split.training(fold) if k > 1 else split.samples
-        held_out, grouped = f"fold {fold} of {k} held out", f"groups {g}, " if (g := shared.get("groups")) else ""
-        about = f"{shared['data']} ({shared['content']}), {shared['samples']} samples, seed {split.seed}, {grouped}{held_out}"
+        held_out = f"fold {fold} of {k} held out{f', groups {g}' if (g := shared.get('groups')) else ''}"
+        about = f"{shared['data']} ({shared['content']}), {shared['samples']} samples, seed {split.seed}, {held_out}"
         colour = tuple(self.images.images(known[:500].tolist()).mean((0, 2, 3)).tolist())
         shape = tuple(self.images.images([0])[0].shape)
         return engine.Job(

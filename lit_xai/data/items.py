@@ -17,6 +17,7 @@ from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 
 from lit_xai.data.groups import of_samples
 from lit_xai.data.images import GREY, digest
+from lit_xai.data.split import Split
 from lit_xai.data.truth import opaque
 from lit_xai.errors import UsageError
 from lit_xai.rng import stable_hash
@@ -325,13 +326,6 @@ class Labels:
         number: dict[Any, int] = {v: i for i, v in enumerate(there)}
         return Labels(torch.tensor([number[v] for v in found], dtype=torch.long), tuple(map(str, there)))
 
-    def says(self) -> str | None:
-        """Which label is which class, where the labels were no numbers of classes."""
-        if not self.names:
-            return None
-        first = ", ".join(f"{name} = {i}" for i, name in enumerate(self.names[:10]))
-        return f"labels by the number of the model's class: {first}{', ...' if self.names[10:] else ''}"
-
 
 class Training(Dataset):
     """Some items of a data set, to train on, with images and labels that a model takes in the place of those that it could not."""
@@ -402,15 +396,29 @@ class Samples:
         labels = Labels.of(images.read(cache), lambda: outputs(images.images([0])), names)
         return Samples(images, labels, known)
 
-    @property
-    def name(self) -> str:
-        """What the data set is called."""
-        return type(self.images.dataset).__name__
+    def split(self, k: int, seed: int) -> Split:
+        """Their folds."""
+        return Split.make(self.labels.numbers, k, seed, groups=self.groups)
 
-    @property
-    def about_groups(self) -> dict[str, str]:
-        """The stamp of the groups, where there are any."""
-        return {} if self.groups is None else {"groups": digest(self.groups)}
+    def notes(self, split: Split) -> list[str]:
+        """What is to be known of labels and folds, a line each."""
+        first = ", ".join(f"{name} = {i}" for i, name in enumerate(self.labels.names[:10]))
+        more = ", ..." if self.labels.names[10:] else ""
+        said = [f"note: labels by the number of the model's class: {first}{more}"] if first else []
+        return said + ([f"note: {r}" for r in split.remarks(self.labels.names)] if self.groups is not None else [])
+
+    def shared(self, split: Split) -> dict[str, Any]:
+        """What folds must have in common to be compared."""
+        return {
+            "data": type(self.images.dataset).__name__,
+            "content": self.images.identity(self.labels.numbers),
+            "samples": len(self.labels.numbers),
+            "folds": split.k,
+            "split_seed": split.seed,
+            "label_noise": 0.0,
+            "target": "label",
+            **({} if self.groups is None else {"groups": digest(self.groups)}),
+        }
 
     def training(self, samples: Sequence[int]) -> Subset | Training:
         """Some of them to train on: as the data set gives them, unless a model could not take that."""
