@@ -1,5 +1,6 @@
 """Attribution methods: frozen dataclasses called as `explainer(model, images, targets) -> maps`."""
 
+from lit_xai.explainers.attention import AttentionRollout, GradientRollout
 from lit_xai.explainers.averaged_gradient import AveragedGradient
 from lit_xai.explainers.cam import GradCAM, GradCAMPlusPlus
 from lit_xai.explainers.centre import Centre
@@ -25,6 +26,7 @@ from lit_xai.explainers.via_captum import Captum
 __all__ = [
     "RISE",
     "AbsoluteIntegratedGradients",
+    "AttentionRollout",
     "AveragedGradient",
     "Captum",
     "Centre",
@@ -32,6 +34,7 @@ __all__ = [
     "GradCAM",
     "GradCAMPlusPlus",
     "GradientInput",
+    "GradientRollout",
     "Image",
     "ImageRandom",
     "Information",

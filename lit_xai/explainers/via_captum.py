@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,11 +18,33 @@ from lit_xai.calls import evaluating, gated, raw
 from lit_xai.core import Explainer, Images, Maps, Model, Passes, Targets
 from lit_xai.errors import UsageError
 from lit_xai.explainers.gradient import reduce_channels
+from lit_xai.explainers.layers import Pass, attends, differentiable, operations, run_through
 from lit_xai.fitting import accepts
 from lit_xai.rng import SampleRng, stable_hash
 
 BASELINE_REQUIRED = {"GradientShap", "DeepLiftShap"}  # captum wants a distribution of baselines: black images here
-UNRELIABLE_ON_RESIDUAL = {"LRP"}  # captum 0.9 gives wrong relevances where branches are added
+GUIDED = ("Guided", "Deconvolution")  # in the names of those that change the gradient of nn.ReLU, and of nothing else
+# operations of autograd's graph that DeepLift has a rule for, where these modules run them
+RULES: dict[str, tuple[type[nn.Module], ...]] = {
+    "Relu": (nn.ReLU,),
+    "Elu": (nn.ELU,),
+    "LeakyRelu": (nn.LeakyReLU,),
+    "Sigmoid": (nn.Sigmoid,),
+    "Tanh": (nn.Tanh,),
+    "Softplus": (nn.Softplus,),
+    "MaxPool2DWithIndices": (nn.MaxPool2d, nn.MaxPool1d),
+}
+# and those that captum takes for linear
+BENT = {
+    "GELU activations": ("Gelu", "Erf"),
+    "SiLU activations": ("Silu",),
+    "activations without a rule": ("Mish", "Hardswish", "Hardsigmoid", "Hardtanh", "PreluKernel", "LogSigmoid", "Exp"),
+    "sorted or cut values": ("Sort", "Topk", "Maximum", "Minimum", "Max", "Amax", "Abs", "Clamp", "ClampMin", "Where"),
+    "norms of the sample itself": ("NativeLayerNorm", "NativeGroupNorm", "FusedRmsNorm", "Rsqrt", "LinalgVectorNorm"),
+}
+PLAIN = ("Relu", "MaxPool2DWithIndices")  # what guided methods have a rule for, or need none
+PRODUCTS = ("Mul", "Div", "Bmm")
+MISSING = {"DeepLift": 0.01, "LRP": 0.001}  # share of all attributions by which their sum may be wrong
 
 
 @contextmanager
@@ -63,6 +86,9 @@ class Captum(Explainer):
         with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
             attribution = self.build(model)
             images, targets = images.clone(), targets.clone()
+            checked = any(word in self.method for word in (*MISSING, *GUIDED))
+            if checked and len(images) and isinstance(model, nn.Module):
+                self.check(model, attribution, images)
             single = self.is_random(attribution)
             for rows in [[r] for r in range(len(images))] if single else [list(range(len(images)))]:
                 with seeded(stable_hash(rng.seed, "captum", rng.samples[rows[0]])):
@@ -80,10 +106,6 @@ class Captum(Explainer):
         own = raw(model)
         if not isinstance(own, nn.Module):
             raise UsageError(f"captum's {self.method} needs a torch.nn.Module, found a plain function")
-        if self.method in UNRELIABLE_ON_RESIDUAL and is_residual(own):
-            raise UsageError(
-                f"captum's {self.method} is unreliable on residual networks: use another method or network"
-            )
         if self.method == "NoiseTunnel":
             return kind(captum.attr.Saliency(model))
         wants = accepts(kind.__init__) or set()
@@ -93,6 +115,73 @@ class Captum(Explainer):
         if self.layer not in modules:
             raise UsageError(f"captum's {self.method} needs layer=, one of: {', '.join(list(modules)[1:])}")
         return kind(model, modules[self.layer])
+
+    def check(self, model: nn.Module, attribution: Any, images: Tensor) -> None:
+        """Refuse networks for which captum's rules are not those of the method; `images` go through it once.
+
+        captum changes the gradients of some modules, and takes everything else for linear: attention, other activations,
+        functions. What has no such operation is tried on noise: DeepLift's and LRP's attributions have to add up.
+
+        Raises:
+            UsageError: naming the operation, or how far they do not.
+        """
+        instead = "use integrated_gradients or another method"
+        with differentiable(model):
+            runs = run_through(model, images, {n: m for n, m in model.named_modules() if isinstance(m, KNOWN)})
+            wrong = self.misread(runs)
+        if wrong:
+            raise UsageError(f"captum's {self.method} is wrong on this network, which has {wrong}: {instead}")
+        if any(word in self.method for word in GUIDED) or "return_convergence_delta" not in (
+            accepts(attribution.attribute) or set()
+        ):
+            return
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.rand(1, *images.shape[1:], generator=generator).to(images)
+        options: dict[str, Any] = {"target": 0, "return_convergence_delta": True}
+        if "LRP" not in self.method:
+            options["baselines"] = torch.zeros_like(noise).repeat(2 if self.method in BASELINE_REQUIRED else 1, 1, 1, 1)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                out, delta = attribution.attribute(noise.requires_grad_(), **options)
+        except torch.OutOfMemoryError:
+            raise
+        except (AssertionError, RuntimeError, TypeError, NotImplementedError, AttributeError, ValueError) as e:
+            raise UsageError(
+                f"captum's {self.method} does not take this network ({str(e).splitlines()[0][:120]}): {instead}"
+            ) from None
+        out = out[0] if isinstance(out, tuple) else out
+        share = float(delta.detach().abs().max() / out.detach().abs().sum().clamp_min(1e-30))
+        if not share <= next(most for word, most in MISSING.items() if word in self.method):
+            raise UsageError(
+                f"captum's {self.method} is wrong on this network: on noise its attributions miss the sum that they must have "
+                f"by {100 * share:.2g} % of them all; {instead}"
+            )
+
+    def misread(self, passed: Pass) -> str:
+        """The first operation of a pass that the method's rules are wrong for; empty where there is none."""
+        nodes = operations(passed.logits)
+        if attends(passed.logits):
+            return "attention"
+        counts = Counter(node.name().partition("Backward")[0] for node in nodes)
+        guided = any(word in self.method for word in GUIDED)
+        bent = next((text for text, names in BENT.items() if any(counts[name] for name in names)), "")
+        if guided:
+            others = (kinds[0].__name__ for name, kinds in RULES.items() if name not in PLAIN and counts[name])
+            bent = bent or next((f"{name} activations" for name in others), "")
+        if bent:
+            return bent
+        if not guided and any(is_joint(node, PRODUCTS) for node in nodes):
+            return "products of activations"
+        for name, kinds in RULES.items() if "LRP" not in self.method else ():
+            as_modules = sum(isinstance(r.module, kinds) for r in passed.runs)
+            if counts[name] > as_modules and not (guided and name != "Relu"):
+                return f"{name} as a function (give it as a module, nn.{kinds[0].__name__})"
+        if guided and not counts["Relu"]:
+            return "no ReLU"
+        if "LRP" in self.method and any(is_joint(node, ("Add",)) for node in nodes):
+            return "residual sums"
+        return ""
 
     def is_random(self, attribution: Any) -> bool:
         """Whether captum draws random numbers for this method (it then takes a number of samples)."""
@@ -122,6 +211,10 @@ class Captum(Explainer):
         return Passes(steps, steps)
 
 
-def is_residual(model: nn.Module) -> bool:
-    """Whether the network adds branches, by the names that residual blocks bear."""
-    return any("block" in type(m).__name__.lower() or "bottleneck" in type(m).__name__.lower() for m in model.modules())
+KNOWN = tuple(kind for kinds in RULES.values() for kind in kinds)
+
+
+def is_joint(node: Any, kinds: tuple[str, ...]) -> bool:
+    """Whether an operation of these kinds joins two values that were computed, not a computed one and a weight."""
+    parents = [n for n, _ in node.next_functions if n is not None and "AccumulateGrad" not in n.name()]
+    return node.name().partition("Backward")[0] in kinds and len(parents) > 1
