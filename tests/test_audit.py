@@ -63,6 +63,7 @@ def test_several_models_have_a_folder_each_and_go_on_from_what_is_there(audited:
     assert f"{audited[0]}/a-resnet18, {audited[0]}/a-lipschitz" in named
 
 
+@pytest.mark.slow
 def test_the_maps_are_those_of_the_single_commands(audited: tuple[Path, str], tmp_path: Path) -> None:
     for fold in (0, 1):
         run("train", tmp_path, f"fold={fold}", "progress=false", small=SMALL)
@@ -92,6 +93,7 @@ def test_what_is_asked_for_in_another_way_is_looked_at_again(audited: tuple[Path
     assert "4 steps; " in text
 
 
+@pytest.mark.slow
 def test_a_folder_of_results_is_audited_as_it_was_made_and_only_what_is_missing_is_trained(
     audited: tuple[Path, str], tmp_path: Path
 ) -> None:

@@ -251,6 +251,7 @@ def test_a_part_does_its_share_and_all_parts_do_everything(finished: Path, tmp_p
     assert shards(fold) == original
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bytes_as_one(finished: Path, tmp_path: Path) -> None:
     copy = tmp_path / "two"
     shutil.copytree(finished, copy)
@@ -264,6 +265,7 @@ def test_two_processes_write_the_same_bytes_as_one(finished: Path, tmp_path: Pat
     assert (fold / "scores.csv").read_bytes() == scores
 
 
+@pytest.mark.slow
 def test_shard_size_does_not_change_a_map(finished: Path, tmp_path: Path) -> None:
     fold = finished / "digits-resnet18" / "fold=0"
     copy = tmp_path / "digits-resnet18" / "fold=0"
@@ -302,6 +304,7 @@ def test_killed_in_training_and_in_explaining_ends_with_equal_numbers(finished: 
     assert shards(tmp_path / "digits-resnet18" / "fold=1") == undisturbed
 
 
+@pytest.mark.slow
 def test_what_a_signal_left_behind_is_not_taken_for_the_trained_weights(finished: Path, tmp_path: Path) -> None:
     fold = tmp_path / "digits-resnet18" / "fold=0"
     shutil.copytree(finished / "digits-resnet18" / "fold=0", fold)

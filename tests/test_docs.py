@@ -24,6 +24,7 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
 
 
+@pytest.mark.slow
 def test_your_own_model_gives_a_summary_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,6 +152,7 @@ def keeps_the_contract(kind: type, known: dict[str, object]) -> None:
             check(kind(), **{n: copy.deepcopy(known[n]) for n in wants})
 
 
+@pytest.mark.slow
 def test_a_new_sampler_is_one_file_and_two_yamls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import lit_xai.fillers
 

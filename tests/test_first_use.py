@@ -75,6 +75,7 @@ def test_disagreements_are_explained_by_the_folders_explainers(trained: Path, tm
         assert {p.name for p in folders} == {"saliency", "gradcam", "random"}
 
 
+@pytest.mark.slow
 def test_explainers_that_came_later_are_the_folders_too(trained: Path, tmp_path: Path) -> None:
     root = tmp_path / "copy"
     shutil.copytree(trained, root)
@@ -113,6 +114,7 @@ def test_status_and_explain_agree_on_what_is_complete(trained: Path, tmp_path: P
     assert says() == (True, True)
 
 
+@pytest.mark.slow
 def test_an_explainer_whose_only_shard_is_lost_is_left_out_and_named(trained: Path, tmp_path: Path) -> None:
     root = tmp_path / "copy"
     shutil.copytree(trained, root)

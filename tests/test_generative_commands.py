@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -33,18 +34,31 @@ every_generator = pytest.mark.parametrize("name", GENERATORS)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A predictor of one fold and every generator."""
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A predictor of one fold; generators come beside it as tests want them."""
     root = tmp_path_factory.mktemp("generative")
-    for small in SMALL.values():
-        run("train", root, "fold=0", small=small)
     run("train", root, "fold=0", "explainer=[random]", "score=[]", small=CLASSIFIER)
     return root
 
 
 @pytest.fixture
-def copy(finished: Path, tmp_path: Path) -> Path:
-    shutil.copytree(finished, tmp_path / "copy")
+def finished(root: Path, request: pytest.FixtureRequest) -> Path:
+    """The predictor, and the generator of the test's parameter `name`, or the in-painter."""
+    names = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    return with_generators(root, [names.get("name", "inpainter")])
+
+
+def with_generators(root: Path, names: Iterable[str]) -> Path:
+    for name in names:
+        if not (root / f"shapes-{name}").exists():
+            run("train", root, "fold=0", small=SMALL[name])
+    return root
+
+
+@pytest.fixture
+def copy(root: Path, tmp_path: Path) -> Path:
+    """A predictor and every generator, to do with as one likes."""
+    shutil.copytree(with_generators(root, GENERATORS), tmp_path / "copy")
     return tmp_path / "copy"
 
 
@@ -54,9 +68,9 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "measures"),
     [
-        ("ddim", ["reconstruction_rmse"]),
+        pytest.param("ddim", ["reconstruction_rmse"], marks=pytest.mark.slow),
         ("inpainter", ["hole_l1", "hole_l1_grey", "hole_l1_smooth", "hole_l1_blur"]),
-        ("flow", ["bits_per_dim", "reconstruction_error"]),
+        pytest.param("flow", ["bits_per_dim", "reconstruction_error"], marks=pytest.mark.slow),
     ],
 )
 def test_a_generator_leaves_its_checkpoint_its_quality_and_a_picture(finished, name, measures):
@@ -69,7 +83,7 @@ def test_a_generator_leaves_its_checkpoint_its_quality_and_a_picture(finished, n
     assert int(row["images"]) == 30
 
 
-@every_generator
+@pytest.mark.parametrize("name", ["inpainter", *SLOWLY])
 def test_a_finished_generator_is_not_trained_again(finished, name):
     assert "complete: nothing to do" in run("train", finished, "fold=0", small=SMALL[name]).stdout
 
@@ -88,7 +102,8 @@ def test_a_generator_interrupted_within_an_epoch_ends_with_the_same_weights(fini
     assert all(torch.equal(ours[k], v) for k, v in theirs.items())
 
 
-@pytest.mark.parametrize("name", ["inpainter", *SLOWLY])
+@pytest.mark.slow
+@every_generator
 def test_two_processes_train_a_generator(name, tmp_path):
     run_ranks("train", tmp_path, "fold=0", "logger=none", small=SMALL[name])
     (fold,) = tmp_path.glob("*/fold=0")
@@ -136,6 +151,7 @@ POMELO += [f"explainer.pomelo_{n}.perturbation.filler.steps=2" for n in ("ddim",
 POMELO += ["score.deletion_inpainting.filler.steps=2"]
 
 
+@pytest.mark.slow
 def test_the_in_painting_forms_are_explained_and_compared_in_one_command(copy):
     out = run("explain", copy, "fold=0", *GENERATIVE, small=CLASSIFIER).stdout
     summary = json.loads((copy / "shapes-resnet18" / "summary.json").read_text())
@@ -149,6 +165,7 @@ def test_the_in_painting_forms_are_explained_and_compared_in_one_command(copy):
     assert "pixels_changed" in out
 
 
+@pytest.mark.slow
 def test_pomelo_explains_with_every_sampler_in_one_command(copy):
     run("explain", copy, "fold=0", *POMELO, small=CLASSIFIER)
     summary = json.loads((copy / "shapes-resnet18" / "summary.json").read_text())
@@ -160,7 +177,8 @@ def test_pomelo_explains_with_every_sampler_in_one_command(copy):
     assert "written: " in again  # the table once more
 
 
-def test_families_of_repeats_have_their_stability(copy):
+def test_families_of_repeats_have_their_stability(root, tmp_path):
+    copy = Path(shutil.copytree(root, tmp_path / "copy"))
     options = ["explainer=[random]", "score=[]", "summary=true"]
     node = "{_target_: lit_xai.explainers.Lime, samples: 60, segments: {_target_: lit_xai.segments.Grid, cells: 3}"
     options += [f"+explainer.grey__{r}={node}, repeat: {r}}}" for r in range(2)]
@@ -179,18 +197,21 @@ def test_a_sampler_that_is_not_trained_is_named_with_its_command(finished):
     assert "lit_xai.train" in message
 
 
+@pytest.mark.slow
 def test_a_missing_in_painter_is_named_with_its_command(copy):
     shutil.rmtree(copy / "shapes-inpainter")
     message = fails("explain", copy, "fold=0", "explainer=[generative/sp_g]", "score=[]", small=CLASSIFIER)
     assert "python -m lit_xai.train model=inpainter fold=0" in message
 
 
+@pytest.mark.slow
 def test_eta_out_of_range_is_refused_before_anything_is_written(copy):
     options = ["explainer=[pomelo/pomelo_ddim]", "score=[]", "explainer.pomelo_ddim.perturbation.filler.eta=2"]
     assert "eta must lie in [0, 1]" in fails("explain", copy, "fold=0", *options, small=CLASSIFIER)
     assert not (copy / "shapes-resnet18" / "fold=0" / "maps" / "pomelo_ddim").exists()
 
 
+@pytest.mark.slow
 def test_more_steps_than_the_schedule_has_are_refused(copy):
     options = ["explainer=[pomelo/pomelo_ddim]", "score=[]", "explainer.pomelo_ddim.perturbation.filler.steps=1001"]
     assert "steps must lie in 1..1000" in fails("explain", copy, "fold=0", *options, small=CLASSIFIER)

@@ -82,6 +82,7 @@ def test_a_lost_picture_is_made_again_without_training(copy):
     assert (fold / "samples.png").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_sampler_resumes_to_the_same_weights(finished, tmp_path):
     interrupted("train", tmp_path, "last.ckpt", "fold=0", "logger=none", small=SAMPLER)
     assert not list(tmp_path.rglob("model.ckpt"))
@@ -146,6 +147,7 @@ def test_a_moved_root_changes_nothing(copy):
     assert "complete: nothing to do" in run("explain", copy, "fold=0", *PMI, small=CLASSIFIER).stdout
 
 
+@pytest.mark.slow
 def test_another_sampler_in_the_same_place_is_noticed(copy):
     shutil.rmtree(copy / "digits-patch_sampler")
     run("train", copy, "fold=0", "seed=0", "model.lr=0.02", small=SAMPLER)
@@ -218,6 +220,7 @@ def test_sanity_has_a_row_for_every_explainer_and_stage_and_a_picture_each_way(c
     assert {f: f.read_bytes() for f in fold.rglob("*.safetensors")} == before
 
 
+@pytest.mark.slow
 def test_random_labels_are_compared_once_they_are_trained(copy):
     wanted = [*PMI, "sanity=labels", "sanity_images=4"]
     message = fails("explain", copy, "fold=0", *wanted, small=CLASSIFIER)
@@ -274,6 +277,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return root, run("degradation", root, small=STUDY).stdout
 
 
+@pytest.mark.slow
 def test_the_study_has_a_row_for_every_level_and_explainer_and_draws_them(study):
     folder = study[0] / "digits-resnet18-degradation"
     rows = table(folder / "degradation.csv")
@@ -284,6 +288,7 @@ def test_the_study_has_a_row_for_every_level_and_explainer_and_draws_them(study)
     assert "rank correlation with the level" in study[1]
 
 
+@pytest.mark.slow
 def test_the_study_gives_the_numbers_of_the_ensembles_it_trained(study):
     from lit_xai.metrics.measures import MEASURES
     from lit_xai.report.ensemble import Ensemble

@@ -189,6 +189,7 @@ def undisturbed_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_two_processes_stop_at_the_same_batch_whichever_is_signalled(undisturbed_pair: Path, tmp_path: Path) -> None:
     for rank in (0, 1):
         ranks = Ranks("train", tmp_path / "disturbed", *TWO, small=SMALL)
@@ -240,6 +241,7 @@ def test_twins_that_explain_the_same_shards_do_no_harm(undisturbed: Path, tmp_pa
     assert not list(root.rglob("running"))
 
 
+@pytest.mark.slow
 def test_surplus_tasks_of_an_array_have_nothing_to_do(undisturbed: Path, tmp_path: Path) -> None:
     root = tmp_path / "parts"
     shutil.copytree(undisturbed, root)

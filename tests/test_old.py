@@ -46,6 +46,7 @@ def test_its_predictors_are_not_trained_again(old: Path) -> None:
     assert (old / "fold=0" / "model.ckpt").read_bytes() == weights
 
 
+@pytest.mark.slow
 def test_a_shard_that_is_missing_is_made_as_it_was(old: Path) -> None:
     shards = [next((old / "fold=1" / "maps" / name).iterdir()) for name in ("lime", "pmi", "rise")]
     before = [load_file(shard) for shard in shards]
@@ -59,6 +60,7 @@ def test_a_shard_that_is_missing_is_made_as_it_was(old: Path) -> None:
         assert all(torch.equal(now[k], was[k]) for k in was), shard
 
 
+@pytest.mark.slow
 def test_it_is_evaluated_beside_maps_of_today(old: Path) -> None:
     for fold in (0, 1):
         run("explain", Path("checkpoints"), f"fold={fold}", "explainer=[gradcam]", "logger=none", small=NAMED)

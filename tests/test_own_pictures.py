@@ -287,6 +287,7 @@ def test_processes_read_only_pictures_that_do_not_fit(pictures: Path, monkeypatc
     assert data.train_dataloader().num_workers == 2
 
 
+@pytest.mark.slow
 def test_the_experiment_for_own_pictures_ends_with_a_table(tmp_path: Path) -> None:
     root = draw_pictures(tmp_path / "mine", grey=2)
     quick = ["data.size=32", "data.resize=36", "data.folds=2", "model.network.width=4", "trainer.max_epochs=1"]

@@ -121,6 +121,7 @@ def test_fillers_are_compared_by_what_they_remove(finished: Path) -> None:
     assert "uniform_noise" in done.stdout
 
 
+@pytest.mark.slow
 def test_variants_of_one_method_are_compared_pair_by_pair(finished: Path) -> None:
     gone = [f"~explainer.lime{d}__{r}" for d in (50, 150) for r in range(5)]
     gone += [f"~explainer.{n}" for n in ("sp__29", "sp__41", "sp__53", "mp__2", "mp__3", "mp__4")]

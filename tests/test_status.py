@@ -87,6 +87,7 @@ def head_of_the_table(folder: Path) -> tuple[dict, list[str]]:
     return json.loads((folder / "summary.json").read_text())["head"], out.splitlines()
 
 
+@pytest.mark.slow
 def test_a_table_of_an_unfinished_experiment_names_first_what_completes_it(folder: Path) -> None:
     shard_paths(folder / "fold=1" / RANDOM / "saliency")[0].unlink()
     head, lines = head_of_the_table(folder)
@@ -99,6 +100,7 @@ def test_a_table_of_an_unfinished_experiment_names_first_what_completes_it(folde
     assert not any("not a result" in x for x in lines)
 
 
+@pytest.mark.slow
 def test_a_score_that_one_fold_got_later_is_missing_in_the_others_until_the_command_shown(folder: Path) -> None:
     later = [o for o in SMALL if not o.startswith("score")]
     run("explain", folder.parent, "fold=0", "score=[deletion]", small=later)

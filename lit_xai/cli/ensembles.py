@@ -18,7 +18,7 @@ from lit_xai.cli.command import drop_replaced, in_quotes, search_path, searched
 from lit_xai.cli.compose import CommandError, compose
 from lit_xai.cli.run import Run
 from lit_xai.cli.saved import decided_by, with_saved
-from lit_xai.cli.schema import GROUPS, LISTS, experiment_name, keys_of, left_open
+from lit_xai.cli.schema import GROUPS, experiment_name, keys_of, typed
 from lit_xai.cli.side_by_side import DONE, Step
 from lit_xai.cluster.status import UNTRAINED, Status, status
 from lit_xai.errors import UsageError
@@ -75,8 +75,8 @@ class Ensemble:
             raise UsageError(
                 f"{self.folder} does not say how it was trained: give data= and model= of its missing folds"
             )
-        typed = [o for o in self.overrides if not any(left_open(g, [o]) for g in LISTS)]
-        return [*said["overrides"], *typed]
+        mine = typed(self.overrides)
+        return [*said["overrides"], *mine]
 
     def steps(self, reveal: bool = True) -> list[Step]:
         """Train and explain every fold; with `reveal`, when all predictions are there, explain what they disagree on.
@@ -118,8 +118,8 @@ class Ensemble:
         if state.folds.get(fold, "absent") in UNTRAINED:
             return False
         revealed = "probes=disagreements" in step.arguments
-        typed = [o for o in step.arguments if o not in self.flags and not any(left_open(g, [o]) for g in LISTS)]
-        told = json.loads(plan_text(step.command, typed))["overrides"]
+        mine = typed(o for o in step.arguments if o not in self.flags)
+        told = json.loads(plan_text(step.command, mine))["overrides"]
         as_saved = self.saved and not {key_of(o) for o in told} - {"probes", "logger", "progress"}
         nodes = plain(self.run.cfg.get("explainer") or {})
         if not revealed and not (step.fold / "scores.csv").exists():

@@ -43,7 +43,7 @@ from lit_xai.cli.build import (
     shape_of,
     training_of,
 )
-from lit_xai.cli.schema import LISTS, experiment_name, left_open, options
+from lit_xai.cli.schema import experiment_name, options, typed
 from lit_xai.cluster.interruption import Interrupted, Interruption, environment, requeue
 from lit_xai.core import Explainer, Filler, Score, as_explainer, as_filler, as_score
 from lit_xai.data.folds import FoldData
@@ -204,7 +204,7 @@ class Run:
     def overrides(self) -> list[str]:
         """The command line's, without lists that are the default."""
         given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-        return [o for o in given if not any(left_open(group, [o]) for group in LISTS)]
+        return typed(given)
 
     def reports(self) -> list[Report]:
         """Explain, then what is drawn from explanations; of a sampler, its report."""

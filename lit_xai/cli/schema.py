@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def options(group: str) -> dict[str, str]:
 
 def top_level(group: str) -> list[str]:
     """The choices that are taken when none is given."""
-    return [name for name in options(group) if "/" not in name]
+    return [file.stem for file in sorted((config_dir() / group).glob("*.yaml"))]
 
 
 def help_text(command: str, about: str) -> str:
@@ -72,6 +72,12 @@ def help_text(command: str, about: str) -> str:
 def every(group: str) -> str:
     """The override that takes every choice of the first level."""
     return f"{group}=[{','.join(top_level(group))}]"
+
+
+def typed(overrides: Iterable[str]) -> list[str]:
+    """A command line (after `with_lists`) without the lists that are the default."""
+    defaults = {every(group) for group in LISTS}
+    return [o for o in overrides if o not in defaults]
 
 
 def left_open(group: str, overrides: list[str]) -> bool:
