@@ -12,7 +12,7 @@ from lit_xai.callbacks.base import Context, RankZeroReport
 from lit_xai.core import Explainer
 from lit_xai.data.folds import FoldData
 from lit_xai.metrics.measures import MEASURES, view
-from lit_xai.models import Pretrained
+from lit_xai.models.pretrained import Given
 from lit_xai.report import draw
 from lit_xai.report.dashboard import Dashboard
 from lit_xai.report.ensemble import Ensemble
@@ -57,7 +57,7 @@ class Gallery(RankZeroReport):
 
     def make(self, on: Context) -> None:
         """Draw."""
-        names = on.module.class_names if isinstance(on.module, Pretrained) else ()
+        names = on.module.class_names if isinstance(on.module, Given) else ()
         path = self.draw(on.data, names)
         if path is not None:
             on.dashboard.picture("gallery", path)

@@ -18,6 +18,8 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from lit_xai.data.folds import FoldData
 from lit_xai.errors import UsageError
 from lit_xai.fitting import accepts
+from lit_xai.models.pretrained import Frame, Given
+from lit_xai.models.trainable import TrainedModule
 
 T = TypeVar("T")
 HOW = ("_target_", "accelerator", "devices", "num_nodes", "strategy", "num_sanity_val_steps", "profiler")  # not what
@@ -100,6 +102,22 @@ def build_module(cfg: Mapping[str, Any], shape: Mapping[str, Any], colour: Any =
     }  # of a checkpoint: nothing else is taken from it
     colour = colour or ([0.5] * shape["channels"], [1.0] * shape["channels"])
     return instantiate(node, **shape, colour=colour, _convert_="all")
+
+
+def is_given(node: Mapping[str, Any]) -> bool:
+    """Whether a `model` node brings its own weights, which are explained and not trained."""
+    kind = get_object(node["_target_"])
+    return issubclass(kind, Given) and (not issubclass(kind, TrainedModule) or node.get("weights") is not None)
+
+
+def frame_of(node: Mapping[str, Any]) -> Frame:
+    """The pictures that the network of a `model` node takes; torchvision's usual ones of a network that is trained here."""
+    return given_module(node).frame if is_given(node) else Frame()
+
+
+def given_module(node: Mapping[str, Any]) -> Given:
+    """The network of a `model` node that brings its weights, whatever the data are."""
+    return build_module(node, {"channels": 3, "classes": 0, "side": 0})  # type: ignore[return-value]
 
 
 def build(node: Any, of_kind: Callable[[Any, str], T]) -> dict[str, T]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_xai.calls import Gate
-from lit_xai.cli.build import build, build_module, plain, say
+from lit_xai.cli.build import build, build_module, given_module, is_given, plain, say
 from lit_xai.cli.offered import refuse_other_code
 from lit_xai.core import Explainer, TrainedOn, as_explainer
 from lit_xai.data.images import GREY, OnDisk
@@ -18,7 +18,7 @@ from lit_xai.data.truth import opened
 from lit_xai.engine.estimate import Cost, seconds_per_image, setting
 from lit_xai.errors import UsageError
 from lit_xai.explainers.lime import Lime
-from lit_xai.models.pretrained import IMAGENET_MEAN, Pretrained
+from lit_xai.models.pretrained import IMAGENET_MEAN
 from lit_xai.report import draw
 from lit_xai.report.figure import Scale, span
 from lit_xai.rng import SampleRng
@@ -26,21 +26,18 @@ from lit_xai.store.files import load_weights, read_checkpoint
 
 
 def loaded(cfg: Any) -> tuple[nn.Module, dict[str, Any], Sequence[str], TrainedOn]:
-    """The network, the images it takes (`channels`, `side`, `resize`), its class names, what it was trained on.
+    """The network, the images it takes (`channels`, `side`, `resize`, `interpolation`), its class names, what it was trained on.
 
     Raises:
         UsageError: no checkpoint and no pretrained model is named, or it cannot be read.
     """
-    if is_pretrained(cfg):
-        node = plain(cfg.model)
-        node["weights"] = cfg.checkpoint or node["weights"]
-        given: Any = build_module(node, {"channels": 3, "classes": 0, "side": 224})
-        return (
-            given.predictor(),
-            {"channels": 3, "side": 224, "resize": 256},
-            given.class_names,
-            TrainedOn(IMAGENET_MEAN, shape=(3, 224, 224)),
-        )
+    node = plain(cfg.model)
+    if is_given(node):
+        place = "path" if "path" in node else "weights"
+        given = given_module({**node, place: cfg.checkpoint or node[place]})
+        side, resize, interpolation = given.frame
+        takes = {"channels": 3, "side": side, "resize": resize, "interpolation": interpolation}
+        return given.predictor(), takes, given.class_names, TrainedOn(IMAGENET_MEAN, shape=(3, side, side))
     if cfg.checkpoint is None:
         raise UsageError(
             "image= needs a model: checkpoint=checkpoints/<name>/fold=0/model.ckpt, or model=pretrained with "
@@ -63,11 +60,6 @@ def loaded(cfg: Any) -> tuple[nn.Module, dict[str, Any], Sequence[str], TrainedO
     return module.predictor(), takes, saved.get("class_names", ()), on
 
 
-def is_pretrained(cfg: Any) -> bool:
-    """Whether the command line's model brings its own weights."""
-    return str(cfg.model._target_).endswith(Pretrained.__name__)
-
-
 def read_picture(file: Path, takes: dict[str, Any]) -> Tensor:
     """The picture as the model takes it, `[1, c, side, side]`.
 
@@ -79,7 +71,8 @@ def read_picture(file: Path, takes: dict[str, Any]) -> Tensor:
     with opened(file) as picture:
         if takes["channels"] == 3 and picture.mode in GREY:
             raise UsageError(f"{file} is grey-scale and the model takes colour: save it as an RGB picture first")
-    image = OnDisk((file,), takes["side"], takes["resize"], grey="convert").images([0])
+    how = takes.get("interpolation", "bilinear")
+    image = OnDisk((file,), takes["side"], takes["resize"], grey="convert", interpolation=how).images([0])
     return image.mean(1, keepdim=True) if takes["channels"] == 1 else image
 
 

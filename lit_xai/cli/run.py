@@ -38,6 +38,8 @@ from lit_xai.cli.build import (
     build_module,
     check_targets,
     finish,
+    frame_of,
+    is_given,
     plain,
     read_config,
     shape_of,
@@ -49,6 +51,7 @@ from lit_xai.core import Explainer, Filler, Score, as_explainer, as_filler, as_s
 from lit_xai.data.folds import FoldData
 from lit_xai.engine import Tasks
 from lit_xai.errors import UsageError
+from lit_xai.models.pretrained import Frame
 from lit_xai.models.resnet import stem_for
 from lit_xai.models.trainable import STEPS, SamplerModule, TrainedModule, epochs_for
 from lit_xai.store.files import load_weights, write_atomically
@@ -79,6 +82,22 @@ class Run:
                 f"fold={self.cfg.fold} does not exist: folds are 0..{self.cfg.data.folds - 1} "
                 f"(data.folds={self.cfg.data.folds})"
             )
+
+        self.fit_pictures()
+
+    def fit_pictures(self) -> None:
+        """Pictures whose size is left open are those that the network takes, or those that the folder was made with."""
+        data = self.cfg.data
+        if None not in (data.get("size", 0), data.get("resize", 0)):
+            return
+        there: dict[str, Any] = next((config["data"] for _, config in self.trained_folds()), {})
+        frame = frame_of(plain(self.cfg.model))
+        if isinstance(there.get("size"), int) and isinstance(there.get("resize"), int):
+            frame = Frame(there["size"], there["resize"], str(there.get("interpolation", "bilinear")))
+        data.size = data.size or frame.side
+        data.resize = data.resize or round(data.size * frame.resize / frame.side)
+        if frame.interpolation != "bilinear" and "interpolation" not in data:
+            data.interpolation = frame.interpolation
 
     @property
     def name(self) -> str:
@@ -355,7 +374,7 @@ class Run:
     @property
     def trainable(self) -> bool:
         """Whether this model is trained here."""
-        return issubclass(get_object(self.cfg.model._target_), TrainedModule)
+        return issubclass(get_object(self.cfg.model._target_), TrainedModule) and not is_given(self.cfg.model)
 
     @property
     def is_sampler(self) -> bool:

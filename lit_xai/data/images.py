@@ -59,6 +59,7 @@ class OnDisk:
     size: int
     resize: int
     grey: str = "refuse"
+    interpolation: str = "bilinear"
     decoded: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -126,7 +127,7 @@ class OnDisk:
                     f"{file} is grey-scale among colour pictures: save it as RGB, or set data.grey=convert"
                 )
             image = T.pil_to_tensor(upright(picture).convert("RGB"))
-        return framed(image, self.resize, self.size)
+        return framed(image, self.resize, self.size, interpolation=self.interpolation)
 
 
 @dataclass(frozen=True)

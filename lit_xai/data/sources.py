@@ -198,10 +198,12 @@ def pictures(
     masks: str | Path | None = None,
     boxes: str | Path | None = None,
     grey: str = "refuse",
+    interpolation: str = "bilinear",
 ) -> Source:
     """Pictures without labels, directly in one folder: for explaining a pretrained network's own predictions.
 
-    `masks` and `boxes` are their ground truth (see `truth_beside`); `grey` files are refused or converted.
+    `masks` and `boxes` are their ground truth (see `truth_beside`); `grey` files are refused or converted;
+    `interpolation` is `bilinear`, `bicubic`, `nearest` or `lanczos`.
     """
     base = Path(root).expanduser()
     files = tuple(pictures_in(base)) if base.is_dir() else ()
@@ -212,7 +214,9 @@ def pictures(
     identity = listing_digest(files, base, size, resize)
     left = [f.name for f in sorted(base.iterdir()) if f.suffix.lower() in UNREAD and visible(f.name)]
     notes = (f"{len(left)} files in {base} are of kinds that are not read here: {some(left)}",) if left else ()
-    images = OnDisk(files, size, resize, grey)
+    images = OnDisk(files, size, resize, grey, interpolation)
+    if interpolation != "bilinear":
+        identity = digest(identity, interpolation)
     return Source(
         name, images, labels, (), identity, truth=truth, root=base, paths=tuple(f.name for f in files), notes=notes
     )

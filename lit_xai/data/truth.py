@@ -150,12 +150,12 @@ def check_opaque(picture: Any, file: Path) -> None:
         raise UsageError(f"{file} has transparent pixels: flatten it onto a background first")
 
 
-def framed(image: Tensor, resize: int, size: int, nearest: bool = False) -> Tensor:
-    """`[c, h, w]` with its shorter side at `resize` (bilinear, or nearest neighbour), then the central `size` pixels."""
+def framed(image: Tensor, resize: int, size: int, nearest: bool = False, interpolation: str = "bilinear") -> Tensor:
+    """`[c, h, w]` with its shorter side at `resize` (as `interpolation` says, or nearest neighbour), then the central `size` pixels."""
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2 import functional as T
 
-    how = InterpolationMode.NEAREST_EXACT if nearest else InterpolationMode.BILINEAR
+    how = InterpolationMode.NEAREST_EXACT if nearest else InterpolationMode(interpolation)
     return T.center_crop(T.resize(image, [resize], interpolation=how, antialias=not nearest), [size, size])
 
 

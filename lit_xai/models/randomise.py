@@ -16,6 +16,8 @@ from lit_xai.core import Images, Model
 from lit_xai.errors import UsageError
 from lit_xai.rng import stable_hash
 
+EMBEDDED = 0.02  # standard deviation of fresh tokens and position embeddings, as transformers are initialised
+
 
 class Layer(NamedTuple):
     """What is re-initialised together: the name of the module with the weights, and all modules it takes along."""
@@ -119,7 +121,8 @@ def redraw(module: nn.Module) -> None:
     """Re-initialise a (disposable) module's own parameters and running statistics, by its `reset_parameters`.
 
     What that leaves untouched, or where there is none: uniform in +-1/sqrt(n) for n inputs per output (PyTorch's
-    default) from two dimensions, below these 0 for a bias and a mean and 1 for anything else. A buffer beside no
+    default) from two dimensions, or normal where these are of one output (tokens and position embeddings); below these, and
+    for one number an output (the scale of a branch), 0 for a bias and a mean and 1 for anything else. A buffer beside no
     running statistics is a constant of the architecture, and stays where `reset_parameters` leaves it.
     """
     tensors = dict(module.named_parameters(recurse=False)) | statistics_of(module)
@@ -133,7 +136,9 @@ def redraw(module: nn.Module) -> None:
         for name, t in tensors.items():
             if not bool(torch.isnan(t).any()):
                 continue
-            if t.ndim >= 2:
+            if t.ndim >= 2 and len(t) == 1:  # class tokens, position embeddings
+                nn.init.trunc_normal_(t, std=EMBEDDED)
+            elif t.ndim >= 2 and len(t) < t.numel():
                 bound = (t.shape[0] / max(1, t.numel())) ** 0.5
                 t.uniform_(-bound, bound)
             else:

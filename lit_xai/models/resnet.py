@@ -106,14 +106,14 @@ def resnet50(channels: int, classes: int, side: int, dropout: float = 0.0, weigh
     """
     import torchvision.models
 
-    from lit_xai.models.pretrained import read_weights
+    from lit_xai.models.pretrained import fit_weights, read_weights
 
     if channels != 3:
         raise UsageError(f"model=resnet50 takes RGB images, found {channels} channels: use model=resnet18")
     network = torchvision.models.resnet50()
     if weights is not None:
         state = read_weights("resnet50", weights)
-        network.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")}, strict=False)
+        fit_weights(network, state, f"{weights} holds no weights of resnet50", without="fc.")
     network.fc = nn.Sequential(nn.Dropout(dropout), nn.Linear(network.fc.in_features, classes))  # type: ignore[assignment]
     with torch.no_grad():
         network.fc[1].bias.zero_()  # type: ignore[index]

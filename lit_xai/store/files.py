@@ -14,6 +14,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from safetensors.torch import load_file
 
 from lit_xai.errors import UsageError
 
@@ -91,8 +92,8 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def read_state(file: Path, again: str) -> dict[str, torch.Tensor]:
-    """A bare state dict, without running code from it; `again` says how to mend.
+def read_state(file: Path, again: str) -> dict[str, Any]:
+    """A state dict of torch or safetensors, or a checkpoint around it, without running code from it; `again` says how to mend.
 
     Raises:
         UsageError: the file is missing, damaged, or holds no state dict.
@@ -100,7 +101,7 @@ def read_state(file: Path, again: str) -> dict[str, torch.Tensor]:
     if not file.is_file():
         raise UsageError(f"no weights at {file}: {again}")
     try:
-        state = load_whole(file)
+        state = load_file(file) if file.suffix == ".safetensors" else load_whole(file)
     except Exception as e:
         raise UsageError(f"{file} is not a state dict that loads safely ({type(e).__name__}): {again}") from None
     if not isinstance(state, Mapping):
