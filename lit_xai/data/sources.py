@@ -22,6 +22,7 @@ from lit_xai.data.listing import (
     UNREAD,
     Found,
     Layout,
+    digest,
     listing_digest,
     pictures_in,
     remarks,
