@@ -16,13 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_xai.data.archives import medmnist, npz
-from lit_xai.data.images import OnDisk, Source, in_memory
+from lit_xai.data.images import OnDisk, Source, digest, in_memory
 from lit_xai.data.listing import (
     PICTURES,
     UNREAD,
     Found,
     Layout,
-    digest,
     listing_digest,
     pictures_in,
     remarks,
