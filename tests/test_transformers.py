@@ -521,3 +521,11 @@ def test_every_method_gives_finite_maps_of_every_network_or_says_why_not(name):
         assert bool(torch.isfinite(maps).all()), file.stem
     assert set(said) <= {"attention_rollout", "gradient_rollout", "deep_lift", "guided_backprop", "deconvolution"}, said
     assert not any("\n" in line for line in said.values())
+
+
+@pytest.mark.kind("tokens and channels-last")
+@pytest.mark.parametrize("explainer", [AttentionRollout(), GradientRollout()], ids=["rollout", "gradient rollout"])
+def test_rollout_of_a_head_of_zeros_is_refused_and_not_nan(explainer):
+    network = torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=3).eval()  # its head begins at zero
+    with pytest.raises(UsageError, match="do not depend on any token"):
+        explainer(network, torch.rand(2, 3, 32, 32), torch.tensor([0, 1]))

@@ -103,6 +103,11 @@ def attention(model: Model, images: Images, targets: Targets, output: str | None
         edges = [GradientEdge(node, 0) for node in nodes]
         (last,) = torch.autograd.grad(passed.probe(), edges[-1:], retain_graph=True)
         read = (last.view_as(weights[-1]) != 0).any(-1).flatten(0, 1).any(0)
+        if not bool(read.any()):
+            raise UsageError(
+                f"the logits do not depend on any token after the last attention (a head of zeros is not trained yet): {WHAT} has "
+                "nothing to read"
+            )
         gradients: list[Tensor] = []
         if output is not None:
             selected = select_output(passed.logits, targets.clone(), output).sum()
