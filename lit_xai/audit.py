@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -25,7 +26,7 @@ def read(arguments: list[str]) -> list[str]:
     from lit_xai.errors import UsageError
 
     overrides, flags = parted(arguments)
-    folders = [o for o in overrides if "=" not in o and not o.startswith("~")]
+    folders = [o for o in overrides if names_folder(o)]
     for o in [o for o in overrides if o.startswith("data=") and ("/" in o or o.removeprefix("data=") in (".", ".."))]:
         folders.append(o.removeprefix("data="))
         overrides.remove(o)
@@ -46,10 +47,17 @@ def read(arguments: list[str]) -> list[str]:
     return [*flags, *(f"{k}={v}" for k, v in options.items() if k not in given), *rest]
 
 
+def names_folder(argument: str) -> bool:
+    """Whether an argument is a folder and no `key=value`; a folder's name may hold a `=`, too."""
+    key, equals, _ = argument.partition("=")
+    home = argument == "~" or argument.startswith("~/")
+    if not equals:
+        return home or not argument.startswith("~")
+    return not re.fullmatch(r"[+~]*[\w.@]+", key) and Path(argument).expanduser().is_dir()
+
+
 def name_of(path: Path) -> str:
     """A folder's name as a name of data."""
-    import re
-
     return re.sub(r"[^\w.-]+", "-", path.name, flags=re.ASCII).strip(".-") or "pictures"
 
 
