@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -133,6 +133,15 @@ class Component(ABC):  # noqa: B024
             out |= {f"{name}.{k}".rstrip("."): content for k, content in component.contents().items()}
         return out
 
+    def check_channels(self, channels: int) -> None:
+        """Refuse images of so many channels where it, or a component inside it, cannot use them: before anything is trained.
+
+        Raises:
+            UsageError: it cannot; the message says what can.
+        """
+        for component in self.components().values():
+            component.check_channels(channels)
+
     def resolve(self, model: Model, images: Images) -> dict[str, Any]:
         """The parameters that only the model or the image size decide."""
         return {}
@@ -143,6 +152,22 @@ class Component(ABC):  # noqa: B024
         for name, component in self.components().items():
             out |= {f"{name}.{k}": v for k, v in component.resolved(model, images).items()}
         return out
+
+
+def refuse_channels(things: Mapping[str, Component], channels: int) -> None:
+    """Refuse components, by name, that cannot use images of so many channels.
+
+    Raises:
+        UsageError: naming all of them.
+    """
+    why = []
+    for name, thing in things.items():
+        try:
+            thing.check_channels(channels)
+        except UsageError as e:
+            why.append(f"{name} {str(e).replace(' .', f' {name}.')}")
+    if why:
+        raise UsageError(f"images have {channels} channels: {'; '.join(why)}; or leave these out")
 
 
 class Explainer(Component):

@@ -70,7 +70,7 @@ def audit(
     questions = conditions.default() if asked is None else conditions.read(asked)
     if isinstance(model, nn.Module) and "groups" in options:
         raise UsageError("groups= keeps samples together in one fold, and a trained model has none: leave it out")
-    read = options.pop("cache", False), options.pop("groups", None), classes
+    read = options.pop("cache", False), options.pop("groups", None), classes, options.pop("show", None)
     dataset = Samples.of(dataset, lambda image: outputs_of(model, image), *read)
     if isinstance(model, nn.Module):
         summary = explain_model(model, dataset, common(model) if explainers is None else explainers, root, **options)
@@ -125,6 +125,7 @@ def explain_folds(
     progress: bool = True,
     groups: Sequence[Any] | Tensor | None = None,
     cache: bool = False,
+    show: Sequence[int] | None = None,
 ) -> Summary:
     """Train k predictors by cross-validation, explain held-out samples, and measure how far the maps can be trusted.
 
@@ -155,6 +156,7 @@ def explain_folds(
         progress: show bars.
         groups: a value a sample, equal where samples belong together (a patient's, a scene's); no group lies in two folds.
         cache: read every sample once and keep its image: for data sets that give another one at each reading.
+        show: of images of several channels, those that pictures are drawn of, as `[3, 2, 1]`.
 
     Returns:
         The summary, also written to `root` (summary.json, .csv, .tex, histograms, report.html).
@@ -166,7 +168,7 @@ def explain_folds(
     if k < 2:
         raise UsageError(f"cross-validation needs at least 2 folds, found k={k}")
     options = (train, trainer or {}, seed, training_batch)
-    data = Samples.of(dataset, lambda image: outputs_of(make_module, image), cache, groups)
+    data = Samples.of(dataset, lambda image: outputs_of(make_module, image), cache, groups, show=show)
     how = {"batch_size": batch_size, "shard_size": shard_size, "device": torch.device(device)}
     study = Study.of(
         lambda split, fold, store: trained(make_module, data, split, fold, store, *options),
@@ -192,6 +194,7 @@ def explain_model(
     outputs: str | None = None,
     progress: bool = True,
     cache: bool = False,
+    show: Sequence[int] | None = None,
 ) -> Summary:
     """Explain images that one trained model never saw: what can be said of its maps without training others.
 
@@ -210,7 +213,7 @@ def explain_model(
         device: where the model is explained.
         outputs: what it gives, see `lit_xai.models.AsLogits`; None = logits, and what is none is refused.
         progress: show bars.
-        cache: read every sample once and keep its image.
+        cache, show: see `explain_folds`.
 
     Returns:
         The summary, also written to `root`.
@@ -220,7 +223,7 @@ def explain_model(
     """
     how = {"batch_size": batch_size, "shard_size": shard_size, "device": torch.device(device)}
     own = copy.deepcopy(model)  # the user's stays in its mode, on its device
-    data = Samples.of(dataset, lambda image: outputs_of(own, image), cache)
+    data = Samples.of(dataset, lambda image: outputs_of(own, image), cache, show=show)
     study = Study.of(lambda split, fold, store: own, data, explainers, scores, 1, root, seed, how, outputs)
     study.explain(probes, None, checks, progress)
     return study.summarise("spearman", progress)
@@ -272,6 +275,7 @@ class Study:
             scores = {**faithful, "deletion": Deletion(), "insertion": Insertion(filler=BlurOrMean())}
         methods = {name: as_explainer(e, f"explainer {name}") for name, e in explainers.items()}
         scores = {name: as_score(s, f"score {name}") for name, s in scores.items()}
+        data.check(methods, scores)
         split = data.split(k, seed)
         say("\n".join(notes)) if (notes := data.notes(split)) else None
         shared = {**data.shared(split), **({"outputs": outputs} if outputs else {})}
@@ -323,7 +327,7 @@ class Study:
             Gate.of(work.model, split.labels)(self.images.images([0]).to(work.device))
             engine.predictions_of(work, split, fold, progress=progress)
             engine.explain(work, self.methods, self.scores, progress=progress)
-            engine.keep_thumbnails(work, split)
+            engine.keep_thumbnails(work, split, self.images.show)
         ensemble = Ensemble(self.root, split.seed)
         found = Disagreements.find(ensemble.split, ensemble.correct, cap)
         passes: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}  # samples, and the class that their maps explain

@@ -33,14 +33,21 @@ class Segmenter(Component):
     def label(self, image: Float[np.ndarray, "h w 3"]) -> Int[np.ndarray, "h w"]:
         """One image's superpixels, any integers."""
 
+    def check_channels(self, channels: int) -> None:
+        """Colours are those of one or three channels."""
+        if channels not in (1, 3):
+            raise UsageError(
+                "cuts superpixels by colour, of 1 or 3 channels: take a grid, .segments._target_=lit_xai.segments.Grid"
+            )
+
     def __call__(self, images: Images) -> Segments:
         """Labels `[b, h, w]`, int64, on the images' device.
 
         Raises:
-            UsageError: the images have neither one nor three channels.
+            UsageError: the images have neither one nor three channels, and colours decide.
         """
-        if images.shape[1] not in (1, 3):
-            raise UsageError(f"superpixels need images of 1 or 3 channels, found {images.shape[1]}: pass segments=")
+        self.check_channels(images.shape[1])
+        images = images if images.shape[1] in (1, 3) else images[:, :1]
         mine = repr(describe(self)).encode()
         out = []
         for image in images.detach().float().cpu().permute(0, 2, 3, 1).contiguous().numpy():
@@ -92,6 +99,9 @@ class Grid(Segmenter):
     """`cells` x `cells` rectangles, as equal as the image size allows."""
 
     cells: int = 7
+
+    def check_channels(self, channels: int) -> None:
+        """Colours decide nothing."""
 
     def label(self, image: Float[np.ndarray, "h w 3"]) -> Int[np.ndarray, "h w"]:
         """The cell of every pixel."""

@@ -194,7 +194,7 @@ def test_a_grey_value_fills_every_channel(images):
 
 
 def test_a_colour_of_two_values_is_refused_on_three_channels(images):
-    with pytest.raises(UsageError, match="2 values cannot fill images of 3 channels"):
+    with pytest.raises(UsageError, match="fills images of 3 channels by a colour of 2 values"):
         Colour((0.1, 0.2)).background(images)
 
 

@@ -13,6 +13,7 @@ from lit_xai.callbacks.base import Context, RankZeroReport
 from lit_xai.calls import Gate
 from lit_xai.core import Explainer, Score
 from lit_xai.data.folds import FoldData
+from lit_xai.data.images import seen
 from lit_xai.engine import explained_classes
 from lit_xai.errors import UsageError
 from lit_xai.metrics.fidelity import Walk
@@ -106,7 +107,7 @@ class SanityCheck(RankZeroReport):
     def picture(self, how: str, result: Sanity, table: Any, data: FoldData) -> Any:
         """Maps over the stages."""
         shown = len(next(iter(result.maps.values()))[0])
-        images = data.source.train.images(held_out_probes(data, shown).tolist())
+        images = seen(data.source.train.images(held_out_probes(data, shown).tolist()), data.show)
         stages = ["trained on random labels"] if how == LABELS else [s.layer for s in result.stages]
         number = len(result.trained)
         title = f"{self.store.root.parent.name}, fold {data.fold}: {how}, {number} held-out probes{too_few(number)}"

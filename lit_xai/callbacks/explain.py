@@ -214,7 +214,7 @@ class Explain(Report):
             self.written = engine.compute(mine, show, watch)
         on.barrier("explained")
         if on.rank == 0 and self.kind == RANDOM:
-            engine.keep_thumbnails(now, on.data.split)
+            engine.keep_thumbnails(now, on.data.split, on.data.show)
             self.report(on.dashboard, mine, on.data, predictions)
 
     def report(self, dashboard: Dashboard, tasks: Tasks, data: FoldData, predictions: Predictions) -> None:

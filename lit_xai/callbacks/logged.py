@@ -62,7 +62,9 @@ class Logged(RankZeroReport):
         at = torch.searchsorted(predictions.split.samples, samples)
         known = [t[at].tolist() for t in (predictions.split.labels, predictions.predicted)]
         sure = [round(c, 4) for c in predictions.confidence[at].tolist()]
-        images = [wandb.Image(enlarged(i.permute(1, 2, 0).numpy())) for i in thumbnails(data.source.train, samples)]
+        images = [
+            wandb.Image(enlarged(i.permute(1, 2, 0).numpy())) for i in thumbnails(data.source.train, samples, data.show)
+        ]
         maps: dict[str, list[Any]] = {}
         scores: dict[str, list[float]] = {}
         for name, reader in readers.items():

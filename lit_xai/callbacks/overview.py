@@ -11,6 +11,7 @@ from torch import Tensor
 from lit_xai.callbacks.base import Context, RankZeroReport
 from lit_xai.core import Explainer
 from lit_xai.data.folds import FoldData
+from lit_xai.data.images import seen
 from lit_xai.metrics.measures import MEASURES, view
 from lit_xai.models.pretrained import Given
 from lit_xai.report import draw
@@ -77,7 +78,7 @@ class Gallery(RankZeroReport):
         captions = captions_of(Ensemble(self.store.root.parent), self.store.fold, samples, names)
         title = f"{self.store.root.parent.name}, predictor of fold {self.store.fold}"
         legends = {n: e.legend for n, e in self.explainers.items()}
-        images = data.source.train.images(samples.tolist())
+        images = seen(data.source.train.images(samples.tolist()), data.show)
         return draw.gallery(images, captions, maps, self.store.root / "gallery.png", title, legends)
 
 

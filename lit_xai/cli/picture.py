@@ -68,6 +68,10 @@ def read_picture(file: Path, takes: dict[str, Any]) -> Tensor:
     """
     if not file.is_file():
         raise UsageError(f"no picture at {file}: give the path of an image file by image=")
+    if takes["channels"] not in (1, 3):
+        raise UsageError(
+            f"the model takes images of {takes['channels']} channels, which a picture file has not: image= cannot give one"
+        )
     with opened(file) as picture:
         if takes["channels"] == 3 and picture.mode in GREY:
             raise UsageError(f"{file} is grey-scale and the model takes colour: save it as an RGB picture first")

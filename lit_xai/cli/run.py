@@ -47,8 +47,9 @@ from lit_xai.cli.build import (
 )
 from lit_xai.cli.schema import experiment_name, options, typed
 from lit_xai.cluster.interruption import Interrupted, Interruption, environment, requeue
-from lit_xai.core import Explainer, Filler, Score, as_explainer, as_filler, as_score
+from lit_xai.core import Component, Explainer, Filler, Score, as_explainer, as_filler, as_score, refuse_channels
 from lit_xai.data.folds import FoldData
+from lit_xai.data.images import check_show
 from lit_xai.engine import Tasks
 from lit_xai.errors import UsageError
 from lit_xai.models.pretrained import Frame
@@ -192,6 +193,7 @@ class Run:
     def check_folder(self) -> None:
         """Fill in what the configuration leaves open; refuse a folder that holds results of another one."""
         self.fill_in()
+        self.check_channels()
         mine = plain(self.cfg)
         for folder, theirs in self.trained_folds():
             there, here = training_of(theirs), training_of(mine)
@@ -203,6 +205,23 @@ class Run:
                     f"{folder} holds another configuration ({'; '.join(difference[:3])}): "
                     f"choose another name=, or restore these settings"
                 )
+
+    def check_channels(self) -> None:
+        """Refuse what cannot use images of so many channels, before anything is trained.
+
+        Raises:
+            UsageError: naming the explainer, score or filler.
+        """
+        channels = shape_of(self.data)["channels"]
+        check_show(self.data.show, channels)
+        of: dict[str, Mapping[str, Component]] = {
+            "explainer": self.explainers,
+            "score": self.scores,
+            "filler": self.fillers,
+        }
+        refuse_channels(
+            {f"{group}.{n}": thing for group, things in of.items() for n, thing in things.items()}, channels
+        )
 
     @rank_zero_only
     def claim(self) -> None:

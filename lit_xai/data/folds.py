@@ -190,6 +190,7 @@ class FoldData(pl.LightningDataModule):
         label_noise: share of training labels replaced by another class.
         name: the data set's name.
         groups: where it is written which samples belong together, see `lit_xai.data.groups`; None = each stands alone.
+        show: the channels that pictures are drawn of (red, green, blue, or one); None = see `seen`.
         fold_column: where the fold of every sample is written, in the same ways; None = they are drawn.
     """
 
@@ -208,12 +209,14 @@ class FoldData(pl.LightningDataModule):
         name: str | None = None,
         groups: str | None = None,
         fold_column: str | None = None,
+        show: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.make_source, self.fold, self.k, self.seed = source, fold, folds, seed
         self.probes_per_fold, self.train_subset = probes_per_fold, train_subset
         self.batch_size, self.num_workers = batch_size, num_workers
         self.augment, self.label_noise, self.name = tuple(augment), label_noise, name
+        self.show = show
         self.groups_in, self.folds_in = groups, fold_column
         self.first_epoch, self.first_batch = 0, 0  # whoever resumes says where
         if probes_per_fold is not None and probes_per_fold < 1:

@@ -130,6 +130,28 @@ class OnDisk:
         return framed(image, self.resize, self.size, interpolation=self.interpolation)
 
 
+def seen(images: Float[Tensor, "*b c h w"], show: Sequence[int] | None = None) -> Float[Tensor, "*b d h w"]:
+    """One or three channels of images, to be drawn: those of `show`, else as they are where they are grey or colour, else the first
+    three (of two, the first).
+    """
+    c = images.shape[-3]
+    wanted = list(show) if show is not None else list(range(c)) if c in (1, 3) else [0, 1, 2][: 1 if c == 2 else 3]
+    return images[..., wanted, :, :]
+
+
+def check_show(show: Sequence[int] | None, channels: int) -> None:
+    """Refuse channels to draw that are not there.
+
+    Raises:
+        UsageError: they are neither one nor three of the images' channels.
+    """
+    whole = show is None or all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < channels for i in show)
+    if show is not None and (not whole or len(show) not in (1, 3)):
+        raise UsageError(
+            f"show must be one or three of the channels 0..{channels - 1}, as in data.show=[2,1,0] (show=), found {list(show)}"
+        )
+
+
 @dataclass(frozen=True)
 class Source:
     """A data set.

@@ -15,8 +15,9 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 
+from lit_xai.core import Component, refuse_channels
 from lit_xai.data.groups import of_samples
-from lit_xai.data.images import GREY, digest
+from lit_xai.data.images import GREY, check_show, digest
 from lit_xai.data.split import Split
 from lit_xai.data.truth import opaque
 from lit_xai.errors import UsageError
@@ -171,10 +172,12 @@ class MapStyle:
     Attributes:
         dataset: gives an item by its number: a tuple of image and label, or a dictionary with usual names.
         kept: images that are not read again.
+        show: the channels that pictures are drawn of; None = see `lit_xai.data.images.seen`.
     """
 
     dataset: Any
     kept: dict[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    show: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.dataset, IterableDataset) or not isinstance(self.dataset, Indexed):
@@ -376,6 +379,7 @@ class Samples:
         cache: bool = False,
         groups: Any = None,
         names: Sequence[str] = (),
+        show: Sequence[int] | None = None,
     ) -> Samples:
         """Read a data set; see `explain_folds` of `lit_xai.crossval` for the options.
 
@@ -385,16 +389,24 @@ class Samples:
             cache: read every sample once and keep its image.
             groups: a value a sample, equal where samples belong together.
             names: of the classes, for labels that are words.
+            show: the channels that pictures are drawn of.
 
         Raises:
             UsageError: it cannot be used.
         """
         if isinstance(dataset, Samples):
             return dataset
-        images = MapStyle(dataset)
+        images = MapStyle(dataset, show=show)
         known = of_samples(groups, len(images), "groups=") if groups is not None else None
         labels = Labels.of(images.read(cache), lambda: outputs(images.images([0])), names)
         return Samples(images, labels, known)
+
+    def check(self, *things: Mapping[str, Component]) -> None:
+        """Refuse channels to draw that are not there, and explainers or scores that cannot use so many."""
+        channels = len(self.images.image(0))
+        check_show(self.images.show, channels)
+        for some in things:
+            refuse_channels(some, channels)
 
     def split(self, k: int, seed: int) -> Split:
         """Their folds."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from tqdm.auto import tqdm
 import lit_xai
 from lit_xai.calls import Gate
 from lit_xai.data.folds import Split
-from lit_xai.data.images import ImageSet
+from lit_xai.data.images import ImageSet, seen
 from lit_xai.engine.job import Job
 from lit_xai.errors import DamagedFile, UsageError
 from lit_xai.models.lipschitz import local_lipschitz
@@ -78,17 +79,19 @@ def lipschitz_of(job: Job, held: Int[Tensor, "n"]) -> float:
     return float(local_lipschitz(job.model, job.images.images(chosen).to(job.device)).max())
 
 
-def keep_thumbnails(job: Job, split: Split) -> None:
-    """Keep small copies of this fold's held-out probes, at most `MOST`, where there are none yet."""
+def keep_thumbnails(job: Job, split: Split, show: Sequence[int] | None = None) -> None:
+    """Keep small copies of this fold's held-out probes, at most `MOST`, where there are none yet; `show` as in `seen`."""
     samples, _ = job.store.read_thumbnails()
     own = job.samples[split.fold(job.samples) == job.store.fold][:MOST]
     if len(own) and not torch.equal(samples, own.sort().values):
-        job.store.write_thumbnails(own, torch.cat([thumbnails(job.images, part) for part in own.split(32)]))
+        job.store.write_thumbnails(own, torch.cat([thumbnails(job.images, part, show) for part in own.split(32)]))
 
 
-def thumbnails(images: ImageSet, samples: Int[Tensor, "p"]) -> UInt8[Tensor, "p c h w"]:
-    """Small copies of images."""
-    return (small(images.images(samples.tolist())).clamp(0, 1) * 255).round().to(torch.uint8)
+def thumbnails(
+    images: ImageSet, samples: Int[Tensor, "p"], show: Sequence[int] | None = None
+) -> UInt8[Tensor, "p c h w"]:
+    """Small copies of images, of the channels that are drawn."""
+    return (small(seen(images.images(samples.tolist()), show)).clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def small(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c s t"]:

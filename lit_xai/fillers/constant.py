@@ -24,13 +24,20 @@ class Colour(BackgroundFiller):
         if not isinstance(self.value, int | float):
             object.__setattr__(self, "value", tuple(self.value))
 
+    def check_channels(self, channels: int) -> None:
+        """A colour has a value for every channel, or one for all; of three, grey images take the luma."""
+        found = 1 if isinstance(self.value, int | float) else len(self.value)
+        if found not in (1, channels) and (found, channels) != (3, 1):
+            raise UsageError(
+                f"fills images of {channels} channels by a colour of {found} values: take the data's mean, .filler._target_=lit_xai.fillers.Mean"
+            )
+
     def background(self, images: Images, segments: Segments | None = None) -> Images:
         """The colour, at the images' size."""
+        self.check_channels(images.shape[1])
         colour = torch.as_tensor(self.value, dtype=images.dtype, device=images.device).reshape(-1)
         if len(colour) == 3 and images.shape[1] == 1:
             colour = (colour * colour.new_tensor(LUMA)).sum(0, keepdim=True)
-        if len(colour) not in (1, images.shape[1]):
-            raise UsageError(f"a colour of {len(colour)} values cannot fill images of {images.shape[1]} channels")
         return colour[None, :, None, None].expand_as(images)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from lit_xai.core import Legend
+from lit_xai.data.images import seen
 from lit_xai.metrics.statistics import Estimate
 from lit_xai.report.figure import TINY, Scale, new_figure, save, span, wrapped
 
@@ -38,8 +39,8 @@ def gallery(
     """
     figure, axes = new_figure(2.4 + 1.35 * len(maps), 1.1 + 1.55 * len(images), len(images), 1 + len(maps))
     figure.suptitle(wrapped(title, figure.get_figwidth(), 9), fontsize=9)
-    for row, image in enumerate(images):
-        picture = image.permute(1, 2, 0).numpy()
+    for row, image in enumerate(seen(images)):
+        picture = seen(image).permute(1, 2, 0).numpy()
         axes[row, 0].imshow(picture.squeeze(-1) if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=1)
         axes[row, 0].set_ylabel(wrapped(captions[row], 1.3, 6), fontsize=6, rotation=0, ha="right", va="center")
     for column, (name, values) in enumerate(maps.items(), start=1):
@@ -225,7 +226,7 @@ def samples(images: Tensor, keep: Tensor, draws: Tensor, path: Path, title: str 
         y, x = (int(t.min()) for t in (~keep[row]).nonzero(as_tuple=True))
         tall, wide = (int(t.max()) + 1 for t in (~keep[row]).nonzero(as_tuple=True))
         for column, picture in enumerate([image, image, *draws[row]]):
-            shown = picture.permute(1, 2, 0).float().numpy()
+            shown = seen(picture).permute(1, 2, 0).float().numpy()
             axis = axes[row, column]
             axis.imshow(shown.squeeze(-1) if shown.shape[-1] == 1 else shown, cmap="gray", vmin=0, vmax=1)
             fill = {"facecolor": "#8899bb", "hatch": "///"} if column == 0 else {"fill": False}
@@ -268,7 +269,7 @@ def explained(
     """
     figure, axes = new_figure(12.0 if segments is None else 18.0, 4.6, 1, 3 if segments is None else 5)
     row = axes[0]
-    picture = image.permute(1, 2, 0).numpy()
+    picture = seen(image).permute(1, 2, 0).numpy()
     shown = np.repeat(picture, 3, axis=2) if picture.shape[2] == 1 else picture
     scale = scale or Scale.of(map_)
     row[0].imshow(shown)
@@ -380,7 +381,7 @@ def sanity(
             scale = Scale("RdBu_r", -scale.high, scale.high, legend.text(signed=True))
         for row, image in enumerate(images):
             cells = [figure.add_subplot(grid[block * rows + row, column]) for column in range(columns)]
-            picture = image.permute(1, 2, 0).numpy()
+            picture = seen(image).permute(1, 2, 0).numpy()
             cells[0].imshow(picture.squeeze(-1) if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=1)
             for cell, map_ in zip(cells[1:], values[:, row], strict=True):
                 scale.at(values[0, row]).around(map_).draw(cell, map_)
