@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -235,6 +236,33 @@ class Twice(nn.Module):
             one, other = self.head(self.conv(torch.cat([x, x.flip(-1)])).relu().mean((2, 3))).chunk(2)
             return one + other
         return sum(self.head(self.conv(v).relu().mean((2, 3))) for v in (x, x.flip(-1)))  # type: ignore[return-value]
+
+
+class Aside(nn.Module):
+    """A convolution that runs last and whose result nobody uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.used(x).relu()
+        self.unused(y)
+        return self.head(y.mean((2, 3)))
+
+
+@pytest.mark.kind("unused layers")
+def test_a_convolution_that_the_logits_do_not_use_is_passed_over():
+    assert GradCAM().resolve(made(Aside), torch.rand(1, 3, SIDE, SIDE)) == {"layer": "used"}
+
+
+@pytest.mark.kind("half precision")
+@pytest.mark.parametrize("explainer", [GradCAM(), AttentionRollout(), GradientRollout()], ids=str)
+def test_maps_of_a_transformer_in_bfloat16_are_near_those_in_float32(explainer):
+    network, images, targets = made(vit), torch.rand(2, 3, SIDE, SIDE, generator=seeded(1)), torch.tensor([0, 2])
+    expected = explainer(network, images, targets)
+    maps = explainer(network.bfloat16(), images.bfloat16(), targets)
+    assert float((maps.float() - expected).abs().max()) < 0.1 * float(expected.max())
 
 
 @pytest.mark.kind("a layer that runs twice in one pass")
@@ -503,6 +531,13 @@ LARGE = {  # side, and how it is made
 }
 METHODS = sorted(f for g in ("*.yaml", "attention/*.yaml", "captum/*.yaml") for f in (CONFIGS / "explainer").glob(g))
 
+LIGHTER: dict[str, Any] = {
+    "occlusion": {"options": {"sliding_window_shapes": [3, 16, 16], "strides": [3, 16, 16]}},
+    "sliding_patch": {"stride": 16},
+    "kernel_shap": {"samples": 100},
+    "lime": {"samples": 100},
+}
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LARGE)
@@ -513,7 +548,8 @@ def test_every_method_gives_finite_maps_of_every_network_or_says_why_not(name):
     said = {}
     for file in METHODS:
         try:
-            maps = build(file)(network, images, targets, SampleRng(0, (0, 1)))
+            explainer = replace(build(file), **LIGHTER.get(file.stem, {}))
+            maps = explainer(network, images, targets, SampleRng(0, (0, 1)))
         except UsageError as refused:
             said[file.stem] = str(refused)
             continue

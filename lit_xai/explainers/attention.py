@@ -94,7 +94,8 @@ def attention(model: Model, images: Images, targets: Targets, output: str | None
             raise UsageError(
                 f"{WHAT} cannot read fused attention: switch it off in the model (attn_implementation='eager')"
             )
-        weights = [by_heads(n._saved_result.detach(), len(images)) for n in nodes]
+        exact = passed.logits.dtype  # sums of half precision are not
+        weights = [by_heads(n._saved_result.detach().to(exact), len(images)) for n in nodes]
         n = weights[0].shape[-1]
         found = token_grid(n, passed.grids(), images, halved=False)
         if found is None or any(w.shape[-1] != n for w in weights):
@@ -112,7 +113,7 @@ def attention(model: Model, images: Images, targets: Targets, output: str | None
         if output is not None:
             selected = select_output(passed.logits, targets.clone(), output).sum()
             found_at = torch.autograd.grad(selected, edges)
-            gradients = [g.view_as(w) for g, w in zip(found_at, weights, strict=True)]
+            gradients = [g.view_as(w).to(exact) for g, w in zip(found_at, weights, strict=True)]
     return Attention(weights, gradients, read, *found)
 
 

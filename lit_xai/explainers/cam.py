@@ -102,10 +102,11 @@ def chosen_run(passed: Pass) -> int:
     convolutions = [i for i, r in enumerate(passed.runs) if is_convolution(r.module)]
     norms = [i for i, r in enumerate(passed.runs) if is_norm(r.module)]
     if convolutions and not norms and not only_embeds(passed, convolutions):
-        return convolutions[-1]
-    fits = (i for i in sorted(convolutions + norms, reverse=True) if reads_positions(passed, i))
-    index = next(fits, None)
-    if index is None or (index in convolutions and only_embeds(passed, convolutions[: convolutions.index(index) + 1])):
+        used = (i for i in reversed(convolutions) if gradient_at(passed.probe(), passed.runs[i].output) is not None)
+        return next(used, convolutions[-1])
+    trunk = [i for n, i in enumerate(convolutions, 1) if not only_embeds(passed, convolutions[:n])]
+    index = next((i for i in sorted(trunk + norms, reverse=True) if reads_positions(passed, i)), None)
+    if index is None:
         hidden = any("Checkpoint" in node.name() for node in operations(passed.logits))
         raise UsageError(
             f"{WHAT} cannot see into {CHECKPOINTS}"
@@ -208,7 +209,8 @@ def read(passed: Pass, index: int, targets: Targets, output: str, whole: bool) -
             f"the gradient at layer {name} is zero at every position of the image (the logits read a class token alone): "
             f"name an earlier layer=, such as the first norm of the last block"
         )
-    return Features(name, layout(activation.detach()), layout(gradient))
+    exact = passed.logits.dtype  # sums of half precision are not
+    return Features(name, layout(activation.detach()).to(exact), layout(gradient).to(exact))
 
 
 def to_maps(activation: Tensor, weights: Float[Tensor, "b k"], images: Images) -> Maps:
