@@ -253,6 +253,34 @@ def test_an_untagged_networks_side_and_crop_are_its_configurations():
     assert module.frame == Frame(use.input_size[-1], int(use.input_size[-1] / use.crop_pct), use.interpolation)
 
 
+@pytest.mark.kind("timm: given weights")
+def test_the_side_of_timms_weights_is_that_of_their_position_embeddings(tmp_path):
+    network = tiny_timm(img_size=48)
+    save_file(network.state_dict(), tmp_path / "w.safetensors")
+    options = {k: v for k, v in TINY.items() if k != "img_size"}
+    module, x = (
+        Timm("vit_tiny_patch16_224", weights=str(tmp_path / "w.safetensors"), options=options),
+        torch.rand(1, 3, 48, 48),
+    )
+    assert module.frame.side == 48
+    with torch.no_grad():
+        assert torch.allclose(module.predictor()(x), network((x - 0.5) / 0.5), atol=1e-6)
+
+
+@pytest.mark.kind("timm: training folds")
+def test_a_timm_network_learns(timm_file):
+    module = Timm("vit_tiny_patch16_224", pretrained=timm_file, options=TINY, classes=4, side=32)
+    images, labels = torch.rand(16, 3, 32, 32, generator=seeded(1)), torch.arange(16) % 4
+    optimizer = torch.optim.AdamW(module.parameters(), module.lr)
+    losses = []
+    for _ in range(15):
+        optimizer.zero_grad()
+        losses.append(module.batch_loss((images, labels)))
+        losses[-1].backward()
+        optimizer.step()
+    assert float(losses[-1]) < 0.8 * float(losses[0])
+
+
 @pytest.mark.kind("timm: training folds")
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_training_starts_from_the_weights_of_a_file_with_a_new_head_and_the_datas_channels(timm_file, channels):

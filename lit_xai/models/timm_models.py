@@ -159,11 +159,27 @@ def frame_of(network: Any, options: Mapping[str, Any]) -> Frame:
     return Frame(side, math.floor(side / (use.get("crop_pct") or 0.875)), use.get("interpolation") or "bilinear")
 
 
+def own_side(network: Any, state: Mapping[str, Tensor]) -> int | None:
+    """The side of the images that weights were made for, by their position embeddings; None where it is the network's."""
+    place, mine = state.get("pos_embed"), network.state_dict().get("pos_embed")
+    if place is None or mine is None or place.ndim != 3 or mine.ndim != 3 or place.shape[1] == mine.shape[1]:
+        return None
+    embed = vars(network._modules.get("patch_embed", nn.Identity()))
+    if not {"grid_size", "patch_size"} <= set(embed):
+        return None
+    u, v = embed["grid_size"]
+    return math.isqrt(max(0, place.shape[1] - (mine.shape[1] - u * v))) * embed["patch_size"][0]
+
+
 def as_given(arch: str, file: str, options: dict[str, Any], channels: int, classes: int, side: int) -> tuple[Any, int]:
     """The network of these weights, and how many classes they tell apart."""
     state = read_file(arch, file)
     network = create(arch, options)
     use = network.pretrained_cfg
+    own = own_side(network, state)
+    if own is not None:
+        options["img_size"] = own
+        network = create(arch, options)
     if set(state) != set(network.state_dict()):
         state = as_timms(network, state)
     first = state.get(f"{use.get('first_conv')}.weight")
