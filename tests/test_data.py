@@ -312,6 +312,12 @@ def test_every_epoch_augments_anew_in_any_process(digits, workers):
         assert torch.equal(images, augmented(digits, order.tolist(), (3, now[0])))
 
 
+def test_augmentation_seeds_no_gpu(digits, monkeypatch):
+    """Dropout on a GPU would draw anew from every image's seed; where there is none, the seed is kept for later, slowly."""
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda _: pytest.fail("a GPU's generator was seeded"))
+    augmented(digits, [5], (0, 1))
+
+
 def test_augmentation_leaves_the_global_generator_alone(digits):
     torch.manual_seed(0)
     expected = torch.rand(1)

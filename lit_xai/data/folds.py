@@ -112,7 +112,7 @@ class FoldDataset(Dataset):
     def augmented(self, image: Float[Tensor, "c h w"], sample: int) -> Float[Tensor, "c h w"]:
         """The image after every transform in turn."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stable_hash(*self.key, "augment", sample))
+            torch.random.default_generator.manual_seed(stable_hash(*self.key, "augment", sample))  # no GPU's
             for transform in self.augment:
                 image = transform(image)
         return image
