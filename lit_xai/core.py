@@ -154,7 +154,7 @@ class Component(ABC):  # noqa: B024
         return out
 
 
-def refuse_channels(things: Mapping[str, Component], channels: int) -> None:
+def refuse_channels(things: Mapping[str, Component], channels: int, group: str = "") -> None:
     """Refuse components, by name, that cannot use images of so many channels.
 
     Raises:
@@ -165,7 +165,7 @@ def refuse_channels(things: Mapping[str, Component], channels: int) -> None:
         try:
             thing.check_channels(channels)
         except UsageError as e:
-            why.append(f"{name} {str(e).replace(' .', f' {name}.')}")
+            why.append(f"{group}{name} {str(e).replace(' .', f' {group}{name}.')}")
     if why:
         raise UsageError(f"images have {channels} channels: {'; '.join(why)}; or leave these out")
 

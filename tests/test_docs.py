@@ -45,6 +45,17 @@ def test_your_own_model_gives_a_summary_and_goes_on(
     assert (folder / "summary.json").read_bytes() == summary
 
 
+@pytest.mark.slow
+@pytest.mark.kind("groups")
+def test_the_data_set_of_the_page_on_data_is_audited_by_its_scenes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("data.md", "python")
+    exec(compile(code.replace('"k": 3', '"probes_per_fold": 4, "k": 3'), "data.md", "exec"), {"__name__": "example"})
+    assert capsys.readouterr().out.splitlines()[-1] == "('forest', 'water')"
+
+
 def test_a_trained_model_and_a_module_by_folds_are_audited_as_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -47,7 +47,7 @@ from lit_xai.cli.build import (
 )
 from lit_xai.cli.schema import experiment_name, options, typed
 from lit_xai.cluster.interruption import Interrupted, Interruption, environment, requeue
-from lit_xai.core import Component, Explainer, Filler, Score, as_explainer, as_filler, as_score, refuse_channels
+from lit_xai.core import Explainer, Filler, Score, as_explainer, as_filler, as_score, refuse_channels
 from lit_xai.data.folds import FoldData
 from lit_xai.data.images import check_show
 from lit_xai.engine import Tasks
@@ -214,14 +214,9 @@ class Run:
         """
         channels = shape_of(self.data)["channels"]
         check_show(self.data.show, channels)
-        of: dict[str, Mapping[str, Component]] = {
-            "explainer": self.explainers,
-            "score": self.scores,
-            "filler": self.fillers,
-        }
-        refuse_channels(
-            {f"{group}.{n}": thing for group, things in of.items() for n, thing in things.items()}, channels
-        )
+        refuse_channels(self.explainers, channels, "explainer.")
+        refuse_channels(self.scores, channels, "score.")
+        refuse_channels(self.fillers, channels, "filler.")
 
     @rank_zero_only
     def claim(self) -> None:
