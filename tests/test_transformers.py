@@ -418,6 +418,23 @@ def test_rollout_is_refused_where_not_all_tokens_attend_to_all(family, match):
         AttentionRollout()(made(FAMILIES[family][0]), torch.rand(1, 3, SIDE, SIDE), torch.tensor([0]))
 
 
+class Mirrored(nn.Module):
+    """A transformer that sees an image and its mirror image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = TwoLayers()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inside(x) + self.inside(x.flip(-1))
+
+
+@pytest.mark.kind("a layer that runs twice in one pass")
+def test_rollout_of_two_passes_in_one_is_refused():
+    with pytest.raises(UsageError, match="runs twice in one pass"):
+        GradientRollout()(made(Mirrored), torch.rand(1, 3, SIDE, SIDE), torch.tensor([0]))
+
+
 # --------------------------------------------------------------------------------------------------------------- captum
 
 CHANGED = ("DeepLift", "DeepLiftShap", "GuidedBackprop", "Deconvolution", "LRP")  # methods that change gradients
@@ -481,6 +498,18 @@ def test_residual_sums_are_refused_where_captum_is_wrong_and_only_there(how, met
     else:
         with pytest.raises(UsageError, match=match):
             Captum(method)(network, images, targets)
+
+
+@pytest.mark.kind("captum on residual sums")
+def test_guided_backpropagation_through_layer_norms_is_that_of_its_relus():
+    layers = nn.Conv2d(3, 6, 3, 2), nn.LayerNorm([6, 15, 15]), nn.ReLU(), nn.Flatten(), nn.Linear(1350, 3)
+    network, targets = made(lambda: nn.Sequential(*layers)), torch.tensor([0, 1])
+    images = torch.rand(2, 3, SIDE, SIDE, generator=seeded(1), requires_grad=True)
+    before = network[:2](images)
+    (above,) = torch.autograd.grad(network[2:](before).gather(1, targets[:, None]).sum(), before, retain_graph=True)
+    (gradient,) = torch.autograd.grad(before, images, above.relu())
+    maps = Captum("GuidedBackprop")(network, images.detach(), targets)
+    assert torch.allclose(maps, gradient.mean(1), atol=1e-6)
 
 
 @pytest.mark.kind("captum on residual sums")

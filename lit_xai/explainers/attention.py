@@ -9,6 +9,7 @@ made them, enlarged bilinearly to the image.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from lit_xai.errors import UsageError
 from lit_xai.explainers.layers import (
     CHECKPOINTS,
     attention_of,
+    before,
     differentiable,
     is_convolution,
     layers_of,
@@ -93,6 +95,11 @@ def attention(model: Model, images: Images, targets: Targets, output: str | None
         if any(n.name().startswith("ScaledDotProduct") for n in nodes):
             raise UsageError(
                 f"{WHAT} cannot read fused attention: switch it off in the model (attn_implementation='eager')"
+            )
+        if any(first not in before(second) for first, second in pairwise(nodes)):
+            raise UsageError(
+                f"{WHAT} multiplies layers that follow each other, and this network's do not: it has branches, or runs twice in "
+                f"one pass; use gradcam, or explain the network inside"
             )
         exact = passed.logits.dtype  # sums of half precision are not
         weights = [by_heads(n._saved_result.detach().to(exact), len(images)) for n in nodes]

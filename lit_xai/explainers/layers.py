@@ -234,13 +234,19 @@ def layout_of(passed: Pass, index: int, rows: Tensor | None = None) -> Layout | 
 
 def operations(output: Tensor) -> list[Any]:
     """The operations that an output depends on, as autograd's nodes in the order of their execution."""
-    found, todo = set(), [output.grad_fn]
+    return sorted(before(output.grad_fn), key=lambda n: n._sequence_nr())
+
+
+def before(node: Any) -> set[Any]:
+    """An operation and all those that it depends on."""
+    found: set[Any] = set()
+    todo = [node]
     while todo:
         node = todo.pop()
         if node is not None and node not in found:
             found.add(node)
             todo += [n for n, _ in node.next_functions]
-    return sorted(found, key=lambda n: n._sequence_nr())  # type: ignore[attr-defined]
+    return found
 
 
 def attention_of(output: Tensor) -> list[Any]:

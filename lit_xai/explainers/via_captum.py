@@ -34,15 +34,15 @@ RULES: dict[str, tuple[type[nn.Module], ...]] = {
     "Softplus": (nn.Softplus,),
     "MaxPool2DWithIndices": (nn.MaxPool2d, nn.MaxPool1d),
 }
-# and those that captum takes for linear
+# and those that captum takes for linear; guided methods need no rule for norms, and for sigmoids as gates
+NORMS = "norms of the sample itself"
 BENT = {
     "GELU activations": ("Gelu", "Erf"),
     "SiLU activations": ("Silu",),
     "activations without a rule": ("Mish", "Hardswish", "Hardsigmoid", "Hardtanh", "PreluKernel", "LogSigmoid", "Exp"),
     "sorted or cut values": ("Sort", "Topk", "Maximum", "Minimum", "Max", "Amax", "Abs", "Clamp", "ClampMin", "Where"),
-    "norms of the sample itself": ("NativeLayerNorm", "NativeGroupNorm", "FusedRmsNorm", "Rsqrt", "LinalgVectorNorm"),
+    NORMS: ("NativeLayerNorm", "NativeGroupNorm", "FusedRmsNorm", "Rsqrt", "LinalgVectorNorm"),
 }
-PLAIN = ("Relu", "MaxPool2DWithIndices")  # what guided methods have a rule for, or need none
 PRODUCTS = ("Mul", "Div", "Bmm")
 MISSING = {"DeepLift": 0.01, "LRP": 0.001}  # share of all attributions by which their sum may be wrong
 
@@ -165,10 +165,9 @@ class Captum(Explainer):
             return "attention"
         counts = Counter(node.name().partition("Backward")[0] for node in nodes)
         guided = any(word in self.method for word in GUIDED)
-        bent = next((text for text, names in BENT.items() if any(counts[name] for name in names)), "")
-        if guided:
-            others = (kinds[0].__name__ for name, kinds in RULES.items() if name not in PLAIN and counts[name])
-            bent = bent or next((f"{name} activations" for name in others), "")
+        others = {f"{RULES[n][0].__name__} activations": (n,) for n in ("Elu", "LeakyRelu", "Tanh", "Softplus")}
+        wrong = {k: v for k, v in BENT.items() if k != NORMS} | others if guided else BENT
+        bent = next((text for text, names in wrong.items() if any(counts[name] for name in names)), "")
         if bent:
             return bent
         if not guided and any(is_joint(node, PRODUCTS) for node in nodes):
