@@ -478,6 +478,35 @@ def test_methods_whose_rules_captum_lacks_are_refused_by_name(method, make, matc
         Captum(method)(made(make), torch.rand(2, 3, SIDE, SIDE), torch.tensor([0, 1]))
 
 
+@pytest.mark.kind("wrapped models")
+@pytest.mark.parametrize("wrap", WRAPPED)
+@pytest.mark.parametrize("method", ["DeepLift", "GuidedBackprop"])
+def test_captums_rules_hold_in_a_wrapped_model(method, wrap):
+    network, images, targets = (
+        made(plain_network),
+        torch.rand(2, 3, SIDE, SIDE, generator=seeded(1)),
+        torch.tensor([0, 2]),
+    )
+    expected, wrapped = Captum(method)(network, images, targets), WRAPPED[wrap](network)
+    wrapped(images)
+    assert torch.allclose(Captum(method)(wrapped, images, targets), expected, atol=1e-6)
+
+
+@pytest.mark.kind("wrapped models")
+@pytest.mark.parametrize(
+    ("captum", "wrap", "match"),
+    [
+        (Captum("Saliency"), partial(Checkpointed, reentrant=True), "use_reentrant=False"),
+        (Captum("GuidedBackprop"), torch.jit.script, "pass the module it was made from"),
+        (Captum("LayerGradCam", layer="0"), torch.jit.script, "pass the module it was made from"),
+    ],
+    ids=["checkpoint", "rules", "layer"],
+)
+def test_captum_on_a_wrapped_model_that_it_cannot_see_into_is_refused_with_the_mend(captum, wrap, match):
+    with pytest.raises(UsageError, match=match):
+        captum(wrap(made(plain_network)), torch.rand(1, 3, SIDE, SIDE), torch.tensor([0]))
+
+
 @pytest.mark.kind("captum on residual sums")
 @pytest.mark.parametrize(
     ("how", "method", "match"),

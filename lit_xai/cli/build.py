@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -110,9 +110,25 @@ def is_given(node: Mapping[str, Any]) -> bool:
     return issubclass(kind, Given) and (not issubclass(kind, TrainedModule) or node.get("weights") is not None)
 
 
-def frame_of(node: Mapping[str, Any]) -> Frame:
-    """The pictures that the network of a `model` node takes; torchvision's usual ones of a network that is trained here."""
-    return given_module(node).frame if is_given(node) else Frame()
+def fit_pictures(data: Any, model: Mapping[str, Any], there: Iterable[Mapping[str, Any]]) -> None:
+    """Fill in the size of pictures where a `data` node leaves it open: that of the folder's folds, else what the network takes.
+
+    Args:
+        data: changed in place.
+        model: the node; of a network that is trained here, torchvision's usual pictures.
+        there: the `data` nodes of the folds that are there.
+    """
+    if None not in (data.get("size", 0), data.get("resize", 0)):
+        return
+    had: Mapping[str, Any] = next(iter(there), {})
+    if isinstance(had.get("size"), int) and isinstance(had.get("resize"), int):
+        frame = Frame(had["size"], had["resize"], str(had.get("interpolation", "bilinear")))
+    else:
+        frame = given_module(model).frame if is_given(model) else Frame()
+    data["size"] = data["size"] or frame.side
+    data["resize"] = data["resize"] or round(data["size"] * frame.resize / frame.side)
+    if frame.interpolation != "bilinear" and "interpolation" not in data:
+        data["interpolation"] = frame.interpolation
 
 
 def given_module(node: Mapping[str, Any]) -> Given:

@@ -38,7 +38,7 @@ from lit_xai.cli.build import (
     build_module,
     check_targets,
     finish,
-    frame_of,
+    fit_pictures,
     is_given,
     plain,
     read_config,
@@ -52,7 +52,6 @@ from lit_xai.data.folds import FoldData
 from lit_xai.data.images import check_show
 from lit_xai.engine import Tasks
 from lit_xai.errors import UsageError
-from lit_xai.models.pretrained import Frame
 from lit_xai.models.resnet import stem_for
 from lit_xai.models.trainable import STEPS, SamplerModule, TrainedModule, epochs_for
 from lit_xai.store.files import load_weights, write_atomically
@@ -84,21 +83,8 @@ class Run:
                 f"(data.folds={self.cfg.data.folds})"
             )
 
-        self.fit_pictures()
-
-    def fit_pictures(self) -> None:
-        """Pictures whose size is left open are those that the network takes, or those that the folder was made with."""
-        data = self.cfg.data
-        if None not in (data.get("size", 0), data.get("resize", 0)):
-            return
-        there: dict[str, Any] = next((config["data"] for _, config in self.trained_folds()), {})
-        frame = frame_of(plain(self.cfg.model))
-        if isinstance(there.get("size"), int) and isinstance(there.get("resize"), int):
-            frame = Frame(there["size"], there["resize"], str(there.get("interpolation", "bilinear")))
-        data.size = data.size or frame.side
-        data.resize = data.resize or round(data.size * frame.resize / frame.side)
-        if frame.interpolation != "bilinear" and "interpolation" not in data:
-            data.interpolation = frame.interpolation
+        there = (config["data"] for _, config in self.trained_folds())
+        fit_pictures(self.cfg.data, plain(self.cfg.model), there)
 
     @property
     def name(self) -> str:

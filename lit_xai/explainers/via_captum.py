@@ -14,11 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_xai.calls import evaluating, gated, raw
+from lit_xai.calls import gated, raw
 from lit_xai.core import Explainer, Images, Maps, Model, Passes, Targets
 from lit_xai.errors import UsageError
 from lit_xai.explainers.gradient import reduce_channels
-from lit_xai.explainers.layers import Pass, attends, differentiable, operations, run_through
+from lit_xai.explainers.layers import (
+    CHECKPOINTS,
+    Pass,
+    attends,
+    differentiable,
+    layers_of,
+    operations,
+    run_through,
+)
 from lit_xai.fitting import accepts
 from lit_xai.rng import SampleRng, stable_hash
 
@@ -83,17 +91,21 @@ class Captum(Explainer):
     def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
         rng = SampleRng.default(len(images), rng)
         maps = []
-        with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
+        with differentiable(model):
             attribution = self.build(model)
             images, targets = images.clone(), targets.clone()
-            checked = any(word in self.method for word in (*MISSING, *GUIDED))
-            if checked and len(images) and isinstance(model, nn.Module):
+            if self.changes_gradients and len(images) and isinstance(model, nn.Module):
                 self.check(model, attribution, images)
             single = self.is_random(attribution)
             for rows in [[r] for r in range(len(images))] if single else [list(range(len(images)))]:
                 with seeded(stable_hash(rng.seed, "captum", rng.samples[rows[0]])):
                     maps.append(self.attribute(attribution, images[rows], targets[rows]))
         return torch.cat(maps)
+
+    @property
+    def changes_gradients(self) -> bool:
+        """Whether captum puts rules of its own in the place of some modules' gradients."""
+        return any(word in self.method for word in (*MISSING, *GUIDED))
 
     def build(self, model: Model) -> Any:
         """The captum object for this model."""
@@ -109,6 +121,8 @@ class Captum(Explainer):
         if self.method == "NoiseTunnel":
             return kind(captum.attr.Saliency(model))
         wants = accepts(kind.__init__) or set()
+        if self.changes_gradients or "layer" in wants:
+            layers_of(model, f"captum's {self.method}")
         if "layer" not in wants:
             return kind(model)
         modules = dict(own.named_modules())
@@ -193,7 +207,12 @@ class Captum(Explainer):
             options.setdefault("baselines", torch.zeros_like(images[:1]).repeat(2, 1, 1, 1))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # captum announces the hooks it sets and removes
-            out = attribution.attribute(images.requires_grad_(), target=targets, **options)
+            try:
+                out = attribution.attribute(images.requires_grad_(), target=targets, **options)
+            except RuntimeError as e:
+                if "use_reentrant" not in str(e):
+                    raise
+                raise UsageError(f"captum's {self.method} cannot see into {CHECKPOINTS}") from None
         out = out[0] if isinstance(out, tuple) else out
         out = out.detach().to(images.dtype)
         if out.ndim != 4:
