@@ -290,6 +290,22 @@ class Score(Component):
         """Whether it has such outputs."""
         return type(self).observe is not Score.observe
 
+    @property
+    def explanations(self) -> int:
+        """How many maps of an image `again` asks of its explainer; 0 of a score that takes the map as it is."""
+        return 0
+
+    def again(
+        self,
+        explainer: Explainer | Callable[..., Maps],
+        model: Model,
+        images: Images,
+        targets: Targets,
+        rng: SampleRng | None = None,
+    ) -> Float[Tensor, "b n h w"] | None:
+        """More maps of every image by the explainer whose maps are scored: `observed` by the call, for no other explainer."""
+        return None
+
     def settings(self) -> Sequence[float] | None:
         """What its columns are, of which one is chosen on half of the probes; None of a score of one number."""
         return None

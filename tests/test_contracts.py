@@ -15,6 +15,7 @@ from hydra.utils import get_object, instantiate
 from lit_xai.cli.schema import config_dir
 from lit_xai.core import TrainedOn
 from lit_xai.errors import UsageError
+from lit_xai.explainers import Saliency
 from lit_xai.fillers.fitted import FittedFiller
 from lit_xai.fitting import describe
 from lit_xai.models import resnet18
@@ -242,8 +243,11 @@ def masks() -> Tensor:
 def apply(
     score: Any, model: nn.Module, images: Tensor, maps: Tensor, targets: Tensor, masks: Tensor, rng=RNG
 ) -> Tensor:
-    """The score, with masks for `observed` where it wants them."""
-    return score(model, images, maps, targets, rng, masks if score.truth else None)
+    """The score, with masks for `observed` where it wants them, or with what another method says of the same images."""
+    observed = masks if score.truth else None
+    if score.explanations:
+        observed = score.again(Saliency(), model, images, targets, rng)
+    return score(model, images, maps, targets, rng, observed)
 
 
 @every("score")
@@ -268,7 +272,8 @@ class TestScore:
     def test_depends_on_the_map(self, file, model, images, maps, targets, masks):
         score = build(file)
         values = apply(score, model, images, maps, targets, masks)
-        assert not torch.equal(values, apply(score, model, images, maps.flip(1), targets, masks))
+        other = maps.flip(1).clamp_min(-1)  # another order, and other values
+        assert not torch.equal(values, apply(score, model, images, other, targets, masks))
 
     def test_does_not_depend_on_the_batch(self, file, model, images, maps, targets, masks):
         score, model, images = build(file), model.double(), images.double()
@@ -285,7 +290,7 @@ class TestScore:
 
     def test_shared_observations_give_the_same_value(self, file, model, images, maps, targets):
         score = build(file)
-        if score.truth:  # what it observes comes with the data, not from the model
+        if score.truth or score.explanations:  # what it observes comes with the data, or from each explainer
             return
         observed = score.observe(model, images, targets, RNG)
         shared = score(model, images, maps, targets, RNG, observed)
@@ -299,6 +304,28 @@ class TestScore:
         assert score.reference(masks).shape == (5,)
         with pytest.raises(UsageError, match="needs masks"):
             score(model, images, maps, targets, RNG)
+
+    def test_a_score_that_explains_again_wants_as_many_maps_as_it_says(self, file, model, images, maps, targets):
+        score = build(file)
+        if not score.explanations:
+            assert score.again(Saliency(), model, images, targets, RNG) is None
+            return
+        observed = score.again(Saliency(), model, images, targets, RNG)
+        assert observed.shape == (5, score.explanations, 16, 16)
+        for wrong in (None, observed[:, :0]):
+            with pytest.raises(UsageError, match=r"pass observed=score\.again") as e:
+                score(model, images, maps, targets, RNG, wrong)
+            assert "\n" not in str(e.value)
+
+    def test_an_empty_batch_has_no_scores(self, file, model, images, maps, targets, masks):
+        rng = SampleRng(0, ())
+        assert apply(build(file), model, images[:0], maps[:0], targets[:0], masks[:0], rng).shape == (0,)
+
+    def test_a_model_of_half_precision_has_scores_of_more(self, file, model, images, maps, targets, masks):
+        low, score = model.bfloat16(), build(file)
+        values = apply(score, low, images.bfloat16(), maps, targets, masks)
+        assert values.dtype != torch.bfloat16
+        assert bool(torch.isfinite(values).all())
 
     def test_model_and_map_are_left_as_found(self, file, model, images, maps, targets, masks):
         before = maps.clone(), masks.clone()

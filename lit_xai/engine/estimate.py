@@ -93,24 +93,31 @@ def plan(*several: Tasks, enough: float = ENOUGH, progress: bool = False) -> Pla
     things: dict[str, Explainer | Score] = {f"explainer.{n}": e.fitted(job.trained_on) for n, e in explainers.items()}
     things.update({f"score.{n}": s for n, s in scores.items()})
     each = {name: thing.passes(height, width) for name, thing in things.items()}
+    one, two = seconds_per_image(job.model, images, targets, enough, progress)
+    share = {n: t.share(job.model, images) for n, t in things.items() if isinstance(t, SlidingPatch)}
     asked: dict[str, Passes] = {}
+    took: dict[str, float] = {}
     seen = set()
+
+    def ask(name: str, of: str, times: int) -> None:
+        """Count the passes of `of` for `times` images, and their minutes, under a name."""
+        forward, backward = (n * times for n in each[of])
+        asked[name] = asked.get(name, Passes(0)) + Passes(forward, backward)
+        took[name] = took.get(name, 0.0) + share.get(of, 1.0) * (forward * one + backward * two) / 60
+
     for w in tasks:
-        names = [] if w.meta else [f"explainer.{w.name}"]
+        if not w.meta:
+            ask(f"explainer.{w.name}", f"explainer.{w.name}", len(w.shard))
         for n in w.missing:
             if not scores[n].observes or (n, w.shard) not in seen:
-                names.append(f"score.{n}")
+                ask(f"score.{n}", f"score.{n}", len(w.shard))
                 seen.add((n, w.shard))
-        for name in names:
-            asked[name] = asked.get(name, Passes(0)) + Passes(*(n * len(w.shard) for n in each[name]))
-    seconds, fewer, costs = seconds_per_image(job.model, images, targets, enough, progress), fewer_probes(job), []
+            if scores[n].explanations:
+                ask(f"score.{n}", f"explainer.{w.name}", scores[n].explanations * len(w.shard))
+    fewer, costs = fewer_probes(job), []
     for name, passes in asked.items():
-        minutes = sum(n * s for n, s in zip(passes, seconds, strict=True)) / 60
-        thing = things[name]
-        if isinstance(thing, SlidingPatch):
-            minutes *= thing.share(job.model, images)
-        mends = () if begun(job, name) else (setting(name, thing, height, width), fewer)
-        costs.append(Cost(name, passes, minutes, tuple(m for m in mends if m)))
+        mends = () if begun(job, name) else (setting(name, things[name], height, width), fewer)
+        costs.append(Cost(name, passes, took[name], tuple(m for m in mends if m)))
     costs.sort(key=lambda c: -c.minutes)
     total = sum((c.passes for c in costs), Passes(0))
     maps = sum(len(w.shard) for w in tasks)
@@ -127,16 +134,21 @@ def begun(job: Job, name: str = "*") -> bool:
 def setting(name: str, thing: Any, height: int, width: int) -> str | None:
     """The option of an explainer or score that brings its passes down to about a quarter; None where none halves them."""
     known = {f.name: vars(thing)[f.name] for f in fields(thing)} if is_dataclass(thing) else {}
-    now = sum(thing.passes(height, width))
+    now = size(thing, height, width)
     for count in (n for n in COUNTS if n in known):
         value = known[count]
         if not isinstance(value, int):
             continue
         cheaper = {"stride": [value * 2**i for i in range(1, 7)], "step": [4 * (value or max(height, width))]}
         for other in cheaper.get(count, [max(LEAST, value // 4)]):
-            if 2 * sum(replace(thing, **{count: other}).passes(height, width)) <= now:
+            if 2 * size(replace(thing, **{count: other}), height, width) <= now:
                 return f"{name}.{count}={other}"
     return None
+
+
+def size(thing: Explainer | Score, height: int, width: int) -> int:
+    """What an image costs by the thing's own settings: its passes and, of a score, the maps that it asks for."""
+    return sum(thing.passes(height, width)) + (thing.explanations if isinstance(thing, Score) else 0)
 
 
 def fewer_probes(job: Job) -> str | None:

@@ -42,7 +42,7 @@ def compute(tasks: Tasks, progress: bool = True, on_shard: Callable[[str, int, i
     images that were.
 
     Model outputs that a score needs but that do not depend on the map are computed once per shard and shared by all
-    explainers.
+    explainers; further maps that it needs are each explainer's own.
     """
     job = tasks.job
     fitted = {n: s.fitted(job.trained_on) for n, s in tasks.scores.items()}
@@ -93,12 +93,15 @@ def run(task: Task, scores: Mapping[str, Score], observed: dict[tuple[str, int],
         maps.append(batch_maps[inside].float().cpu())
         for name in task.missing:
             score = scores[name]
-            if (name, start) not in observed:
-                if score.truth is not None and job.truth is not None:
-                    observed[name, start] = job.truth.masks(score.truth, rng.samples).to(images.device)
-                else:
-                    observed[name, start] = score.observe(job.model, images, targets, rng)
-            known = observed[name, start]
+            if score.explanations:  # of this explainer alone
+                known = score.again(explainer, job.model, images, targets, rng)
+            else:
+                if (name, start) not in observed:
+                    if score.truth is not None and job.truth is not None:
+                        observed[name, start] = job.truth.masks(score.truth, rng.samples).to(images.device)
+                    else:
+                        observed[name, start] = score.observe(job.model, images, targets, rng)
+                known = observed[name, start]
             value, found = score.with_details(job.model, images, batch_maps, targets, rng, known)
             values[name].append(value[inside].double().cpu())
             for learned, numbers in found.items():

@@ -5,6 +5,7 @@ from lit_xai.fillers.diffusion import DDIM, DDIMInpainting
 from lit_xai.fillers.flow import Flow
 from lit_xai.fillers.gaussian import ConditionalGaussian
 from lit_xai.fillers.inpaint import Inpainter
+from lit_xai.fillers.noisy_linear import NoisyLinear
 from lit_xai.fillers.patch import PatchSampler
 from lit_xai.fillers.simple import Biharmonic, GaussianNoise, PatchMean, SegmentMean, Shuffle, UniformNoise
 
@@ -20,6 +21,7 @@ __all__ = [
     "GaussianNoise",
     "Inpainter",
     "Mean",
+    "NoisyLinear",
     "PatchMean",
     "PatchSampler",
     "SegmentMean",

@@ -1,7 +1,9 @@
 """Scores (one number per probe) and measures (one number per ensemble)."""
 
+from lit_xai.metrics.again import ClassSensitivity, MaxSensitivity
 from lit_xai.metrics.distance import DISTANCES, map_distance
 from lit_xai.metrics.fidelity import Deletion, Insertion, MuFidelity, NegativeEvidence
+from lit_xai.metrics.infidelity import Infidelity
 from lit_xai.metrics.localisation import (
     BoxIoU,
     LocalisationError,
@@ -13,25 +15,31 @@ from lit_xai.metrics.localisation import (
     settle,
 )
 from lit_xai.metrics.robustness import robustness_table, similarities
+from lit_xai.metrics.simplicity import Complexity, Sparseness
 from lit_xai.metrics.stability import MeGe, ReCo
 from lit_xai.metrics.statistics import Estimate
 
 __all__ = [
     "DISTANCES",
     "BoxIoU",
+    "ClassSensitivity",
+    "Complexity",
     "Deletion",
     "Estimate",
+    "Infidelity",
     "Insertion",
     "LocalisationError",
     "MaskIoU",
     "MaskPrecision",
     "MaskRecall",
     "MassInside",
+    "MaxSensitivity",
     "MeGe",
     "MuFidelity",
     "NegativeEvidence",
     "PointingGame",
     "ReCo",
+    "Sparseness",
     "map_distance",
     "robustness_table",
     "settle",

@@ -31,73 +31,32 @@ def check_scored(images: Images, maps: Tensor) -> None:
         raise UsageError("a map holds NaN or infinite values: explain that image again, or leave it out")
 
 
-# ---------------------------------------------------------------------------------------------------------- muFidelity
+# ------------------------------------------------------------------------------------------- drops against sums of the map
 
 
-@dataclass(frozen=True)
-class MuFidelity(Score):
-    """Correlation, over random subsets S of pixels, of the attribution in S with the drop of the output without S.
+class Drops(Score):
+    """The map's sum over random subsets S of an image's pixels, held against the drops of the output without S.
 
-    Bhatt et al. (2020), Fel et al. (2022) appendix C. In [-1, 1]; NaN for a map or drops that are constant. Over single pixels
-    a smooth map cannot be near 1, however right it is about regions: hence `grid`.
-
-    Args:
-        subsets: random subsets an image.
-        definition: `default` and `paper` take subsets of exactly |S| pixels and Pearson; `xplique` has that library's
-            settings: a 9-grid, cells dropped independently with probability .2, Spearman, undefined counted as 0.
-        share: |S| as a share of the image; None = the definition's (.15, or .2).
-        grid: side of the grid of cells that subsets are made of, 0 = pixels; None = the definition's (0, or 9).
-        correlation: `pearson` or `spearman`; None = the definition's.
-        output: `logit` or `probability`.
-        filler: what replaces the pixels of S.
-        max_batch: most images per model call.
+    What its heirs hold is said there. The drops do not depend on the map: they are observed once for all explainers.
     """
 
     count = "subsets"
-    subsets: int = 200
-    definition: str = "default"
-    share: float | None = None
-    grid: int | None = None
-    correlation: str | None = None
-    output: str = "logit"
-    filler: Filler = field(default_factory=lambda: Colour(0.0))
-    max_batch: int = 64
-    higher_is_better = True
+    subsets: int
+    output: str
+    filler: Filler
+    max_batch: int
 
-    def __post_init__(self) -> None:
-        if self.definition not in ("default", "paper", "xplique"):
-            raise UsageError(f"muFidelity's definition must be default, paper or xplique, found {self.definition!r}")
-        share, grid, correlation = (0.2, 9, "spearman") if self.definition == "xplique" else (0.15, 0, "pearson")
-        for name, value in (("share", share), ("grid", grid), ("correlation", correlation)):
-            if vars(self)[name] is None:
-                object.__setattr__(self, name, value)
-        if self.correlation not in ("pearson", "spearman"):
-            raise UsageError(f"muFidelity's correlation must be pearson or spearman, found {self.correlation!r}")
-        if not 0 < self.share < 1 or self.subsets < 3:  # type: ignore[operator]
-            raise UsageError(f"muFidelity needs share in (0, 1) and 3 subsets, found {self.share}, {self.subsets}")
+    @abstractmethod
+    def removed(self, row: int, height: int, width: int, rng: SampleRng) -> Bool[Tensor, "n h w"]:
+        """The subsets S of one image: True = the pixel is removed."""
 
-    def meaning(self) -> dict[str, Any]:
-        """What the number means."""
-        return {**describe(self), "source": "Bhatt et al. 2020, def. 3; Fel et al. 2022, appendix C"}
+    @abstractmethod
+    def judged(self, sums: Float[Tensor, "b n"], drops: Float[Tensor, "b n"]) -> Scores:
+        """The score, of float64 sums and drops."""
 
     def passes(self, height: int, width: int) -> Passes:
         """One forward pass a subset and one for the image; shared by all explainers of a probe."""
         return Passes(self.subsets + 1)
-
-    def removed(self, row: int, height: int, width: int, rng: SampleRng) -> Bool[Tensor, "n h w"]:
-        """The subsets S of one image: True = the pixel is removed."""
-        assert self.share is not None
-        rows, columns = (self.grid, self.grid) if self.grid else (height, width)
-        cells = rng.uniform("mufidelity", row, (self.subsets, rows * columns))
-        if self.definition == "xplique":
-            chosen = cells <= self.share
-        else:
-            size = max(1, round(self.share * rows * columns))
-            chosen = torch.zeros_like(cells, dtype=torch.bool).scatter_(1, argsort_rows(cells)[:, :size], True)
-        chosen = chosen.view(self.subsets, rows, columns)
-        if self.grid:
-            chosen = F.interpolate(chosen[:, None].float(), size=(height, width), mode="nearest")[:, 0] > 0.5
-        return chosen
 
     def removed_of_batch(self, images: Images, rng: SampleRng) -> Masks:
         """The subsets of every image of the batch."""
@@ -108,7 +67,7 @@ class MuFidelity(Score):
     def observe(
         self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None
     ) -> Float[Tensor, "b n"]:
-        """The drops f(x) - f(x without S): they do not depend on the map."""
+        """The drops f(x) - f(x without S)."""
         model, images, targets = admit(model, images, targets)
         rng = SampleRng.default(len(images), rng)
         removed, refill = self.removed_of_batch(images, rng), Refill(self.filler, images, rng)
@@ -135,7 +94,72 @@ class MuFidelity(Score):
         drops = self.observe(model, images, targets, rng) if observed is None else observed
         removed = self.removed_of_batch(images, rng).flatten(2)
         sums = torch.einsum("bnp,bp->bn", removed.to(torch.float64), maps.flatten(1).double())
-        value = correlate(sums, drops.double(), str(self.correlation))
+        return self.judged(sums, drops.double())
+
+
+@dataclass(frozen=True)
+class MuFidelity(Drops):
+    """Correlation, over random subsets S of pixels, of the attribution in S with the drop of the output without S.
+
+    Bhatt et al. (2020), Fel et al. (2022) appendix C. In [-1, 1]; NaN for a map or drops that are constant. Over single pixels
+    a smooth map cannot be near 1, however right it is about regions: hence `grid`.
+
+    Args:
+        subsets: random subsets an image.
+        definition: `default` and `paper` take subsets of exactly |S| pixels and Pearson; `xplique` has that library's
+            settings: a 9-grid, cells dropped independently with probability .2, Spearman, undefined counted as 0.
+        share: |S| as a share of the image; None = the definition's (.15, or .2).
+        grid: side of the grid of cells that subsets are made of, 0 = pixels; None = the definition's (0, or 9).
+        correlation: `pearson` or `spearman`; None = the definition's.
+        output: `logit` or `probability`.
+        filler: what replaces the pixels of S.
+        max_batch: most images per model call.
+    """
+
+    subsets: int = 200
+    definition: str = "default"
+    share: float | None = None
+    grid: int | None = None
+    correlation: str | None = None
+    output: str = "logit"
+    filler: Filler = field(default_factory=lambda: Colour(0.0))
+    max_batch: int = 64
+    higher_is_better = True
+
+    def __post_init__(self) -> None:
+        if self.definition not in ("default", "paper", "xplique"):
+            raise UsageError(f"muFidelity's definition must be default, paper or xplique, found {self.definition!r}")
+        share, grid, correlation = (0.2, 9, "spearman") if self.definition == "xplique" else (0.15, 0, "pearson")
+        for name, value in (("share", share), ("grid", grid), ("correlation", correlation)):
+            if vars(self)[name] is None:
+                object.__setattr__(self, name, value)
+        if self.correlation not in ("pearson", "spearman"):
+            raise UsageError(f"muFidelity's correlation must be pearson or spearman, found {self.correlation!r}")
+        if not 0 < self.share < 1 or self.subsets < 3:  # type: ignore[operator]
+            raise UsageError(f"muFidelity needs share in (0, 1) and 3 subsets, found {self.share}, {self.subsets}")
+
+    def meaning(self) -> dict[str, Any]:
+        """What the number means."""
+        return {**describe(self), "source": "Bhatt et al. 2020, def. 3; Fel et al. 2022, appendix C"}
+
+    def removed(self, row: int, height: int, width: int, rng: SampleRng) -> Bool[Tensor, "n h w"]:
+        """The subsets S of one image: True = the pixel is removed."""
+        assert self.share is not None
+        rows, columns = (self.grid, self.grid) if self.grid else (height, width)
+        cells = rng.uniform("mufidelity", row, (self.subsets, rows * columns))
+        if self.definition == "xplique":
+            chosen = cells <= self.share
+        else:
+            size = max(1, round(self.share * rows * columns))
+            chosen = torch.zeros_like(cells, dtype=torch.bool).scatter_(1, argsort_rows(cells)[:, :size], True)
+        chosen = chosen.view(self.subsets, rows, columns)
+        if self.grid:
+            chosen = F.interpolate(chosen[:, None].float(), size=(height, width), mode="nearest")[:, 0] > 0.5
+        return chosen
+
+    def judged(self, sums: Float[Tensor, "b n"], drops: Float[Tensor, "b n"]) -> Scores:
+        """Their correlation."""
+        value = correlate(sums, drops, str(self.correlation))
         return torch.nan_to_num(value) if self.definition == "xplique" else value
 
 
@@ -215,7 +239,7 @@ class Curve(Walk):
     (Petsiuk et al., 2018). Ties of the map are broken at random, from the sample's own stream.
 
     Args:
-        step: pixels a step; 0 = the image side (224 px: 225 points).
+        step: pixels a step; 0 = the image side (224 px: 225 points); below 1, a share of the pixels.
         fraction: share of the pixels that is changed in the end, in (0, 1].
         repeats: random orders of the ties that the area is averaged over. The filler's draws are the same for all, so
             a batch of maps without ties is computed once.
@@ -224,7 +248,7 @@ class Curve(Walk):
         max_batch: most images per model call.
     """
 
-    step: int = 0
+    step: float = 0
     fraction: float = 1.0
     repeats: int = 1
     output: str = "probability"
@@ -238,12 +262,19 @@ class Curve(Walk):
 
     def counts(self, height: int, width: int) -> Int[Tensor, "t"]:
         """How many pixels have changed at every point of the curve."""
-        if not 0 < self.fraction <= 1 or self.step < 0 or self.repeats < 1:
+        whole = self.step >= 1 and self.step == int(self.step)
+        if not 0 < self.fraction <= 1 or not (whole or 0 <= self.step < 1) or self.repeats < 1:
             found = f"{self.fraction}, {self.step}, {self.repeats}"
-            raise UsageError(f"a curve needs fraction in (0, 1], step >= 0 and repeats >= 1, found {found}")
-        last = round(self.fraction * height * width)
-        points = torch.arange(0, last, self.step or max(height, width))
-        return torch.cat([points, torch.tensor([last])])
+            raise UsageError(
+                f"a curve needs fraction in (0, 1], step in whole pixels or a share below 1, and repeats >= 1, found {found}"
+            )
+        pixels = height * width
+        last = round(self.fraction * pixels)
+        if 0 < self.step < 1:
+            points = (torch.arange(0, self.fraction, self.step, dtype=torch.float64) * pixels).round().long()
+        else:
+            points = torch.arange(0, last, int(self.step) or max(height, width))
+        return torch.cat([points, torch.tensor([last])]).unique()
 
     def passes(self, height: int, width: int) -> Passes:
         """One forward pass a point and order of the ties."""
@@ -252,7 +283,8 @@ class Curve(Walk):
     def resolve(self, model: Model, images: Images) -> dict[str, Any]:
         """The step in pixels and the number of points."""
         height, width = images.shape[-2:]
-        return {"step": self.step or max(height, width), "points": len(self.counts(height, width))}
+        step = round(self.step * height * width) if self.step < 1 else int(self.step)
+        return {"step": step or max(height, width), "points": len(self.counts(height, width))}
 
     def curve(
         self,
