@@ -73,8 +73,8 @@ def side_of(path: Path) -> int:
         try:
             with Image.open(file) as picture:
                 sides.append(min(picture.size))
-        except OSError:
-            continue
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            continue  # whoever reads it says what is wrong with it
     usual = median(sides) if sides else 128
     return next((s for s in (128, 64) if s <= usual), 32)
 

@@ -23,6 +23,7 @@ from lit_xai.data.truth import shape_of
 from lit_xai.errors import UsageError
 from lit_xai.report import draw
 from lit_xai.report.runs import artifact_name, cleaned, project_name, tags_of
+from lit_xai.store.fold import FoldStore
 from PIL import Image
 from torch import Tensor
 
@@ -206,7 +207,7 @@ def test_an_empty_class_keeps_its_number_and_test_pictures_of_unknown_classes_ar
 @pytest.mark.parametrize(
     ("folders", "text"),
     [
-        (["train/a", "valid/a", "test/a", "extra/a"], "train/ and valid/ are read, extra/, test/ not"),
+        (["train/a", "valid/a", "test/a", "extra/a"], "train/ and valid/ is read and extra/, test/ is not"),
         (["Training/a", "Validation/a"], ""),
         (["a", "notes"], "notes/ in .*: no pictures, no class"),
         (["a", "checkpoints/mine/fold=0"], "checkpoints/ in .*: no pictures, no class"),
@@ -338,9 +339,15 @@ def test_a_set_of_medmnist_is_found_by_name_and_size_with_its_classes_and_its_va
 
 
 @pytest.mark.kind("MedMNIST by name")
-def test_the_yaml_of_medmnist_names_data_by_the_set() -> None:
-    cfg = compose("train", ["data=medmnist", "data.set=pathmnist_64", "explainer=[]", "score=[]"])
-    assert cfg.data.name == "pathmnist_64"
+def test_a_command_trains_on_a_set_of_medmnist_with_its_groups(tmp_path: Path) -> None:
+    part = {"images": bytes_of(8, 8), "labels": np.arange(6)[:, None] % 2, "patient": np.arange(6) // 2}
+    archive(tmp_path / "breastmnist_64.npz", **{f"{p}_{k}": v for p in ("train", "val") for k, v in part.items()})
+    small = ["data=medmnist", "data.set=breastmnist_64", f"data.root={tmp_path}", "data.groups=patient", "data.folds=2"]
+    small += ["model.network.width=2", "trainer.max_epochs=1", "explain=false", "logger=none", "progress=false"]
+    run("train", tmp_path, small=small)
+    split = FoldStore(tmp_path / "breastmnist_64-resnet18" / "fold=0").read_predictions().split
+    assert len(split.samples) == 12
+    assert torch.equal(split.fold_of[:6], split.fold_of[6:])
 
 
 # --------------------------------------------------------------------------------------------------------------- groups
@@ -487,8 +494,6 @@ def test_a_command_keeps_patients_together(tmp_path: Path) -> None:
     ]
     small += ["model.network.width=2", "trainer.max_epochs=1", "explain=false", "logger=none", "progress=false"]
     run("train", tmp_path, f"data.root={tmp_path / 'mine'}", r"data.groups=p(\d)_", small=small)
-    from lit_xai.store.fold import FoldStore
-
     split = FoldStore(tmp_path / "folder-resnet18" / "fold=0").read_predictions().split
     assert bool((split.fold_of[:6] == split.fold_of[6:]).all())
     assert bool((split.fold_of[::2] == split.fold_of[1::2]).all())

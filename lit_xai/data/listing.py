@@ -138,7 +138,7 @@ class Layout:
             return Layout(base, base, None)
         left = [f"{d.name}/" for d in folders.values() if d not in (train, held) and d.name != "masks"]
         used = f"{train.name}/{f' and {held.name}/' if held else ''}"
-        notes = (f"of {base}, {used} are read, {some(left)} not",) if left else ()
+        notes = (f"of {base}, {used} is read and {some(left)} is not",) if left else ()
         return Layout(base, train, held, notes)
 
     def classes(self, leave: Sequence[Path]) -> tuple[list[str], list[str]]:
