@@ -109,6 +109,17 @@ def test_a_picture_that_cannot_be_read_rightly_is_refused_by_its_name(tmp_path: 
 
 
 @pytest.mark.kind("formats of pictures")
+@pytest.mark.parametrize(("colour", "value"), [("white", 1.0), ("black", 0.0)])
+def test_transparent_pixels_lie_on_the_background_that_is_asked_for(tmp_path: Path, colour: str, value: float) -> None:
+    half = coloured().convert("RGBA")
+    half.paste((250, 0, 0, 0), (0, 0, 6, 10))
+    saved(tmp_path / "x.png", "PNG", half)
+    x = pictures(str(tmp_path), 10, 10, transparent=colour).train.images([0])[0]
+    assert float((x[:, :, :4] - value).abs().max()) < 0.01
+    assert float((x[1, 3:, 7:] - 250 / 255).abs().max()) < 0.01
+
+
+@pytest.mark.kind("formats of pictures")
 def test_a_bomb_is_refused_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = saved(tmp_path / "x.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)

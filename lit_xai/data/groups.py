@@ -58,8 +58,10 @@ def of_samples(values: Any, samples: int, what: str = "groups") -> Int[Tensor, "
     except TypeError:
         raise UsageError(f"{what} must be a list or array of {samples} values, found {values!r:.60}") from None
     found = [v.reshape(-1)[0] if isinstance(v, np.ndarray | Tensor) and v.ndim and len(v) == 1 else v for v in found]
-    if len(found) != samples or any(isinstance(v, np.ndarray | Tensor) and v.ndim for v in found):
+    if len(found) != samples:
         raise UsageError(f"{what} must hold one value a sample: found {len(found)} for {samples} samples")
+    if any(isinstance(v, np.ndarray | Tensor) and v.ndim for v in found):
+        raise UsageError(f"{what} must hold one value a sample: found several, of shape {tuple(found[0].shape)}")
     return codes(found, what)
 
 

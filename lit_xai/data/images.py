@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from lit_xai.data.threads import side_by_side
-from lit_xai.data.truth import Truth, check_opaque, framed, opened, upright
+from lit_xai.data.truth import Truth, check_opaque, flattened, framed, opened, upright
 from lit_xai.errors import UsageError
 
 GREY = ("1", "L", "LA")  # modes of grey-scale files
@@ -51,7 +51,8 @@ class InMemory:
 class OnDisk:
     """Picture files, decoded when asked for: shorter side to `resize`, then the central `size` pixels.
 
-    `grey` says what a grey-scale file among colour pictures is: `refuse` it, or `convert` it. Where all of them fit into
+    `grey` says what a grey-scale file among colour pictures is: `refuse` it, or `convert` it; `transparent`, on what pixels that let
+    something through lie: `white` or `black` (None refuses them). Where all of them fit into
     `KEPT` bytes, each is decoded once in a process.
     """
 
@@ -60,11 +61,14 @@ class OnDisk:
     resize: int
     grey: str = "refuse"
     interpolation: str = "bilinear"
+    transparent: str | None = None
     decoded: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.grey not in ("refuse", "convert"):
             raise UsageError(f"data.grey must be refuse or convert, found {self.grey!r}")
+        if self.transparent not in (None, "white", "black"):
+            raise UsageError(f"data.transparent must be white or black, or null to refuse, found {self.transparent!r}")
 
     def __len__(self) -> int:
         return len(self.files)
@@ -111,7 +115,7 @@ class OnDisk:
         return found
 
     def read(self, file: Path) -> UInt8[Tensor, "c h w"]:
-        """One picture as RGB, upright: palette files are converted, an alpha channel must be fully opaque.
+        """One picture as RGB, upright: palette files are converted, transparent pixels flattened.
 
         Raises:
             UsageError: the file is damaged, grey-scale, has transparent pixels, or more than 8 bits a channel.
@@ -121,12 +125,13 @@ class OnDisk:
         with opened(file) as picture:
             if picture.mode.startswith(("I", "F")):  # the conversion would clip
                 raise UsageError(f"{file} has more than 8 bits a channel ({picture.mode}): save it with 8 bits first")
-            check_opaque(picture, file)
+            if self.transparent is None:
+                check_opaque(picture, file)
             if self.grey == "refuse" and picture.mode in GREY:
                 raise UsageError(
                     f"{file} is grey-scale among colour pictures: save it as RGB, or set data.grey=convert"
                 )
-            image = T.pil_to_tensor(upright(picture).convert("RGB"))
+            image = T.pil_to_tensor(flattened(upright(picture), self.transparent).convert("RGB"))
         return framed(image, self.resize, self.size, interpolation=self.interpolation)
 
 

@@ -140,7 +140,7 @@ def as_image(value: Any) -> Float[Tensor, "c h w"]:
     image = torch.as_tensor(np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value).detach()
     if image.ndim == 2:
         image = image[None]
-    if image.ndim != 3 or not image.numel():
+    if image.ndim != 3 or not image.numel() or image.is_complex():
         raise ValueError(f"has an image of shape {tuple(image.shape)}")
     a, b, c = image.shape
     if (c in LAST and a > max(LAST)) or (a == b > 16 >= c):
@@ -212,7 +212,7 @@ class MapStyle:
             )
         low, high = (float(v) for v in torch.aminmax(image))
         if low < -ROUNDING or high > 1 + ROUNDING:
-            divide = " (divide by 255)" if low >= 0 and high > 16 else ""
+            divide = " (divide by 255)" if low >= 0 and 16 < high <= 255 else ""
             raise UsageError(
                 f"the data set gives images of shape {tuple(image.shape)} in [{low:.3g}, {high:.3g}] "
                 f"({name_of(self.dataset, i)}): give [c, h, w] in [0, 1]{divide} and put normalisation inside the model"

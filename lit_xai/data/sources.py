@@ -137,6 +137,7 @@ def folder_source(
     masks: str | Path | None = None,
     boxes: str | Path | None = None,
     grey: str = "refuse",
+    transparent: str | None = None,
 ) -> Source:
     """Pictures in one folder per class (torchvision's ImageFolder layout), with `train/` and `val/` or `test/` if there.
 
@@ -148,6 +149,7 @@ def folder_source(
         name: the data set's name.
         masks, boxes: ground truth of the training pictures (see `truth_beside`).
         grey: `refuse` or `convert` grey-scale files.
+        transparent: `white` or `black`, on which transparent pixels lie; None refuses them.
     """
     base = Path(root).expanduser()
     layout = Layout.of(base)
@@ -172,17 +174,22 @@ def folder_source(
     empty = [n for i, n in enumerate(names) if i not in set(found.labels)]
     return Source(
         name,
-        OnDisk(files, size, resize, grey),
+        OnDisk(files, size, resize, grey, transparent=transparent),
         torch.tensor(found.labels, dtype=torch.long),
         tuple(map(shown, names)),
-        listing_digest(files, base, size, resize, empty),
-        OnDisk(test, size, resize, grey) if test else None,
+        stamped(listing_digest(files, base, size, resize, empty), transparent),
+        OnDisk(test, size, resize, grey, transparent=transparent) if test else None,
         torch.tensor(held.labels, dtype=torch.long) if held is not None and test else None,
         truth_beside(files, base, size, resize, own_path(masks), own_path(boxes)),
         root=base,
         paths=tuple(f.relative_to(base).as_posix() for f in files),
         notes=tuple(notes),
     )
+
+
+def stamped(identity: str, transparent: str | None) -> str:
+    """The stamp of pictures whose transparent pixels lie on a background; as it was where they are refused."""
+    return identity if transparent is None else digest(identity, f"on {transparent}")
 
 
 def own_path(path: str | Path | None) -> Path | None:
@@ -199,6 +206,7 @@ def pictures(
     boxes: str | Path | None = None,
     grey: str = "refuse",
     interpolation: str = "bilinear",
+    transparent: str | None = None,
 ) -> Source:
     """Pictures without labels, directly in one folder: for explaining a pretrained network's own predictions.
 
@@ -211,10 +219,10 @@ def pictures(
         raise UsageError(f"no pictures ({', '.join(PICTURES)}) in {base}: point data.root= at a folder that has some")
     labels = torch.full((len(files),), -1)
     truth = truth_beside(files, base, size, resize, own_path(masks), own_path(boxes))
-    identity = listing_digest(files, base, size, resize)
+    identity = stamped(listing_digest(files, base, size, resize), transparent)
     left = [f.name for f in sorted(base.iterdir()) if f.suffix.lower() in UNREAD and visible(f.name)]
     notes = (f"{len(left)} files in {base} are of kinds that are not read here: {some(left)}",) if left else ()
-    images = OnDisk(files, size, resize, grey, interpolation)
+    images = OnDisk(files, size, resize, grey, interpolation, transparent)
     if interpolation != "bilinear":
         identity = digest(identity, interpolation)
     return Source(

@@ -147,7 +147,19 @@ def opaque(picture: Any) -> bool:
 def check_opaque(picture: Any, file: Path) -> None:
     """Refuse a picture with an alpha channel, or a transparent colour, that is not fully opaque."""
     if not opaque(picture):
-        raise UsageError(f"{file} has transparent pixels: flatten it onto a background first")
+        raise UsageError(
+            f"{file} has transparent pixels: flatten it onto a background first, or by data.transparent=white"
+        )
+
+
+def flattened(picture: Any, colour: str | None) -> Any:
+    """A picture on a background of this colour, where it lets something through; None leaves it as it is."""
+    from PIL import Image
+
+    if colour is None or opaque(picture):
+        return picture
+    above = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", above.size, colour), above)
 
 
 def framed(image: Tensor, resize: int, size: int, nearest: bool = False, interpolation: str = "bilinear") -> Tensor:
