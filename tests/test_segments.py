@@ -252,6 +252,10 @@ def test_parameters_that_mean_nothing_are_refused(segmenter):
     assert "\n" not in str(error.value)
 
 
-def test_images_of_two_channels_are_refused():
-    with pytest.raises(UsageError, match="1 or 3 channels"):
-        Grid(2)(torch.zeros(1, 2, 4, 4))
+@pytest.mark.kind("4 and more channels")
+@pytest.mark.parametrize("channels", [2, 4, 13])
+def test_colours_of_other_than_one_or_three_channels_are_refused_and_a_grid_needs_none(channels):
+    for segmenter in (Quickshift(), Slic()):
+        with pytest.raises(UsageError, match=r"of 1 or 3 channels: take a grid, .*segments\.Grid"):
+            segmenter(torch.zeros(1, channels, 4, 4))
+    assert torch.equal(Grid(2)(torch.rand(1, channels, 4, 4)), Grid(2)(torch.zeros(1, 3, 4, 4)))

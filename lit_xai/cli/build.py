@@ -118,7 +118,7 @@ def fit_pictures(data: Any, model: Mapping[str, Any], there: Iterable[Mapping[st
         model: the node; of a network that is trained here, torchvision's usual pictures.
         there: the `data` nodes of the folds that are there.
     """
-    if "resize" not in data or None not in (data.size, data.resize):
+    if "resize" not in data or None not in (data["size"], data["resize"]):
         return
     had: Mapping[str, Any] = next(iter(there), {})
     if isinstance(had.get("size"), int) and isinstance(had.get("resize"), int):
