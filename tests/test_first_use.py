@@ -88,7 +88,10 @@ def test_explainers_that_came_later_are_the_folders_too(trained: Path, tmp_path:
     assert "done: 1 shards" in done.stdout
 
 
-@pytest.mark.parametrize("lost", ["nothing", "a shard", "a score", "an explainer"])
+SLOWLY = [pytest.param(lost, marks=pytest.mark.slow) for lost in ("a score", "an explainer")]
+
+
+@pytest.mark.parametrize("lost", ["nothing", "a shard", *SLOWLY])
 def test_status_and_explain_agree_on_what_is_complete(trained: Path, tmp_path: Path, lost: str) -> None:
     root = tmp_path / "copy"
     shutil.copytree(trained, root)

@@ -366,7 +366,7 @@ def cases(draw) -> Case:
     return Case(model, image, patch, [t for t, _ in where], [s for _, s in where], rows, costs)
 
 
-@pytest.mark.parametrize("examples", [200, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [80, pytest.param(500, marks=pytest.mark.slow)])
 def test_logits_of_random_networks_equal_the_models(examples):
     effects, carried = [], []
 

@@ -94,6 +94,7 @@ def test_a_killed_sampler_resumes_to_the_same_weights(finished, tmp_path):
     assert all(torch.equal(ours[k], v) for k, v in theirs.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "small",
     [
@@ -314,6 +315,7 @@ def test_rank_correlation_of_the_study_is_that_of_its_points():
     assert reco != reco
 
 
+@pytest.mark.slow
 def test_damaged_weights_are_those_of_a_training_with_damage(study, tmp_path):
     options = ["explainer=[]", "score=[]", "weight_noise=0.3", "fold=0"]
     run("train", tmp_path, *options, small=CLASSIFIER)

@@ -205,6 +205,7 @@ def test_two_processes_stop_at_the_same_batch_whichever_is_signalled(undisturbed
     assert shards(tmp_path / "disturbed") == shards(undisturbed_pair)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_rank_that_is_killed_ends_the_others_and_the_same_command_completes(
     undisturbed_pair: Path, tmp_path: Path, rank: int
