@@ -434,6 +434,7 @@ def written(root: Path, source: Source, name: str) -> str:
         "path": source.paths,
         "below": [p.partition("/")[2] for p in source.paths],
         "name": [p.rpartition("/")[2] for p in source.paths],
+        "stem": [Path(p).stem for p in source.paths],
     }
     if name in files:
         rows = "\n".join(f'"{f}",{p},x' for f, p in zip(files[name], patients, strict=True))
@@ -452,11 +453,19 @@ def written(root: Path, source: Source, name: str) -> str:
 
 
 @pytest.mark.kind("groups")
-@pytest.mark.parametrize("form", ["path", "below", "name", "rows", "npy", "npz", "expression", "whole match"])
+@pytest.mark.parametrize("form", ["path", "below", "name", "stem", "rows", "npy", "npz", "expression", "whole match"])
 def test_groups_are_read_in_every_form(tmp_path: Path, form: str) -> None:
     source = of_files(tmp_path)
     found = groups.read(source, written(tmp_path, source, form), "groups")
     assert found.tolist() == [0, 0, 1, 1, 2, 2] * 2
+
+
+@pytest.mark.kind("groups")
+def test_a_table_of_a_spreadsheet_is_read(tmp_path: Path) -> None:
+    source = of_files(tmp_path)
+    rows = "".join(f"{Path(p).stem};{i // 2 % 3}\r\n" for i, p in enumerate(source.paths))
+    (tmp_path / "meta.csv").write_bytes(b"\xef\xbb\xbf" + f"Image_ID;Patient\r\n{rows}".encode())
+    assert groups.read(source, "meta.csv", "groups").tolist() == [0, 0, 1, 1, 2, 2] * 2
 
 
 @pytest.mark.kind("groups")

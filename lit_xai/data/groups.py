@@ -25,7 +25,19 @@ from torch import Tensor
 from lit_xai.data.images import Source
 from lit_xai.errors import UsageError
 
-FILE_COLUMNS = ("file", "filename", "file_name", "path", "image")
+FILE_COLUMNS = (
+    "file",
+    "filename",
+    "file_name",
+    "filepath",
+    "file_path",
+    "path",
+    "image",
+    "image_name",
+    "image_path",
+    "image_id",
+    "img",
+)
 
 
 def codes(values: Iterable[Any], what: str = "groups") -> Int[Tensor, "n"]:
@@ -125,7 +137,8 @@ def matched(paths: Sequence[str], pattern: str, key: str) -> list[str]:
     unmatched = [path for path, m in zip(paths, found, strict=True) if m is None]
     if unmatched:
         raise UsageError(
-            f"{key}={pattern} is not found in {len(unmatched)} of {len(paths)} paths, such as {unmatched[0]}"
+            f"{key}={pattern} is not found in {len(unmatched)} of {len(paths)} paths, such as {unmatched[0]} (a column of a table is "
+            f"FILE.csv:COLUMN)"
         )
     return ["\0".join(g or "" for g in m.groups()) if m.groups() else m.group() for m in found if m is not None]
 
@@ -134,13 +147,15 @@ def column(source: Source, file: Path, name: str, key: str) -> list[str]:
     """A column of a table, a value a sample."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
-            rows = csv.DictReader(lines, delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
+            first = lines.readline()
+            lines.seek(0)
+            rows = csv.DictReader(lines, delimiter=max(",;\t", key=first.count))
             heads, table = list(rows.fieldnames or ()), list(rows)
     except (OSError, UnicodeDecodeError, csv.Error) as e:
         raise UsageError(
             f"{file} cannot be read for {key} ({e}): write it as text with a line of column names"
         ) from None
-    by = next((c for c in FILE_COLUMNS if c in heads and c != name), None)
+    by = next((c for c in heads if c.lower() in FILE_COLUMNS and c != name), None)
     others = [c for c in heads if c != by]
     name = name or (others[0] if len(others) == 1 else "")
     if name not in heads:
@@ -168,14 +183,17 @@ def column(source: Source, file: Path, name: str, key: str) -> list[str]:
 
 
 def in_table(paths: Sequence[str], known: dict[str, str], file: Path, key: str) -> list[str]:
-    """The value of every path: by the path itself, by the path below `train/`, or by a name that no other file has."""
-    below, names = (Counter(way(p) for p in paths) for way in (below_first, lambda p: Path(p).name))
+    """The value of every path: by the path itself, or by the path below `train/`, the name, or the name without its ending
+    where no other file has the same.
+    """
+    ways = (below_first, lambda p: Path(p).name, lambda p: Path(p).stem)
+    counts = [Counter(map(way, paths)) for way in ways]
     out: list[str] = []
     lacking: list[str] = []
     for path in paths:
-        shorter = [(below_first(path), below), (Path(path).name, names)]
-        ways = [path, *(text for text, count in shorter if count[text] == 1)]
-        value = next((known[w] for w in ways if w in known), None)
+        shorter = [way(path) for way in ways]
+        also = [text for text, count in zip(shorter, counts, strict=True) if count[text] == 1]
+        value = next((known[w] for w in (path, *also) if w in known), None)
         (lacking if value is None else out).append(path if value is None else value)
     if lacking:
         raise UsageError(
