@@ -570,6 +570,19 @@ def test_folders_and_files_of_configurations_may_have_any_name(tmp_path: Path) -
     assert "cap: 41" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["data=medmnist"], r"data\.set is needed: give data\.set="),
+        (["data=folder", "data.root=/a/${b}"], r"Interpolation key 'b' not found.*\$\{\.\.\.\} stands for"),
+    ],
+)
+def test_a_value_that_names_what_is_missing_is_one_line(overrides: list[str], text: str) -> None:
+    with pytest.raises(CommandError, match=text) as found:
+        compose("train", [*map(quoted, overrides), "explainer=[]", "score=[]"])
+    assert "\n" not in str(found.value)
+
+
 @pytest.mark.kind("paths on the command line")
 def test_a_wrong_key_is_still_one_line() -> None:
     with pytest.raises(CommandError, match=r"unknown key model\.root"):

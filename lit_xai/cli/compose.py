@@ -51,7 +51,13 @@ def compose(command: str, overrides: list[str], hydra_config: bool = False) -> A
     for key in map(str, cfg):
         if key not in known:
             raise CommandError(f"unknown key {key} (in an experiment's file?){did_you_mean(key, command, [])}")
-    missing = sorted(OmegaConf.missing_keys(cfg))
+    try:
+        missing = sorted(OmegaConf.missing_keys(cfg))
+    except OmegaConfBaseException as e:  # a value that names another key, which is missing or not there
+        needed = re.search(r"Missing mandatory value: (\S+)", str(e))
+        if needed is None:
+            raise CommandError(f"{one_line(e, overrides, command)}: ${{...}} stands for the value of a key") from None
+        missing = [needed[1]]
     if missing:
         raise CommandError(f"{missing[0]} is needed: give {missing[0]}=...")
     return cfg
