@@ -243,10 +243,12 @@ class Score(Component):
 
     Attributes:
         higher_is_better: its direction.
+        against_nulls: whether being better than maps that ignore the model says something; else the column has no marks.
         truth: the mask of that name is handed to the call as `observed`; None = it is not scored against masks.
     """
 
     higher_is_better: bool
+    against_nulls: ClassVar[bool] = True
     truth: str | None = None
 
     @abstractmethod

@@ -224,6 +224,7 @@ def test_windows_are_whole_squares_that_reach_every_pixel(height, width):
     assert windows.flatten(1).sum(1).tolist() == [side**2] * 2000
     assert set(windows.any(2).sum(1).tolist()) == set(windows.any(1).sum(1).tolist()) == {side}
     assert height > 20 or bool(windows.any(0).all())
+    assert score.resolve(lambda x: x, torch.rand(1, 1, height, width)) == {"window": side}
 
 
 @pytest.mark.parametrize("wrong", [{"subsets": 0}, {"window": 0}, {"window": 224}], ids=str)
@@ -365,6 +366,12 @@ def test_every_score_has_a_column_with_its_direction_and_its_nulls(tmp_path):
         engine.explain(predicted(job(tmp_path, fold=fold)), methods, scores, progress=False)
     summary = summarise(Ensemble(tmp_path), progress=False)
     assert {n: summary.columns[n] for n in scores} == {n: n == "sparseness" for n in scores}
+    marked = {n for n in scores if summary.about(n)["null"] == "edges"}
+    assert marked == {
+        "class_sensitivity",
+        "infidelity",
+    }  # of the others a map that ignores the model may have the best value
+    assert {n for row in summary.rows for n in row.marks} == marked
     rows = {row.explainer: row.estimates for row in summary.rows}
     assert rows["edges"]["class_sensitivity"].value == 1
     assert all(math.isfinite(rows["saliency"][n].value) for n in scores)

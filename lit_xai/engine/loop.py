@@ -119,6 +119,7 @@ def run(task: Task, scores: Mapping[str, Score], observed: dict[tuple[str, int],
             "definition": task.spec.wanted[n],
             "resolved": resolved.get(n, {}),
             "higher_is_better": scores[n].higher_is_better,
+            **({} if scores[n].against_nulls else {"against_nulls": False}),
             **({"files": task.spec.files[n]} if task.spec.files[n] else {}),
             **({} if (settings := scores[n].settings()) is None else {"settings": list(settings)}),
         }

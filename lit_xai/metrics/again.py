@@ -96,7 +96,8 @@ class MaxSensitivity(Again):
     """The largest ||Phi(x') - Phi(x)|| / ||Phi(x)|| over draws of x' near x, l2 norms over pixels: at least 0, lower is better.
 
     x' is x plus uniform noise in [-radius, radius], independent for every pixel and channel, clipped to [0, 1]: it stays an image and
-    within the ball. NaN for a map of zeros, of which nothing is a share.
+    within the ball. NaN for a map of zeros, of which nothing is a share. A map that ignores the image has 0, the best there is: nothing
+    is marked against nulls.
 
     Args:
         draws: of x'.
@@ -110,6 +111,7 @@ class MaxSensitivity(Again):
     draws: int = 10
     radius: float = 0.02
     higher_is_better = False
+    against_nulls = False
     source = (
         "Yeh et al. 2019, max-sensitivity by Monte Carlo over the ball, divided by the norm of the map (as captum does)"
     )

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lit_xai.core import REFERENCE_SIDE, Filler, Scores
+from lit_xai.core import REFERENCE_SIDE, Filler, Images, Model, Scores
 from lit_xai.core import scaled as at_side
 from lit_xai.errors import UsageError
 from lit_xai.fillers.constant import Colour
@@ -59,9 +59,17 @@ class Infidelity(Drops):
         source = "Yeh et al. 2019, square removal; optimal scaling as in its experiments (captum: normalize=True)"
         return {**describe(self), "source": source}
 
+    def resolve(self, model: Model, images: Images) -> dict[str, Any]:
+        """The windows' side in pixels of these images."""
+        return {"window": self.side(*images.shape[-2:])}
+
+    def side(self, height: int, width: int) -> int:
+        """The same of an image of this size."""
+        return at_side(self.window, min(height, width), odd=False, least=1)
+
     def removed(self, row: int, height: int, width: int, rng: SampleRng) -> Bool[Tensor, "n h w"]:
         """The windows of one image."""
-        side = at_side(self.window, min(height, width), odd=False, least=1)
+        side = self.side(height, width)
         room = torch.tensor([height - side + 1, width - side + 1])
         corner = (rng.uniform("infidelity", row, (self.subsets, 2)) * room).long().minimum(room - 1)
         top, left = corner[:, 0, None, None], corner[:, 1, None, None]

@@ -18,8 +18,12 @@ from lit_xai.rng import SampleRng
 
 
 class OfMass(Score):
-    """A score of |map| as a distribution over pixels; NaN for a map of zeros, which has none."""
+    """A score of |map| as a distribution over pixels; NaN for a map of zeros, which has none.
 
+    It describes a map and says nothing of the model: it is not marked against nulls.
+    """
+
+    against_nulls = False
     source: ClassVar[str] = ""
 
     @abstractmethod

@@ -215,7 +215,7 @@ def mark(summary: Summary, row: Row, column: str) -> Mark | None:
     Labels that were permuted are the null of a measure that has them; its mark is about these.
     """
     e, up = row.estimates.get(column), summary.columns[column]
-    if e is None or math.isnan(e.low) or (column in MEASURES and not MEASURES[column].against_nulls):
+    if e is None or math.isnan(e.low) or not summary.against_nulls(column):
         return None
     nulls = nulls_of(summary, row, column)
     apart = {name: d for name, null in nulls.items() if (d := paired(column, e, null)) is not None}

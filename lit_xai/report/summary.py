@@ -153,14 +153,18 @@ class Summary:
         """Whether higher is better, also of the similarities of variants."""
         return self.columns.get(column, column != "stability")
 
+    def against_nulls(self, column: str) -> bool:
+        """Whether a null explainer says what is good in a column; else nothing is marked."""
+        known = MEASURES.get(column)
+        return known.against_nulls if known else self.definitions.get(column, {}).get("against_nulls", True)
+
     def at_its_best(self, null: str, column: str) -> bool:
         """Whether a null has the best value of a measure of distances by construction: its maps are the same for all predictors."""
         return column in MEASURES and null in self.distances and not bool(self.distances[null][0].any())
 
     def about(self, column: str) -> dict[str, Any]:
         """What the numbers of a column mean and are compared with: direction, target, version, null and correction."""
-        said, known = self.definitions.get(column, {}), MEASURES.get(column)
-        marked = known is None or known.against_nulls
+        said, marked = self.definitions.get(column, {}), self.against_nulls(column)
         whole = any(column in row.to_whole for row in self.rows)
         nulls = [name for name in self.nulls if not self.at_its_best(name, column)]
         null = said.get("null") or ", ".join([*nulls, *["whole image"] * whole]) if marked else None
