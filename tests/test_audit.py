@@ -54,6 +54,7 @@ def test_one_command_trains_explains_and_evaluates_all_folds(audited: tuple[Path
     assert "digits-resnet18 fold 1: train and explain, done in" in text
 
 
+@pytest.mark.slow
 def test_several_models_have_a_folder_each_and_go_on_from_what_is_there(audited: tuple[Path, str]) -> None:
     text = run("audit", audited[0], "models=[resnet18,lipschitz]", "dry_run=true", small=SMALL).stdout
     resnet18, lipschitz = audited[0] / "digits-resnet18", audited[0] / "digits-lipschitz"

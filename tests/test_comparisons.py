@@ -110,7 +110,7 @@ def marked(methods: list[Estimate], nulls: list[Estimate]) -> tuple[bool, bool]:
     return any(m.sign for m in corrected(marks, "").values()), any(m.p <= 0.05 for m in marks.values())
 
 
-@pytest.mark.parametrize("nulls", [1, 3])
+@pytest.mark.parametrize("nulls", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_no_explainer_is_marked_in_95_of_100_columns_where_none_differs_from_the_null(nulls):
     runs = 200
     hits = []

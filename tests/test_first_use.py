@@ -142,6 +142,7 @@ def test_the_table_is_shown_where_it_cannot_be_written(trained: Path, tmp_path: 
     assert "could not be written" in refusal(done)
 
 
+@pytest.mark.slow
 def test_an_offline_run_says_how_it_is_sent(trained: Path) -> None:
     done = run("evaluate", trained, f"name={NAME}", small=["progress=false"])
     (line,) = (x for x in done.stdout.splitlines() if x.startswith("W&B: "))

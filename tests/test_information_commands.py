@@ -71,6 +71,7 @@ def test_a_finished_sampler_is_not_trained_again(finished):
     assert "complete: nothing to do" in run("train", finished, "fold=1", small=SAMPLER).stdout
 
 
+@pytest.mark.slow
 def test_a_lost_picture_is_made_again_without_training(copy):
     fold = copy / "digits-patch_sampler" / "fold=0"
     weights, table_ = (fold / "model.ckpt").read_bytes(), (fold / "quality.csv").read_bytes()

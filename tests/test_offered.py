@@ -655,7 +655,12 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    "choice", ["explainer=[brightness]", "experiment=mine", "+explainer.brightness={_target_:own_methods.Brightness}"]
+    "choice",
+    [
+        "explainer=[brightness]",
+        pytest.param("experiment=mine", marks=pytest.mark.slow),
+        pytest.param("+explainer.brightness={_target_:own_methods.Brightness}", marks=pytest.mark.slow),
+    ],
 )
 def test_own_code_runs_where_the_user_names_it(tmp_path: Path, own: Path, choice: str) -> None:
     small = [o for o in SMALL if not o.startswith("explainer=")]

@@ -219,6 +219,7 @@ def test_what_is_there_already_is_not_told_to_change(trained: Path, pictures: Pa
     assert mends == {"explainer.rise": "leave it out", "explainer.smoothgrad": "explainer.smoothgrad.samples=15"}
 
 
+@pytest.mark.slow
 def test_a_long_command_names_its_dearest_part(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "seconds_per_image", lambda *_, **__: (1.0, 0.0))
     options = ["explainer=[random,rise]", "explainer.rise.masks=300", "trainer.max_epochs=1"]

@@ -89,6 +89,7 @@ def test_what_a_method_knows_of_its_maps_is_kept(finished: Path, summary: dict) 
     assert {0 < float(r["deletion/start"]) < 1 for r in rows} == {True}
 
 
+@pytest.mark.slow
 def test_a_score_that_is_added_later_keeps_the_maps(finished: Path, tmp_path: Path) -> None:
     import shutil
 
@@ -111,6 +112,7 @@ def test_scores_against_masks_need_masks(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_fillers_are_compared_by_what_they_remove(finished: Path) -> None:
     done = run("explain", finished, "filler=[black,mean,uniform_noise]")
     with (finished / "shapes-resnet18" / "fold=0" / "removal.csv").open() as file:
