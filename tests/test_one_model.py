@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import lit_xai
 import pytest
 import torch
 from lit_xai.crossval import explain_model
@@ -120,3 +121,9 @@ def test_a_model_or_labels_that_do_not_fit_are_refused_in_a_line(tmp_path: Path,
     with pytest.raises(UsageError, match=text):
         explain_model(network, TensorDataset(DATA.tensors[0], labels), METHODS, tmp_path, progress=False)
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_an_audit_leaves_the_mode_as_it_was_where_labels_are_numbered(tmp_path: Path) -> None:
+    mine, words = model().train(), TensorDataset(DATA.tensors[0], DATA.tensors[1] + 5)
+    lit_xai.audit(mine, words, {"saliency": Saliency()}, tmp_path, scores={}, checks=0, progress=False)
+    assert all(m.training for m in mine.modules())

@@ -31,14 +31,19 @@ class HasPredictor(Protocol):
 
 def predictor_of(module: nn.Module) -> nn.Module:
     """What gets explained: `module.predictor()` where there is one."""
-    return (module.predictor() if isinstance(module, HasPredictor) else module).eval()
+    return part_of(module).eval()
+
+
+def part_of(module: nn.Module) -> nn.Module:
+    """The same in the mode that it is in."""
+    return module.predictor() if isinstance(module, HasPredictor) else module
 
 
 def outputs_of(model: nn.Module | Callable[[], nn.Module], image: Tensor) -> int | None:
     """The number of classes of a model, or of one that is made; None where its output does not say."""
-    given = predictor_of(model if isinstance(model, nn.Module) else model())
+    given = part_of(model if isinstance(model, nn.Module) else model())
     with evaluating(given), torch.inference_mode():
-        found: Any = given(image.to(next(given.parameters(), image).device))
+        found = Gate(given).answer(image.to(next(given.parameters(), image).device))
     logits = found if isinstance(found, Tensor) else way_to_logits(found)(found)
     return max(2, logits.shape[1]) if logits.ndim == 2 else 2 if logits.shape == (1,) else None
 
