@@ -13,7 +13,7 @@ from lit_xai.explainers import Lime
 from lit_xai.explainers.lime import PixelCosineKernel, SegmentDistance, Toggle
 from lit_xai.fillers.diffusion import DDIMModule, Denoising
 from lit_xai.fillers.flow import Flow, FlowModule
-from lit_xai.fillers.generative import GenerativeFiller, normal
+from lit_xai.fillers.generative import GenerativeFiller
 from lit_xai.models import resnet18
 from lit_xai.rng import SampleRng
 from torch import nn
@@ -226,12 +226,9 @@ def on_gpu(report: Report) -> None:
         report.rows.append([name, GPU_DRAWS, None, None, None, None, None, None, encode, draw])
         target = f"{name}: the paper's {PAPER[kind]:g} s per 1,000 samples over ours"
         report.targets.append(Target(target, PAPER[kind] / (encode + draw), FASTER, at_least=True))
-    noise = [torch.Generator().manual_seed(i) for i in range(GPU_CHUNK)]
-    once = seconds(lambda: normal(noise, torch.empty(GPU_CHUNK, 3, GPU_SIDE, GPU_SIDE))) / GPU_CHUNK
     report.notes.append(
         f"{GPU_SIDE} px: {torch.cuda.get_device_name()}, calls of {GPU_CHUNK}; the paper has an RTX 3090 Ti. "
-        f"A flow computes in float32 alone. The CPU draws a DDIM's noise while the network works: "
-        f"{once * (GPU_STEPS - 1) * 1000:.2g} s of each 1,000 draws."
+        "A flow computes in float32 alone."
     )
 
 

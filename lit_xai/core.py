@@ -103,13 +103,19 @@ class Component(ABC):  # noqa: B024
     Attributes:
         count: the parameter that says how many masks, steps or samples a result rests on; empty where there is none. The head of
             a table gives it.
+        deterministic: it takes no number from the samples' noise itself. A class that is handed noise and does not say takes some.
     """
 
     count: ClassVar[str] = ""
+    deterministic: ClassVar[bool] = True
 
     def components(self) -> dict[str, Component]:
         """The components among its own fields, by name."""
         return components_of(self)
+
+    def draws_numbers(self) -> bool:
+        """Whether it, or a component inside it, takes numbers from the samples' noise: then another noise gives another result."""
+        return not self.deterministic or any(c.draws_numbers() for c in self.components().values())
 
     def fitted(self: C, trained_on: TrainedOn) -> C:
         """This component, and all inside it, told what the predictor was trained on."""
@@ -178,6 +184,7 @@ class Explainer(Component):
     """
 
     null: ClassVar[bool] = False
+    deterministic: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
@@ -203,12 +210,12 @@ class Filler(Component):
     """Replaces hidden pixels. Kept pixels are returned untouched.
 
     Attributes:
-        deterministic: all draws are alike.
+        deterministic: all draws are alike; whatever it paints, it takes no noise.
         turn_off_rate: share of the superpixels that are hidden where its samples are judged, in (0, 1]; 1 = they are whole
             new images.
     """
 
-    deterministic = False
+    deterministic: ClassVar[bool] = False
     turn_off_rate = 0.5
 
     @abstractmethod
@@ -247,6 +254,7 @@ class Score(Component):
         truth: the mask of that name is handed to the call as `observed`; None = it is not scored against masks.
     """
 
+    deterministic: ClassVar[bool] = False
     higher_is_better: bool
     against_nulls: ClassVar[bool] = True
     truth: str | None = None

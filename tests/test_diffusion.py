@@ -205,7 +205,7 @@ def test_eta_zero_gives_the_image_back(noise):
 def test_decoded_noise_has_the_images_distribution(eta):
     sampler = gaussian(steps=500, side=20)
     code = torch.randn(200, 1, 20, 20, generator=seeded(2), dtype=torch.float64)
-    x = 2 * sampler.decode(code, eta, [seeded(100 + i) for i in range(200)]) - 1
+    x = 2 * sampler.decode(code, eta, SampleRng.default(200).noise("filler")) - 1
     assert abs(float(x.mean()) - MEAN) < 5 * SIGMA / math.sqrt(x.numel())
     assert abs(float(x.std()) / SIGMA - 1) < 0.02
 
@@ -257,7 +257,7 @@ def test_painting_keeps_what_is_visible():
 def test_before_they_are_put_back_visible_pixels_are_untouched_outside_the_seam():
     x, keep = pictures(3, 12), half()
     sampler = gaussian(DDIMInpainting, 12, steps=10, blur=1.0)
-    raw = sampler.draw(x, sampler.encode(x), [0, 1, 2], keep[:, 0], [seeded(i) for i in range(3)])
+    raw = sampler.draw(x, sampler.encode(x), torch.arange(3), keep[:, 0], RNG.noise("filler"))
     assert torch.allclose(raw[..., :3], x[..., :3], atol=1e-6)
     assert float((raw[..., 5] - x[..., 5]).abs().max()) > 1e-3
 

@@ -181,7 +181,7 @@ def test_rise_equals_a_loop_over_its_own_masks(convnet, targets, size):
     expected = torch.zeros(2, *size).double()
     cell = [-(-side // 4) for side in size]
     for row in range(2):
-        pattern, top, left = rise.patterns(row, *size, rng)
+        pattern, top, left = rise.patterns(rng.noise("rise")[row].parts(11), *size)
         for cells, t, s in zip(pattern, top.tolist(), left.tolist(), strict=True):
             big = F.interpolate(cells[None, None].double(), size=(5 * cell[0], 5 * cell[1]), mode="bilinear")[0, 0]
             mask = big[t : t + size[0], s : s + size[1]]

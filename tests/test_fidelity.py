@@ -78,19 +78,24 @@ def test_xplique_counts_an_undefined_mufidelity_as_zero(linear, rgb, targets):
     assert score.tolist() == [0] * 5
 
 
+def subsets(score: MuFidelity, height: int, width: int) -> Tensor:
+    """All subsets of sample 7."""
+    return score.removed(score.noise(SampleRng(0, (7,))).parts(score.subsets), height, width)[0]
+
+
 def test_subsets_hold_exactly_their_share_of_the_pixels():
-    removed = MuFidelity(subsets=30).removed(0, 12, 10, SampleRng(0, (7,)))
+    removed = subsets(MuFidelity(subsets=30), 12, 10)
     assert removed.sum((1, 2)).tolist() == [18] * 30  # 15 % of 120
     assert len(removed.flatten(1).unique(dim=0)) == 30
 
 
 def test_subsets_reach_every_pixel_equally_often():
-    removed = MuFidelity(subsets=2000).removed(0, 6, 6, SampleRng(0, (7,)))
+    removed = subsets(MuFidelity(subsets=2000), 6, 6)
     assert removed.float().mean(0).flatten().tolist() == pytest.approx([5 / 36] * 36, abs=0.035)  # 4 standard errors
 
 
 def test_subsets_on_a_grid_remove_whole_cells():
-    removed = MuFidelity(subsets=10, grid=3).removed(0, 12, 12, SampleRng(0, (7,))).float()
+    removed = subsets(MuFidelity(subsets=10, grid=3), 12, 12).float()
     cells = torch.nn.functional.avg_pool2d(removed[:, None], 4)
     assert set(cells.unique().tolist()) <= {0.0, 1.0}
     assert cells.sum((1, 2, 3)).tolist() == [1] * 10  # 15 % of 9 cells
@@ -116,7 +121,7 @@ def test_mufidelity_of_pixels_and_of_cells_are_taken_where_no_score_is_named():
 def test_xplique_removes_a_fifth_of_the_cells_of_a_nine_grid_independently():
     score = MuFidelity(subsets=400, definition="xplique")
     assert (score.grid, score.share, score.correlation) == (9, 0.2, "spearman")
-    cells = score.removed(0, 9, 9, SampleRng(0, (7,))).float()
+    cells = subsets(score, 9, 9).float()
     assert float(cells.mean()) == pytest.approx(0.2, abs=0.01)
     assert len(cells.sum((1, 2)).unique()) > 5
 
@@ -343,13 +348,13 @@ def test_only_tied_pixels_are_shuffled():
 def test_the_first_order_of_ties_is_that_of_the_samples_stream():
     rng = SampleRng(0, (3, 8))
     for row in range(2):
-        order = torch.randperm(16, generator=rng.generator("ties", row))
+        order = rng.noise("ties")[row].part(0).order(16)
         assert torch.equal(descending_position(torch.zeros(2, 4, 4), rng)[row][order], torch.arange(16))
 
 
-def test_the_first_order_of_ties_has_not_changed():
+def test_the_first_order_of_ties_stays_as_it_is():
     position = descending_position(torch.zeros(1, 3, 3), SampleRng(0, (3,)))
-    assert position.tolist() == [[3, 2, 4, 0, 6, 8, 5, 1, 7]]
+    assert position.tolist() == [[0, 3, 2, 5, 1, 8, 6, 7, 4]]
 
 
 def test_every_repeat_has_its_own_order_of_ties():
@@ -586,7 +591,7 @@ def test_negative_ties_go_in_the_samples_random_order():
     rng, flat = SampleRng(0, (3,)), torch.full((1, 4, 4), -1.0)
     image = torch.arange(16.0).view(1, 1, 4, 4) / 16
     curve = NegativeEvidence(steps=16, output="logit", filler=Colour(0.0)).curve(additive, image, flat, FIRST, rng)
-    order = torch.randperm(16, generator=rng.generator("ties", 0))
+    order = rng.noise("ties")[0].part(0).order(16)
     expected = image.mean() - torch.cat([torch.zeros(1), image.flatten()[order].cumsum(0)]) / 16
     assert curve[0].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
 

@@ -18,7 +18,7 @@ from lit_xai.fillers import UniformNoise
 from lit_xai.fillers.constant import Colour
 from lit_xai.fillers.patch import PatchModule, PatchNetwork, PatchSampler
 from lit_xai.fillers.simple import Independent
-from lit_xai.rng import SampleRng
+from lit_xai.rng import Noise, SampleRng
 from scipy.special import gammaln
 from scipy.stats import binom
 from torch import Tensor, nn
@@ -33,9 +33,10 @@ CLASSES = 3
 class Patches(Independent):
     """The toy's own distribution: 2 x 2 pixel patches, all white with probability `HIGH`, else all black."""
 
-    def paint(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        white = torch.rand(image.shape[0], image.shape[1] // 2, image.shape[2] // 2, generator=generator) < HIGH
-        return white.float().repeat_interleave(2, 1).repeat_interleave(2, 2)
+    def paint(self, images: Tensor, noise: Noise) -> Tensor:
+        channels, height, width = images.shape[1:]
+        white = noise.uniform((channels, height // 2, width // 2)) < HIGH
+        return white.to(images.dtype).repeat_interleave(2, -1).repeat_interleave(2, -2)
 
 
 class Toy(nn.Module):

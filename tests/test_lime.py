@@ -238,24 +238,40 @@ def test_passes_are_samples_or_the_cap():
 # ---------------------------------------------------------------------------------------------------------------- masks
 
 
+def drawn(masks: Toggle, numbers: range, superpixels: int) -> Tensor:
+    """The masks of these numbers of sample 0."""
+    own = torch.ones(1, superpixels, dtype=torch.bool)
+    return masks.visible(SampleRng.default(1).noise("lime"), numbers, own)[0]
+
+
 def test_masks_show_superpixels_with_probability_keep_independently():
-    z = torch.cat([Toggle(keep=0.3).visible(SampleRng.default(1), 0, 6, b) for b in range(20)]).double()
-    z = z[1:]
+    z = drawn(Toggle(keep=0.3), range(1, 5000), 6).double()
     assert float((z.mean(0) - 0.3).abs().max()) < 5 * math.sqrt(0.21 / len(z))
     correlation = torch.corrcoef(z.T) - torch.eye(6)
     assert float(correlation.abs().max()) < 5 / math.sqrt(len(z))
 
 
 def test_only_the_very_first_mask_hides_nothing():
-    rng = SampleRng.default(1)
-    assert bool(Toggle(keep=0.0).visible(rng, 0, 5, 0)[0].all())
-    assert not bool(Toggle(keep=0.0).visible(rng, 0, 5, 1).any())
-    assert not bool(Toggle(keep=0.0, whole_first=False).visible(rng, 0, 5, 0).any())
-    assert bool(Toggle(keep=1.0).visible(rng, 0, 5, 1).all())
+    assert bool(drawn(Toggle(keep=0.0), range(9), 5)[0].all())
+    assert not bool(drawn(Toggle(keep=0.0), range(9), 5)[1:].any())
+    assert not bool(drawn(Toggle(keep=0.0), range(1, 9), 5).any())
+    assert not bool(drawn(Toggle(keep=0.0, whole_first=False), range(9), 5).any())
+    assert bool(drawn(Toggle(keep=1.0), range(1, 9), 5).all())
+
+
+@pytest.mark.parametrize("masks", [Toggle(), Coalitions()])
+def test_a_mask_depends_on_sample_number_and_superpixel_alone(masks):
+    noise = SampleRng(4, (8, 3, 5)).noise("lime")
+    own = torch.arange(30) < torch.tensor([12, 7, 30])[:, None]
+    whole = masks.visible(noise, range(2, 300), own)
+    alone = masks.visible(noise[[1]], range(40, 50), own[[1], :7])
+    assert torch.equal(whole[1, 38:48, :7], alone[0])
+    assert not bool(whole[1, :, 7:].any())
+    assert 0.2 < float(whole[1, :, :7].float().mean()) < 0.8
 
 
 def test_coalitions_have_the_sizes_of_kernel_shap_and_uniform_members():
-    z = torch.cat([Coalitions().visible(SampleRng.default(1), 0, 6, b) for b in range(40)])
+    z = drawn(Coalitions(), range(10_000), 6)
     assert bool(z[0].all())
     assert not bool(z[1].any())
     z = z[2:].double()

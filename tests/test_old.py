@@ -1,16 +1,19 @@
-"""A folder that an earlier version left (tests/old.zip, made at commit bd678b3): its results are reused, none is refused."""
+"""A folder that an earlier version left (tests/old.zip, made at commit bd678b3): its results are reused, but for maps that were drawn
+by another version of the noise.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from lit_xai.store.fold import read_shard
 
-from test_commands import run
+from test_commands import Done, run
 
 NAMED = ["name=digits-resnet18", "root=checkpoints", "progress=false"]
 # what the folder's own commands said of data and model
@@ -25,18 +28,55 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "checkpoints" / "digits-resnet18"
 
 
+DRAWN = ["lime", "pmi", "random", "rise"]
+
+
+def explain(fold: int, *options: str, check: bool = True) -> Done:
+    """One fold's, without checks."""
+    options = (f"fold={fold}", "checks=0", "logger=none", *options)
+    return run("explain", Path("checkpoints"), *options, small=NAMED, check=check)
+
+
+def forget(old: Path, *names: str) -> None:
+    """Delete maps of these explainers, as the line says."""
+    for folder in (f / kind / n for f in old.glob("fold=*") for kind in ("maps", "disagreements") for n in names):
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(("probes", "kind"), [("random", "maps"), ("disagreements", "disagreements")])
+def test_maps_that_were_drawn_with_other_noise_are_refused_in_one_line(old: Path, probes: str, kind: str) -> None:
+    before = {f: f.read_bytes() for f in old.rglob("*.safetensors")}
+    done = explain(0, f"probes={probes}", check=False)
+    folders = f"checkpoints/digits-resnet18/fold=0/{kind}/{{{','.join(DRAWN)}}}"
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"error: {folders} was drawn by another version of the noise (noise: None there, 2 here), and maps of both do not mix: "
+        f"choose another name=, or rm -r {folders}"
+    )
+    assert {f: f.read_bytes() for f in old.rglob("*.safetensors")} == before
+
+
 @pytest.mark.parametrize("probes", ["random", "disagreements"])
-def test_its_maps_are_reused(old: Path, probes: str) -> None:
+def test_its_maps_of_methods_that_draw_nothing_are_reused(old: Path, probes: str) -> None:
+    forget(old, *DRAWN)
     before = {f: f.read_bytes() for f in old.rglob("*.safetensors")}
     for fold in (0, 1):
-        done = run("explain", Path("checkpoints"), f"fold={fold}", f"probes={probes}", "logger=none", small=NAMED)
-        if probes == "random":
-            assert "the maps of random probes are there; new are 20 of fresh weights, 20 of other noise" in done.stdout
-        elif fold == 1:  # its predictor is right on the one disagreement
-            assert "is complete: nothing to do" in done.stdout
-        else:
-            assert "the maps of labels are there; new are 5 of what this predictor wrongly says" in done.stdout
+        explain(fold, f"probes={probes}", "explainer=[saliency]", "score=[insertion]")
     assert {f: f.read_bytes() for f in before} == before
+
+
+def test_a_score_that_draws_is_computed_anew_from_its_maps(old: Path) -> None:
+    forget(old, *DRAWN)
+    (shard,) = (old / "fold=0" / "maps" / "saliency").iterdir()
+    was, said = read_shard(shard)
+    assert "noise" not in said["scores"]["mufidelity"]["definition"]
+    explain(0, "explainer=[saliency]")
+    now, says = read_shard(shard)
+    assert says["scores"]["mufidelity"]["definition"] == {**said["scores"]["mufidelity"]["definition"], "noise": 2}
+    assert says["scores"]["insertion"] == said["scores"]["insertion"]
+    assert says["fingerprint"] == said["fingerprint"]
+    assert {n for n in was if not torch.equal(now[n], was[n])} == {"score/mufidelity"}
+    assert "complete: nothing to do" in explain(0, "explainer=[saliency]").stdout
 
 
 def test_its_predictors_are_not_trained_again(old: Path) -> None:
@@ -48,22 +88,22 @@ def test_its_predictors_are_not_trained_again(old: Path) -> None:
 
 @pytest.mark.slow
 def test_a_shard_that_is_missing_is_made_as_it_was(old: Path) -> None:
-    shards = [next((old / "fold=1" / "maps" / name).iterdir()) for name in ("lime", "pmi", "rise")]
-    before = [load_file(shard) for shard in shards]
-    for shard in shards:
-        shard.unlink()
-    run("explain", Path("checkpoints"), "fold=1", "logger=none", small=NAMED)
-    for shard, was in zip(shards, before, strict=True):
-        now = load_file(shard)
-        new = {k for k in now if k.startswith("detail/") and k.count("/") == 2}  # where a score's walk starts and ends
-        assert set(now) - new == set(was)
-        assert all(torch.equal(now[k], was[k]) for k in was), shard
+    forget(old, *DRAWN)
+    (shard,) = (old / "fold=1" / "maps" / "saliency").iterdir()
+    was = read_shard(shard)[0]
+    shard.unlink()
+    explain(1, "explainer=[saliency]")
+    now = read_shard(shard)[0]
+    new = {k for k in now if k.startswith("detail/") and k.count("/") == 2}  # where a score's walk starts and ends
+    assert set(now) - new == set(was)
+    assert all(torch.equal(now[k], was[k]) for k in was if k != "score/mufidelity")
 
 
 @pytest.mark.slow
 def test_it_is_evaluated_beside_maps_of_today(old: Path) -> None:
+    forget(old, "random")
     for fold in (0, 1):
-        run("explain", Path("checkpoints"), f"fold={fold}", "explainer=[gradcam]", "logger=none", small=NAMED)
+        explain(fold, "explainer=[gradcam]")
     run("evaluate", Path("checkpoints"), "logger=none", small=NAMED)
     summary = json.loads((old / "summary.json").read_text())
     assert set(summary["rows"]) == {"gradcam", "lime", "pmi", "rise", "saliency", "random"}

@@ -153,7 +153,7 @@ def test_class_sensitivity_by_ssim_equals_scikit_images(convnet, rgb, targets, m
 def test_infidelity_equals_captums_of_the_same_windows(captum, convnet, rgb, targets, maps, scaled, filler):
     model, images = convnet.double(), rgb.double()
     score = Infidelity(subsets=20, scaled=scaled, filler=filler)
-    removed = score.removed_of_batch(images, RNG)
+    removed = score.removed(score.noise(RNG).parts(score.subsets), *images.shape[-2:])
 
     def perturb(x: Tensor) -> tuple[Tensor, Tensor]:
         gone = filler(images, ~removed, RNG)[:, :, 0].flatten(0, 1)

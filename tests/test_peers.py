@@ -121,7 +121,7 @@ def test_mufidelity_equals_scipys_correlation_over_the_same_subsets(convnet, rgb
         result = MuFidelity(subsets=25, grid=grid, correlation=how)(model, images, maps, targets, rng)
         for row in range(5):
             sums, drops = [], []
-            for removed in score.removed(row, 12, 12, rng):
+            for removed in score.removed(score.noise(rng)[row].parts(25), 12, 12):
                 with torch.no_grad():
                     pair = model(torch.stack([images[row], images[row] * ~removed]))[:, targets[row]]
                 sums.append(float(maps[row][removed].sum()))

@@ -305,7 +305,7 @@ def samples_of(images, filler, hides=0.5, draws=9):
     rng, segments = SampleRng(3, ORDER), Grid(3)(images)
     out = []
     for row in range(len(images)):
-        u = rng.uniform("sampler masks", row, (draws, 9))
+        u = rng.noise("sampler masks")[row].parts(draws).uniform((9,))
         for n in range(draws):
             keep = (u[n] >= hides)[segments[row]]
             one = filler(images[[row]], keep[None, None], rng.take([row], [n]), 1, segments[[row]])

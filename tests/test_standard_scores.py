@@ -219,7 +219,7 @@ def test_a_map_of_zeros_has_the_mean_squared_drop(linear, rgb, targets):
 @pytest.mark.parametrize(("height", "width"), [(12, 20), (20, 12), (224, 224)])
 def test_windows_are_whole_squares_that_reach_every_pixel(height, width):
     score = Infidelity(subsets=2000)
-    windows = score.removed(0, height, width, RNG)
+    windows = score.removed(score.noise(RNG)[0].parts(score.subsets), height, width)
     side = min(height, width) // 4
     assert windows.flatten(1).sum(1).tolist() == [side**2] * 2000
     assert set(windows.any(2).sum(1).tolist()) == set(windows.any(1).sum(1).tolist()) == {side}
@@ -282,8 +282,8 @@ def test_imputed_pixels_have_normal_noise_of_their_own():
 def test_an_image_of_which_nothing_is_seen_is_grey_with_the_noise():
     keep = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
     images = torch.rand(1, 3, 8, 8, generator=seeded(1))
-    assert torch.equal(NoisyLinear(0.0)(images, keep, RNG)[0, 0, 0], torch.full((3, 8, 8), 0.5))
-    assert 0 < float((NoisyLinear()(images, keep, RNG) - 0.5).abs().max()) < 0.1
+    assert torch.equal(NoisyLinear(0.0)(images, keep, RNG.take([0]))[0, 0, 0], torch.full((3, 8, 8), 0.5))
+    assert 0 < float((NoisyLinear()(images, keep, RNG.take([0])) - 0.5).abs().max()) < 0.1
 
 
 def test_imputation_without_a_hole_gives_the_image(rgb):

@@ -31,8 +31,9 @@ def noisy_labels(split: Split, classes: int, share: float) -> Int[Tensor, "n"]:
         raise UsageError(f"label_noise must lie in [0, 1], found {share}")
     labels = split.labels.clone()
     rng = SampleRng(split.seed, tuple(split.samples.tolist()))
-    draws = torch.stack([rng.uniform("label_noise", row, (2,)) for row in range(len(labels))]) if share else None
-    if draws is not None:
+    if share:
+        generators = (rng.generator("label_noise", row) for row in range(len(labels)))
+        draws = torch.stack([torch.rand(2, generator=g) for g in generators])
         wrong = draws[:, 0].argsort(stable=True)[: round(share * len(labels))]
         shift = 1 + (draws[wrong, 1] * (classes - 1)).long().clamp_max(classes - 2)
         labels[wrong] = (labels[wrong] + shift) % classes

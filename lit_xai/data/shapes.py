@@ -99,9 +99,8 @@ def draw_chunk(
     rng = SampleRng(seed, tuple(indices.tolist()))
     grids = [3 * g * g for g in COARSE]
     numbers = (SCALARS, *grids, size * size)
-    u, *coarse, grain = torch.stack(
-        [rng.uniform(f"shapes/{split}", row, (sum(numbers),)) for row in range(len(indices))]
-    ).split(numbers, dim=1)
+    drawn = [torch.rand(sum(numbers), generator=rng.generator(f"shapes/{split}", row)) for row in range(len(indices))]
+    u, *coarse, grain = torch.stack(drawn).split(numbers, dim=1)
     labels = indices % len(CLASSES)
     mask = shape_masks(labels, u[:, :4], size)
 

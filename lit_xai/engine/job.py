@@ -15,7 +15,7 @@ from lit_xai.data.images import ImageSet, digest
 from lit_xai.data.truth import Truth
 from lit_xai.errors import UsageError
 from lit_xai.fitting import describe, model_hash
-from lit_xai.rng import SampleRng
+from lit_xai.rng import NOISE, SampleRng
 from lit_xai.store.fold import FoldStore
 from lit_xai.store.names import DECISIONS, RANDOM
 
@@ -86,6 +86,7 @@ class Job:
             "probes": digest(self.samples),
             "targets": digest(self.targets),
             "explainer": describe(explainer),
+            **noise_of(explainer),
             "checkpoint": self.checkpoint,
             "fold": self.store.fold,
         }
@@ -116,6 +117,11 @@ def read_from(thing: Component, trained_on: TrainedOn) -> dict[str, Any]:
         return {}
     fitted = {name: {k: v for k, v in c.items() if k != "digest"} for name, c in found.items()}
     return {"fitted": fitted, "files": {name: c["digest"] for name, c in found.items()}}
+
+
+def noise_of(thing: Component) -> dict[str, Any]:
+    """The version of the noise, of what draws from it."""
+    return {"noise": NOISE} if thing.draws_numbers() else {}
 
 
 def files_of(thing: Component, trained_on: TrainedOn) -> dict[str, str]:

@@ -98,7 +98,9 @@ def run(task: Task, scores: Mapping[str, Score], observed: dict[tuple[str, int],
             else:
                 if (name, start) not in observed:
                     if score.truth is not None and job.truth is not None:
-                        observed[name, start] = job.truth.masks(score.truth, rng.samples).to(images.device)
+                        observed[name, start] = job.truth.masks(score.truth, [int(s) for s in rng.samples]).to(
+                            images.device
+                        )
                     else:
                         observed[name, start] = score.observe(job.model, images, targets, rng)
                 known = observed[name, start]

@@ -16,7 +16,7 @@ from torch import Tensor
 from lit_xai.core import Explainer, Score, TrainedOn
 from lit_xai.data.threads import side_by_side
 from lit_xai.data.truth import Truth, file_of, unsaying
-from lit_xai.engine.job import Job, files_of, read_from
+from lit_xai.engine.job import Job, files_of, noise_of, read_from
 from lit_xai.errors import DamagedFile, UsageError
 from lit_xai.store.fold import check_shard, differences
 from lit_xai.store.names import shard_name
@@ -24,6 +24,10 @@ from lit_xai.store.shards import read_head, verify
 
 BLOCK = 32  # shards that one thread looks at
 NAMED = 5  # masks that a line names
+
+
+class OtherNoise(UsageError):
+    """The maps of a shard were drawn with another version of the noise, which is all that differs."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +59,26 @@ class Spec:
         ours = self.fingerprint
         if not self.job.checkpoint:  # not trained yet: a repeated training gives the same weights
             ours = {**ours, "checkpoint": meta["fingerprint"]["checkpoint"]}
-        difference = [] if ours == meta["fingerprint"] else differences(meta["fingerprint"], ours)
+        theirs = meta["fingerprint"]
+        if ours != theirs and {**ours, "noise": None} == {**theirs, "noise": None}:
+            raise OtherNoise(*differences(theirs, ours))
+        difference = [] if ours == theirs else differences(theirs, ours)
         for name, wanted in self.wanted.items():
             if name in meta["scores"]:
                 had = meta["scores"][name]
-                difference += differences(had["definition"], wanted, f"score.{name}.")
+                if not self.outdated(name, meta):
+                    difference += differences(had["definition"], wanted, f"score.{name}.")
                 difference += differences(had.get("files", {}), self.files[name], f"score.{name}.")
         if difference:
             raise UsageError(
                 f"{path.parent} was computed otherwise ({'; '.join(difference[:3])}): "
                 f"choose another name=, restore the setting, or delete that folder"
             )
+
+    def outdated(self, name: str, meta: Mapping[str, Any]) -> bool:
+        """Whether a shard's score differs from what is wanted in the version of its noise alone: it is computed anew from the maps."""
+        had, wanted = meta["scores"][name]["definition"], self.wanted[name]
+        return had != wanted and {**had, "noise": None} == {**wanted, "noise": None}
 
     def task(self, shard: range, there: bool = True) -> Task | None:
         """What is missing in a shard, None if nothing is; every byte of its file is read once.
@@ -77,7 +90,7 @@ class Spec:
             there: whether there is a file at all.
 
         Raises:
-            UsageError: another configuration left it.
+            UsageError: another configuration left it, or (`OtherNoise`) another version of the noise.
         """
         if not there:
             return Task(self, shard)
@@ -123,7 +136,8 @@ class Task:
     @property
     def missing(self) -> list[str]:
         """The scores to compute; all of them where there are no maps."""
-        return [n for n in self.spec.wanted if n not in self.meta.get("scores", {})]
+        had = self.meta.get("scores", {})
+        return [n for n in self.spec.wanted if n not in had or self.spec.outdated(n, self.meta)]
 
 
 @dataclass(frozen=True)
@@ -157,12 +171,26 @@ class Tasks(Sequence[Task]):
         every = specs(job, explainers, scores)
         todo = [(spec, shard) for shard in job.ranges(part) for spec in every]
 
+        other: dict[str, str] = {}
+
         def missing(block: Sequence[tuple[Spec, range]]) -> list[Task]:
-            found = (spec.task(s, shard_name(s.start, s.stop) in there[spec.name]) for spec, s in block)
+            found = []
+            for spec, s in block:
+                try:
+                    found.append(spec.task(s, shard_name(s.start, s.stop) in there[spec.name]))
+                except OtherNoise as e:
+                    other[spec.name] = str(e)
             return [task for task in found if task is not None]
 
         blocks = (todo[i : i + BLOCK] for i in range(0, len(todo), BLOCK))
         tasks = tuple(task for found in side_by_side(missing, blocks) for task in found)
+        if other:
+            names = ",".join(n for n in explainers if n in other)
+            folders = job.store.root / job.kind / (f"{{{names}}}" if len(other) > 1 else names)
+            raise UsageError(
+                f"{folders} was drawn by another version of the noise ({next(iter(other.values()))}), and maps of both do not mix: "
+                f"choose another name=, or rm -r {folders}"
+            )
         return Tasks(job, explainers, scores, part, tasks)
 
     def share(self, rank: int, world: int) -> Tasks:
@@ -207,7 +235,7 @@ def specs(job: Job, explainers: Mapping[str, Explainer], scores: Mapping[str, Sc
 def definition_of(score: Score, trained_on: TrainedOn, masks: Mapping[str, str]) -> dict[str, Any]:
     """What a score's number means; of a score against masks also which masks (their digests), so that mended ones are noticed."""
     wants, fitted = score.truth, read_from(score, trained_on).get("fitted")
-    meaning = {**score.meaning(), **({"fitted": fitted} if fitted else {})}
+    meaning = {**score.meaning(), **({"fitted": fitted} if fitted else {}), **noise_of(score)}
     return {**meaning, "masks": masks[wants]} if wants is not None and wants in masks else meaning
 
 

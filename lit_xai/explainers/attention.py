@@ -131,6 +131,7 @@ class AttentionRollout(Explainer):
     It says from where the output takes anything, not for which class.
     """
 
+    deterministic: ClassVar[bool] = True
     legend: ClassVar[Legend] = Legend(MAGNITUDE, "darker = more attention reaches the output, of whatever class")
 
     def passes(self, height: int, width: int) -> Passes:
@@ -154,6 +155,8 @@ class GradientRollout(Explainer):
     Args:
         output: whose gradient, `logit` or `probability`.
     """
+
+    deterministic: ClassVar[bool] = True
 
     output: str = "logit"
 

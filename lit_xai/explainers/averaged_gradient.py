@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -31,6 +32,8 @@ class AveragedGradient(Explainer):
         output: `probability` or `logit`.
         max_batch: most images per model call.
     """
+
+    deterministic: ClassVar[bool] = True
 
     segments: Segmenter = field(default_factory=Quickshift)
     filler: BackgroundFiller = field(default_factory=SegmentMean)

@@ -229,6 +229,8 @@ class GradCAM(Explainer):
         output: `logit` or `probability`.
     """
 
+    deterministic: ClassVar[bool] = True
+
     layer: str | None = None
     output: str = "logit"
 

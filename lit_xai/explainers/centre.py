@@ -18,6 +18,7 @@ SPREAD = 0.25  # standard deviation, in sides of the image
 class Centre(Explainer):
     """A Gaussian blob in the middle, 1 at its top, of standard deviation a quarter of each side."""
 
+    deterministic: ClassVar[bool] = True
     null: ClassVar[bool] = True
     legend: ClassVar[Legend] = Legend(MAGNITUDE, "darker = nearer to the middle; nothing of image and model")
 

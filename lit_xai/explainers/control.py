@@ -32,8 +32,7 @@ class Random(Explainer):
     @gated
     def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
         rng = SampleRng.default(len(images), rng)
-        rows = range(len(images))
-        return rng.normal(f"random/{identity(model)}", rows, [0] * len(images), images.shape[-2:]).to(images)
+        return rng.noise(f"random/{identity(model)}", images.device).normal(images.shape[-2:]).to(images.dtype)
 
 
 def identity(model: Model) -> str:

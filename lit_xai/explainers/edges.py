@@ -18,6 +18,7 @@ from lit_xai.rng import SampleRng
 class Edges(Explainer):
     """Sobel's gradient magnitude of the brightness, in brightness a pixel; borders are repeated."""
 
+    deterministic: ClassVar[bool] = True
     null: ClassVar[bool] = True
     legend: ClassVar[Legend] = Legend(MAGNITUDE, "darker = a steeper edge of the image; nothing of the model")
 

@@ -64,6 +64,8 @@ class Saliency(Explainer):
         channels: reduction over the channels.
     """
 
+    deterministic: ClassVar[bool] = True
+
     output: str = "logit"
     channels: str = "max"
 
@@ -87,6 +89,8 @@ class GradientInput(Explainer):
         output: `logit` or `probability`.
         channels: reduction over the channels.
     """
+
+    deterministic: ClassVar[bool] = True
 
     signed: bool = False
     output: str = "logit"
@@ -121,6 +125,8 @@ class IntegratedGradients(Explainer):
         channels: reduction over the channels.
         max_batch: most images per model call.
     """
+
+    deterministic: ClassVar[bool] = True
 
     count = "steps"
     steps: int = 60
@@ -201,12 +207,12 @@ class SmoothGrad(Explainer):
     def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
         if self.samples < 1:
             raise UsageError(f"SmoothGrad needs at least 1 sample, found {self.samples}")
-        noise_of = SampleRng.default(len(images), rng)
+        noise = SampleRng.default(len(images), rng).noise("smoothgrad", images.device)
         weights = torch.full((self.samples,), 1 / self.samples, dtype=torch.float64)
 
         def noisy(image_of: list[int], draw_of: list[int]) -> Tensor:
-            noise = noise_of.normal("smoothgrad", image_of, draw_of, images.shape[1:])
-            return images[image_of] + self.sigma * noise.to(images)
+            drawn = noise[image_of].part(draw_of).normal(images.shape[1:])
+            return images[image_of] + self.sigma * drawn.to(images.dtype)
 
         mean = mean_gradient(model, images, targets, weights, noisy, self.max_batch, self.output)
         return reduce_channels(mean, self.channels)

@@ -30,6 +30,8 @@ class Image(Explainer):
         hidden: brightness, in [0, 1], of what a score puts in a hidden place, so that what looks like it is 0.
     """
 
+    deterministic: ClassVar[bool] = True
+
     hidden: float = 0.0
     null: ClassVar[bool] = True
     legend: ClassVar[Legend] = Legend(

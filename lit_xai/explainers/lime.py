@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -33,7 +34,7 @@ from lit_xai.errors import UsageError
 from lit_xai.explainers.surrogate import LEVEL, Block, Surrogate, fit, is_settled
 from lit_xai.fillers.refill import Refill
 from lit_xai.fillers.simple import SegmentMean
-from lit_xai.rng import SampleRng
+from lit_xai.rng import Noise, SampleRng
 from lit_xai.segments import Quickshift, Segmenter, segment_counts
 
 BLOCK = 256  # perturbed images of one sample that are drawn together; memory is bounded by it
@@ -78,14 +79,22 @@ class Toggle(Component):
     keep: float = 0.5
     whole_first: bool = True
 
-    def visible(self, rng: SampleRng, row: int, segments: int, block: int) -> Bool[Tensor, "n d"]:
-        """The masks of one block of one image."""
+    deterministic: ClassVar[bool] = False
+
+    def visible(self, noise: Noise, masks: range, own: Bool[Tensor, "b d"]) -> Bool[Tensor, "b n d"]:
+        """The superpixels that stay: a function of the image's key and of the numbers of mask and superpixel alone.
+
+        Args:
+            noise: a key an image.
+            masks: their numbers.
+            own: which superpixels each image has; the others do not stay.
+        """
         if not 0 <= self.keep <= 1:
             raise UsageError(f"a superpixel's probability to stay, keep={self.keep}, must lie in [0, 1]")
-        z = torch.rand(BLOCK, segments, generator=rng.generator("lime", row, block)) < self.keep
-        if self.whole_first and block == 0:
-            z[0] = True
-        return z
+        z = noise.parts(masks.start, masks.stop).uniform(own.shape[1:]) < self.keep
+        if self.whole_first and masks.start == 0:
+            z[:, 0] = True
+        return z & own[:, None]
 
 
 @dataclass(frozen=True)
@@ -95,16 +104,19 @@ class Coalitions(Toggle):
     The first two masks show everything and nothing (Lundberg & Lee, 2017).
     """
 
-    def visible(self, rng: SampleRng, row: int, segments: int, block: int) -> Bool[Tensor, "n d"]:
-        """The coalitions of one block of one image."""
-        generator = rng.generator("coalitions", row, block)
-        size = torch.arange(1, segments, dtype=torch.float64)
-        sizes = 1 + torch.multinomial(1 / (size * (segments - size)), BLOCK, replacement=True, generator=generator)
-        order = torch.rand(BLOCK, segments, generator=generator).argsort(1).argsort(1)
-        z = order < sizes[:, None]
-        if block == 0:
-            z[0], z[1] = True, False
-        return z
+    def visible(self, noise: Noise, masks: range, own: Bool[Tensor, "b d"]) -> Bool[Tensor, "b n d"]:
+        """The coalitions; as of `Toggle`."""
+        keys, d = noise.parts(masks.start, masks.stop), own.sum(1, keepdim=True)
+        size = torch.arange(1, own.shape[1] + 1, dtype=torch.float64, device=own.device)
+        up_to = torch.where(size < d, 1 / (size * (d - size)), 0.0).cumsum(1)  # [b, d], of the sizes 1 .. d - 1
+        u = keys.part(0).uniform((1,), torch.float64) * up_to[:, -1:, None]
+        sizes = 1 + torch.searchsorted(up_to, u[..., 0], right=True).minimum(d - 2)
+        last = torch.iinfo(torch.long).max
+        values = keys.part(1).bits(own.shape[1]).masked_fill(~own[:, None], last)  # its own come first
+        z = values.argsort(2).argsort(2) < sizes[..., None]
+        if masks.start == 0:
+            z[:, 0], z[:, 1] = True, False
+        return z & own[:, None]
 
 
 # ------------------------------------------------------------------------------------------------------ representation
@@ -333,25 +345,27 @@ class Lime(Explainer):
         images, segments = refill.images, refill.segments
         assert segments is not None
         width = int(counts.max())
-        visible = torch.zeros(len(images), size, width, dtype=torch.bool)
-        for row, count in enumerate(counts.tolist()):
-            if masks is None:
-                visible[row, :, :count] = self.perturbation.visible(refill.rng, row, count, number)[:size]
-            else:
-                visible[row, :, :count] = masks[row, number * BLOCK :][:size, :count].bool()
+        start, device = number * BLOCK, images.device
+        counts = counts.to(device)
+        own = torch.arange(width, device=device) < counts[:, None]
+        if masks is None:
+            noise = refill.rng.noise("lime", device)
+            visible = self.perturbation.visible(noise, range(start, start + size), own)
+        else:
+            visible = masks[:, start : start + size, :width].to(device, torch.bool) & own[:, None]
         features: list[Tensor] = []
         weights: list[Tensor] = []
         flat = segments.flatten(1)
 
         def make(image_of: list[int], variant_of: list[int]) -> Tensor:
-            z = visible[image_of, variant_of].to(images.device)
+            z = visible[image_of, variant_of]
             one = image_of[0] == image_of[-1]
             index = flat[image_of[:1]].expand(len(z), -1) if one else flat[image_of]
             keep = z.gather(1, index).view(len(z), *segments.shape[1:])
-            perturbed = refill(keep, image_of, [number * BLOCK + v for v in variant_of])
-            rows = Rows(images, segments, image_of, z, perturbed, counts[image_of].to(images.device))
-            features.append(self.representation(rows).cpu())
-            weights.append(self.kernel(rows).cpu())
+            perturbed = refill(keep, image_of, [start + v for v in variant_of])
+            rows = Rows(images, segments, image_of, z, perturbed, counts[image_of])
+            features.append(self.representation(rows))
+            weights.append(self.kernel(rows))
             return perturbed
 
         response = evaluate_rows(
@@ -359,7 +373,7 @@ class Lime(Explainer):
         )  # [b, size]
         shape = len(images), size
         return Block.of(
-            torch.cat(features).view(*shape, width), response.double().cpu(), torch.cat(weights).view(shape)
+            torch.cat(features).cpu().view(*shape, width), response.double().cpu(), torch.cat(weights).cpu().view(shape)
         )
 
     def until_settled(

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lit_xai.calls import evaluating, gated, gradients, in_format_of, select_output
@@ -15,7 +15,7 @@ from lit_xai.core import MAGNITUDE, Explainer, Filler, Images, Legend, Maps, Mod
 from lit_xai.errors import UsageError
 from lit_xai.fillers.constant import Blur
 from lit_xai.fillers.refill import Refill
-from lit_xai.rng import SampleRng
+from lit_xai.rng import Noise, SampleRng
 
 CHANGED = 1 / 255  # a pixel has changed when any channel moves by more than this
 
@@ -100,9 +100,8 @@ class MeaningfulPerturbation(Explainer):
         """The maps of one chunk, the share of pixels changed, and the output left."""
         size = self.resolve(model, images)
         side, shift = size["mask"], size["jitter"]
-        rows = range(len(images))
-        m = torch.stack([rng.uniform("mask", r, (1, side, side)) for r in rows]).to(images).requires_grad_()
-        shifts = self.shifts(rng, len(images), shift).to(images.device)
+        m = rng.noise("mask", images.device).uniform((1, side, side)).to(images.dtype).requires_grad_()
+        shifts = self.shifts(rng.noise("jitter", images.device), shift)
         optimiser = torch.optim.Adam([m], lr=self.rate)
         refill = Refill(self.filler, images, rng)
         for step in range(self.steps):
@@ -142,19 +141,19 @@ class MeaningfulPerturbation(Explainer):
                 filled = refill(kept[:, 0], list(range(len(images))), [step] * len(images))
         return in_format_of(hard * images + (1 - hard) * filled, images)
 
-    def shifts(self, rng: SampleRng, batch: int, most: int) -> Tensor:
-        """`[b, steps, 2]` shifts in 0..most."""
-        drawn = [rng.uniform("jitter", r, (self.steps, 2)) for r in range(batch)]
-        return (torch.stack(drawn) * (most + 1)).long()
+    def shifts(self, noise: Noise, most: int) -> Int[Tensor, "b t 2"]:
+        """Shifts in 0..most for every step and key."""
+        return (noise.uniform((self.steps, 2)) * (most + 1)).long()
 
 
-def moved_by(images: Images, shift: Tensor) -> Images:
-    """Every image moved up and left by its own `[b, 2]` shift; the border repeats."""
-    height, width = images.shape[-2:]
-    most = int(shift.max())
-    padded = F.pad(images, (0, most, 0, most), mode="replicate")
-    moved = [x[:, y : y + height, z : z + width] for x, (y, z) in zip(padded, shift.tolist(), strict=True)]
-    return torch.stack(moved)
+def moved_by(images: Images, shift: Int[Tensor, "b 2"]) -> Images:
+    """Every image moved up and left by its own shift; the border repeats."""
+    row, column = (
+        (torch.arange(side, device=images.device) + by[:, None]).clamp_max(side - 1)
+        for side, by in zip(images.shape[-2:], shift.unbind(1), strict=True)
+    )
+    image = torch.arange(len(images), device=images.device).view(-1, 1, 1)
+    return images[image, :, row[:, :, None], column[:, None]].movedim(-1, 1)
 
 
 def tv3(m: Float[Tensor, "b 1 s s"]) -> Tensor:

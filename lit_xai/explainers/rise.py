@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lit_xai.calls import autocast, evaluating, gated, in_format_of, per_call, row_chunks, select_output
 from lit_xai.core import RANGE, Explainer, Images, Legend, Maps, Model, Passes, Targets
 from lit_xai.errors import UsageError
-from lit_xai.rng import SampleRng
+from lit_xai.rng import Noise, SampleRng
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,15 @@ class RISE(Explainer):
         """One forward pass a mask."""
         return Passes(self.masks)
 
-    def patterns(self, row: int, height: int, width: int, rng: SampleRng) -> tuple[Tensor, Tensor, Tensor]:
-        """One image's cells `[n, grid, grid]` and the two shifts `[n]` of every mask."""
-        cells = rng.uniform("rise", row, (self.masks, self.grid**2 + 2))
-        shift = cells[:, -2:] * torch.tensor([math.ceil(height / self.grid), math.ceil(width / self.grid)])
-        pattern = (cells[:, :-2] < self.keep).view(-1, self.grid, self.grid)
-        return pattern, shift[:, 0].long(), shift[:, 1].long()
+    def patterns(
+        self, noise: Noise, height: int, width: int
+    ) -> tuple[Bool[Tensor, "r g g"], Int[Tensor, "r"], Int[Tensor, "r"]]:
+        """The cells of masks, a key each, and their two shifts in pixels."""
+        drawn = noise.uniform((self.grid**2 + 2,))
+        top, left = (
+            (drawn[:, c] * math.ceil(side / self.grid)).long() for c, side in enumerate((height, width), start=-2)
+        )
+        return (drawn[:, :-2] < self.keep).view(-1, self.grid, self.grid), top, left
 
     @gated
     def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
@@ -61,20 +64,18 @@ class RISE(Explainer):
             raise UsageError(f"RISE needs masks >= 1, grid >= 1 and keep in (0, 1), found {self}")
         rng = SampleRng.default(len(images), rng)
         height, width = images.shape[-2:]
-        drawn = [self.patterns(row, height, width, rng) for row in range(len(images))]
-        pattern = torch.stack([d[0] for d in drawn]).to(images)
+        noise = rng.noise("rise", images.device)
         rows_at = enlargement(self.grid, height).to(images)
         columns_at = enlargement(self.grid, width).to(images)
-        top = torch.stack([d[1] for d in drawn]).to(images.device)
-        left = torch.stack([d[2] for d in drawn]).to(images.device)
         span_h, span_w = (torch.arange(side, device=images.device) for side in (height, width))
         total = images.new_zeros(len(images), height, width)
         with torch.inference_mode(), evaluating(model):
             for image_of, mask_of in row_chunks(len(images), self.masks, per_call(images, self.max_batch)):
                 b, i = (torch.tensor(t, device=images.device) for t in (image_of, mask_of))
                 # a crop of the enlarged pattern = the pattern between two cropped interpolation matrices
-                up = rows_at[top[b, i, None] + span_h] @ pattern[b, i]
-                mask = up @ columns_at[left[b, i, None] + span_w].mT
+                pattern, top, left = self.patterns(noise[b].part(i), height, width)
+                up = rows_at[top[:, None] + span_h] @ pattern.to(images.dtype)
+                mask = up @ columns_at[left[:, None] + span_w].mT
                 with autocast(images, self.precision):
                     logits = model(in_format_of(images[b] * mask[:, None], images))
                 weight = select_output(logits.to(images.dtype), targets[b], self.output)

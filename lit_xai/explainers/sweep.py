@@ -321,6 +321,8 @@ class SlidingPatch(Explainer):
             refuses where it is not possible; `never` calls the model.
     """
 
+    deterministic: ClassVar[bool] = True
+
     patch: int | None = 29
     stride: int | None = 3
     filler: Filler = field(default_factory=lambda: Colour((0.485, 0.456, 0.406)))

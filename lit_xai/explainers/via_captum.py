@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -72,8 +72,8 @@ def seeded(seed: int) -> Iterator[None]:
 class Captum(Explainer):
     """captum's `method`, e.g. `Captum("DeepLift")`; maps are its attributions reduced over the channels.
 
-    Methods that draw random numbers are run image by image from the sample's own seed, so that a map does not depend
-    on its batch.
+    Methods that draw random numbers are run image by image, with torch's and NumPy's generators seeded for the sample, so that
+    a map does not depend on its batch.
 
     Args:
         method: a class of `captum.attr`.
@@ -81,6 +81,8 @@ class Captum(Explainer):
         options: keyword arguments of captum's `attribute`.
         channels: reduction over the channels: mean, max or sum.
     """
+
+    deterministic: ClassVar[bool] = True  # its random numbers are captum's own
 
     method: str
     layer: str | None = None
@@ -149,8 +151,7 @@ class Captum(Explainer):
             accepts(attribution.attribute) or set()
         ):
             return
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.rand(1, *images.shape[1:], generator=generator).to(images)
+        noise = SampleRng.default(1).noise("captum", images.device).uniform(images.shape[1:]).to(images.dtype)
         options: dict[str, Any] = {"target": 0, "return_convergence_delta": True}
         if "LRP" not in self.method:
             options["baselines"] = torch.zeros_like(noise).repeat(2 if self.method in BASELINE_REQUIRED else 1, 1, 1, 1)

@@ -1,4 +1,4 @@
-"""What every filler of one background shares."""
+"""What fillers share: keys of their noise, and one background for every mask."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lit_xai.core import Filler, Images, Keep, Segments
-from lit_xai.rng import SampleRng
+from lit_xai.rng import Noise, SampleRng
+
+
+def keys_of(keep: Keep, rng: SampleRng, draws: int) -> Noise:
+    """The keys `[b, n, d]` of every filling: a function of image, mask and draw, whatever their numbers.
+
+    Raises:
+        UsageError: `rng` is of another number of images.
+    """
+    return SampleRng.default(len(keep), rng).noise("filler", keep.device).parts(keep.shape[1]).parts(draws)
 
 
 class BackgroundFiller(Filler):

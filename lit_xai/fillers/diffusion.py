@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -29,9 +29,9 @@ from lit_xai.core import Images
 from lit_xai.errors import UsageError
 from lit_xai.fillers import diffusers_folder
 from lit_xai.fillers.denoiser import GROUPS, Denoiser, Steps, UNet, signal, step_back, step_forth
-from lit_xai.fillers.generative import GenerativeFiller, check_precision, normal
+from lit_xai.fillers.generative import GenerativeFiller, check_precision
 from lit_xai.models.trainable import TrainableSampler
-from lit_xai.rng import stable_hash
+from lit_xai.rng import Noise, stable_hash
 
 STEPS = 50  # of the way to noise and back
 FEW = 10  # steps, for those in a hurry
@@ -222,18 +222,18 @@ class Denoising(GenerativeFiller):
         return self.trajectory(images)[:, -1]
 
     def decode(
-        self, code: Float[Tensor, "m c h w"], eta: float = 0.0, noise: list[torch.Generator] | None = None
+        self, code: Float[Tensor, "m c h w"], eta: float = 0.0, noise: Noise | None = None
     ) -> Float[Tensor, "m c h w"]:
         """The way back, to values in [0, 1] (not cut off there); (n - start) network passes a row.
 
         Args:
             code: from `encode`, or standard normal numbers for samples of the model itself.
             eta: 0 undoes the encoding, 1 is ancestral sampling.
-            noise: a generator for every row; not needed for eta = 0.
+            noise: a key for every row; not needed for eta = 0.
         """
         taken, x = self.taken, code
         for p in range(self.steps - self.start, 0, -1):
-            z = normal(noise, x) if eta and noise is not None and p > 1 else None
+            z = normal(noise, p, x) if eta and noise is not None and p > 1 else None
             x = step_back(x, self.noise_of(x, p), taken.signal[p], taken.signal[p - 1], eta, z)
         return (x + 1) / 2
 
@@ -266,9 +266,9 @@ class DDIM(Denoising):
         self,
         images: Float[Tensor, "m c h w"],
         code: Float[Tensor, "b ..."],
-        rows: list[int],
+        rows: Int[Tensor, "m"],
         keep: Bool[Tensor, "m h w"],
-        noise: list[torch.Generator],
+        noise: Noise,
     ) -> Float[Tensor, "m c h w"]:
         """A whole new image a row; what is visible does not matter to it."""
         return self.decode(code[rows], self.eta, noise)
@@ -307,18 +307,23 @@ class DDIMInpainting(Denoising):
         self,
         images: Float[Tensor, "m c h w"],
         code: Float[Tensor, "b ..."],
-        rows: list[int],
+        rows: Int[Tensor, "m"],
         keep: Bool[Tensor, "m h w"],
-        noise: list[torch.Generator],
+        noise: Noise,
     ) -> Float[Tensor, "m c h w"]:
         """One painting a row."""
         seen, taken = softened(keep[:, None].to(images), self.blur), self.taken
-        x = normal(noise, images)
+        x = normal(noise, self.steps + 1, images)
         for p in range(self.steps, 0, -1):
             x = seen * code[rows, p] + (1 - seen) * x
-            z = normal(noise, x) if self.eta and p > 1 else None
+            z = normal(noise, p, x) if self.eta and p > 1 else None
             x = step_back(x, self.noise_of(x, p), taken.signal[p], taken.signal[p - 1], self.eta, z)
         return (seen * code[rows, 0] + (1 - seen) * x + 1) / 2
+
+
+def normal(noise: Noise, position: int, like: Float[Tensor, "m c h w"]) -> Float[Tensor, "m c h w"]:
+    """Standard normal numbers of a position of the way, a row a key."""
+    return noise.part(position).normal(like.shape[1:]).to(like.dtype)
 
 
 def softened(keep: Float[Tensor, "m 1 h w"], sigma: float) -> Float[Tensor, "m 1 h w"]:

@@ -20,14 +20,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lit_xai.core import Images
 from lit_xai.errors import UsageError, at_least
-from lit_xai.fillers.generative import GenerativeFiller, normal
+from lit_xai.fillers.generative import GenerativeFiller
 from lit_xai.models.trainable import TrainableSampler
-from lit_xai.rng import stable_hash
+from lit_xai.rng import Noise, SampleRng, stable_hash
 
 LEVELS = 256
 BOUND = 2.0  # a coupling's log scale stays within +- so much
@@ -287,15 +287,15 @@ class Flow(GenerativeFiller):
         self,
         images: Float[Tensor, "m c h w"],
         code: Float[Tensor, "b ..."],
-        rows: list[int],
+        rows: Int[Tensor, "m"],
         keep: Bool[Tensor, "m h w"],
-        noise: list[torch.Generator],
+        noise: Noise,
     ) -> Float[Tensor, "m c h w"]:
         """A whole new image a row; what is visible does not matter to it."""
         z = code[rows]
         mean, scale = self.network(images).prior()
-        drawn = mean + scale * normal(noise, z)
-        share = self.mu + self.sigma * normal(noise, z)
+        latents, shares = (noise.part(p).normal(z.shape[1:]).to(z.dtype) for p in (0, 1))
+        drawn, share = mean + scale * latents, self.mu + self.sigma * shares
         return self.decode((1 - share) * z + share * drawn)
 
     def log_prob(self, images: Images, u: Float[Tensor, "..."] | float = MIDDLE) -> Float[Tensor, "b"]:
@@ -308,8 +308,7 @@ class Flow(GenerativeFiller):
 
         The point of the bins is drawn once and is the same for every image and call.
         """
-        g = torch.Generator().manual_seed(stable_hash("flow", "bins"))
-        u = torch.rand(images.shape[1:], generator=g).to(images)
+        u = SampleRng.default(1).noise("bins", images.device)[0].uniform(images.shape[1:]).to(images.dtype)
         back = self.decode(self.encode(images))
         return {
             "bits_per_dim": bits(self.log_prob(rounded(images), u), images),

@@ -25,7 +25,7 @@ from lit_xai.core import Images
 from lit_xai.errors import UsageError, share
 from lit_xai.fillers.tiles import LEVELS, ImageSet, Step, WindowFiller, cut, pictures, windows
 from lit_xai.models.trainable import SamplerModule
-from lit_xai.rng import SampleRng, stable_hash
+from lit_xai.rng import Noise, stable_hash
 
 ROUNDING = 1 / (12 * (LEVELS - 1) ** 2)  # variance of rounding to 8 bits: what the Cholesky factor needs and no more
 FOLD_IMAGES = 2000  # most images of a fold that are read
@@ -215,10 +215,9 @@ class ConditionalGaussian(WindowFiller):
         scale = root[len(k) :, len(k) :].clone()
         return Conditional(k, u, row.to(device), column.to(device), mean[k], mean[u], gain, scale)
 
-    def noise(self, rng: SampleRng, image: int, mask: int, draws: int, tiles: int) -> Float[Tensor, "d t c k k"]:
-        """Standard normal numbers for the tiles of one mask of an image."""
-        each = (tiles, self.module.channels, self.patch, self.patch)
-        return rng.normal("filler", [image] * draws, [mask * draws + d for d in range(draws)], each)
+    def noise(self, keys: Noise) -> Float[Tensor, "g d c k k"]:
+        """Standard normal numbers."""
+        return keys.normal((self.module.channels, self.patch, self.patch))
 
     def fill_tiles(
         self,

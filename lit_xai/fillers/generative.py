@@ -5,20 +5,20 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lit_xai.cache import Cache, digest, nbytes
 from lit_xai.calls import per_call
 from lit_xai.core import Images, Keep, Segments
 from lit_xai.errors import UsageError, at_least
+from lit_xai.fillers.base import keys_of
 from lit_xai.fillers.fitted import FittedFiller
 from lit_xai.fitting import describe
-from lit_xai.rng import SampleRng
+from lit_xai.rng import Noise, SampleRng
 
 RANGE = 1e-3  # images may leave [0, 1] by so much
 ENCODED = Cache(1 << 30)  # bytes of encoded images that are kept within a run
@@ -51,11 +51,11 @@ class GenerativeFiller(FittedFiller):
         self,
         images: Float[Tensor, "m c h w"],
         code: Float[Tensor, "b ..."],
-        rows: list[int],
+        rows: Int[Tensor, "m"],
         keep: Bool[Tensor, "m h w"],
-        noise: list[torch.Generator],
+        noise: Noise,
     ) -> Float[Tensor, "m c h w"]:
-        """One draw for each of `max_batch` rows: `images[t]` seen through `keep[t]`, its code at `rows[t]`, noise from `noise[t]`."""
+        """One draw for each of `max_batch` rows: `images[t]` seen through `keep[t]`, its code at `rows[t]`, noise from key t."""
 
     @abstractmethod
     def quality(self, images: Images) -> dict[str, Float[Tensor, "b"]]:
@@ -138,22 +138,19 @@ class Prepared:
     ) -> Float[Tensor, "r n d c h w"]:
         """Row t is image `rows[t]` under its masks `keep[t]`; its noise is that of row t of `rng`."""
         at_least(1, draws=draws)
-        masks, each = keep.shape[1], 1 if self.filler.deterministic else draws
-        jobs = list(product(range(len(rows)), range(masks), range(each)))
-        noise = [rng.generator("filler", r, n * draws + d) for r, n, d in jobs]
-        of = [rows[r] for r, _, _ in jobs]
-        visible = keep[[r for r, _, _ in jobs], [n for _, n, _ in jobs]]
+        masks, each, device = keep.shape[1], 1 if self.filler.deterministic else draws, self.images.device
+        noise = keys_of(keep, rng, each).reshape(-1)
+        of = torch.as_tensor(rows, dtype=torch.long, device=device).repeat_interleave(masks * each)
+        visible = keep.flatten(0, 1).repeat_interleave(each, dim=0)
         drawn = self.drawn(of, visible, noise)
         out = torch.where(visible[:, None], self.images[of], drawn)
         out = out.view(len(rows), masks, each, *self.images.shape[1:])
         return out.expand(-1, -1, draws, -1, -1, -1) if each < draws else out
 
-    def drawn(
-        self, rows: list[int], keep: Bool[Tensor, "m h w"], noise: list[torch.Generator]
-    ) -> Float[Tensor, "m c h w"]:
+    def drawn(self, rows: Int[Tensor, "m"], keep: Bool[Tensor, "m h w"], noise: Noise) -> Float[Tensor, "m c h w"]:
         """One draw a row, in [0, 1]."""
-        keys = [(self.key, row, g.initial_seed()) for row, g in zip(rows, noise, strict=True)]
         reuse = self.key is not None and not self.filler.paints
+        keys = [(self.key, *pair) for pair in torch.stack([rows, noise.keys], 1).tolist()] if reuse else []
         if reuse and all(DRAWN.get(key) is not None for key in keys):
             return torch.stack([DRAWN.get(key) for key in keys])
         # where one is missing all are drawn: what a row shares a call with decides its rounding
@@ -181,9 +178,3 @@ def forget() -> None:
     """Keep no encoded and no drawn images: whoever takes the time of drawing wants it done."""
     ENCODED.clear()
     DRAWN.clear()
-
-
-def normal(noise: list[torch.Generator], like: Float[Tensor, "m ..."]) -> Float[Tensor, "m ..."]:
-    """Standard normal numbers, row t from `noise[t]`: the same on every device and in every type."""
-    out = torch.stack([torch.randn(like.shape[1:], generator=g) for g in noise])
-    return out.to(like)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -24,7 +24,7 @@ from lit_xai.errors import UsageError
 from lit_xai.fillers.constant import Blur
 from lit_xai.fillers.generative import GenerativeFiller, check_precision
 from lit_xai.models.trainable import TrainableSampler
-from lit_xai.rng import stable_hash
+from lit_xai.rng import Noise, stable_hash
 
 GRIDS = (2, 3, 4, 6, 8, 16)  # cells a side of the noise that training holes are cut from; one cell a pixel, too
 SQUARES = 0.25  # share of training holes that are rectangles
@@ -300,9 +300,9 @@ class Inpainter(GenerativeFiller):
         self,
         images: Float[Tensor, "m c h w"],
         code: Float[Tensor, "b ..."],
-        rows: list[int],
+        rows: Int[Tensor, "m"],
         keep: Bool[Tensor, "m h w"],
-        noise: list[torch.Generator],
+        noise: Noise,
     ) -> Float[Tensor, "m c h w"]:
         """One painting a row."""
         with torch.inference_mode():

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lit_xai.core import Filler, Images, Keep, Segments
 from lit_xai.errors import UsageError
+from lit_xai.fillers.base import keys_of
 from lit_xai.fillers.simple import GREY
 from lit_xai.rng import SampleRng
 
@@ -86,15 +87,13 @@ class NoisyLinear(Filler):
     def __call__(
         self, images: Images, keep: Keep, rng: SampleRng, draws: int = 1, segments: Segments | None = None
     ) -> Float[Tensor, "b n d c h w"]:
-        masks, shape = keep.shape[1], images.shape[1:]
-        out = images.new_empty(len(images), masks, draws, *shape)
-        for row, (image, seen) in enumerate(zip(images.detach().cpu(), keep.cpu(), strict=True)):
-            for n, hidden in enumerate(~seen):
-                smooth = self.smooth(image, hidden)
-                for d in range(draws):
-                    normal = torch.randn(shape, generator=rng.generator("filler", row, n * draws + d))
-                    out[row, n, d] = (smooth + self.noise * normal).clamp(0, 1).to(images)
-        return torch.where(keep[:, :, None, None], images[:, None, None], out)
+        noise = keys_of(keep, rng, draws)
+        smooth = [
+            torch.stack([self.smooth(image, hidden) for hidden in ~seen])
+            for image, seen in zip(images.detach().cpu(), keep.cpu(), strict=True)
+        ]
+        out = torch.stack(smooth).to(images)[:, :, None] + self.noise * noise.normal(images.shape[1:]).to(images.dtype)
+        return torch.where(keep[:, :, None, None], images[:, None, None], out.clamp_(0, 1))
 
     def smooth(self, image: Float[Tensor, "c h w"], hidden: Tensor) -> Float[Tensor, "c h w"]:
         """The image without noise, hidden pixels imputed."""

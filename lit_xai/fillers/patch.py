@@ -29,7 +29,7 @@ from lit_xai.errors import UsageError, at_least, share
 from lit_xai.fillers.patch_network import DRAWN, HIDDEN, SEEN, PatchNetwork, cut_with_state, middle
 from lit_xai.fillers.tiles import LEVELS, Step, WindowFiller, cut
 from lit_xai.models.trainable import TrainableSampler
-from lit_xai.rng import SampleRng, stable_hash
+from lit_xai.rng import Noise, stable_hash
 
 FIT_IMAGES, FIT_WINDOWS = 2000, 20_000  # most images that the least-squares predictions rest on, and windows
 MOST_HOLES = 8  # squares that are hidden or were drawn before, in a training window with holes
@@ -219,10 +219,9 @@ class PatchSampler(WindowFiller):
                 out = module.network(chunk)
             yield out.to(windows.dtype)
 
-    def noise(self, rng: SampleRng, image: int, mask: int, draws: int, tiles: int) -> Float[Tensor, "d t c k k"]:
-        """Uniform numbers for the tiles of one mask of an image."""
-        g = rng.generator("filler", image, mask)
-        return torch.rand(draws, tiles, self.module.channels, self.patch, self.patch, generator=g)
+    def noise(self, keys: Noise) -> Float[Tensor, "g d c k k"]:
+        """Uniform numbers."""
+        return keys.uniform((self.module.channels, self.patch, self.patch))
 
     def fill_tiles(
         self,

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lit_xai.core import Filler, Images, Keep, Segments
 from lit_xai.errors import UsageError
-from lit_xai.fillers.base import BackgroundFiller
-from lit_xai.rng import SampleRng
+from lit_xai.fillers.base import BackgroundFiller, keys_of
+from lit_xai.rng import Noise, SampleRng
 
 GREY = 0.5  # where nothing of an image is known
 
@@ -56,18 +56,13 @@ class Independent(Filler):
     """A filler that paints a whole new image for every mask and draw, of which the hidden pixels are used."""
 
     @abstractmethod
-    def paint(self, image: Float[Tensor, "c h w"], generator: torch.Generator) -> Float[Tensor, "c h w"]:
-        """One painting for one image, from this generator (CPU)."""
+    def paint(self, images: Float[Tensor, "b c h w"], noise: Noise) -> Float[Tensor, "b n d c h w"]:
+        """A painting of every image for each of its keys `[b, n, d]`."""
 
     def __call__(
         self, images: Images, keep: Keep, rng: SampleRng, draws: int = 1, segments: Segments | None = None
     ) -> Float[Tensor, "b n d c h w"]:
-        masks = keep.shape[1]
-        out = images.new_empty(len(images), masks * draws, *images.shape[1:])
-        for row, image in enumerate(images.cpu()):
-            for t in range(masks * draws):
-                out[row, t] = self.paint(image, rng.generator("filler", row, t)).to(images)
-        out = out.view(len(images), masks, draws, *images.shape[1:])
+        out = self.paint(images, keys_of(keep, rng, draws))
         return torch.where(keep[:, :, None, None], images[:, None, None], out)
 
 
@@ -75,9 +70,9 @@ class Independent(Filler):
 class UniformNoise(Independent):
     """Uniform noise in [0, 1], independent for every pixel, channel, mask and draw."""
 
-    def paint(self, image: Float[Tensor, "c h w"], generator: torch.Generator) -> Float[Tensor, "c h w"]:
+    def paint(self, images: Float[Tensor, "b c h w"], noise: Noise) -> Float[Tensor, "b n d c h w"]:
         """Noise."""
-        return torch.rand(image.shape, generator=generator)
+        return noise.uniform(images.shape[1:]).to(images.dtype)
 
     def window_bits(self, images: Images, top: Int[Tensor, "b"], left: Int[Tensor, "b"]) -> Float[Tensor, "b"]:
         """Bits per pixel and channel of any window: 8, since all 256 levels are equally likely."""
@@ -95,20 +90,22 @@ class GaussianNoise(Independent):
     mean: float = 0.5
     sigma: float = 0.25
 
-    def paint(self, image: Float[Tensor, "c h w"], generator: torch.Generator) -> Float[Tensor, "c h w"]:
+    def paint(self, images: Float[Tensor, "b c h w"], noise: Noise) -> Float[Tensor, "b n d c h w"]:
         """Noise."""
         if self.sigma <= 0:
             raise UsageError(f"Gaussian noise needs sigma > 0, found {self.sigma}")
-        return (self.mean + self.sigma * torch.randn(image.shape, generator=generator)).clamp(0, 1)
+        return noise.normal(images.shape[1:]).mul_(self.sigma).add_(self.mean).clamp_(0, 1).to(images.dtype)
 
 
 @dataclass(frozen=True)
 class Shuffle(Independent):
     """The image's own pixels at random places: its colours stay, its shapes go."""
 
-    def paint(self, image: Float[Tensor, "c h w"], generator: torch.Generator) -> Float[Tensor, "c h w"]:
+    def paint(self, images: Float[Tensor, "b c h w"], noise: Noise) -> Float[Tensor, "b n d c h w"]:
         """All pixels of the image in random order (the channels of a pixel stay together)."""
-        return image.flatten(1)[:, torch.randperm(image[0].numel(), generator=generator)].view(image.shape)
+        pixels = images.flatten(2)[:, None, None]  # [b, 1, 1, c, p]
+        order = noise.order(pixels.shape[-1])[:, :, :, None].expand(-1, -1, -1, images.shape[1], -1)
+        return pixels.expand_as(order).gather(4, order).unflatten(4, images.shape[-2:])
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from lit_xai.core import Images, Keep, Segments
 from lit_xai.errors import UsageError, at_least
+from lit_xai.fillers.base import keys_of
 from lit_xai.fillers.fitted import FittedFiller
-from lit_xai.rng import SampleRng, stable_hash
+from lit_xai.rng import Noise, SampleRng, stable_hash
 
 LEVELS = 256  # of a pixel's value
 READ = 250  # images that are read together
@@ -161,8 +162,8 @@ class WindowFiller(FittedFiller):
         """
 
     @abstractmethod
-    def noise(self, rng: SampleRng, image: int, mask: int, draws: int, tiles: int) -> Float[Tensor, "d t c k k"]:
-        """Random numbers for the tiles of one mask of an image."""
+    def noise(self, keys: Noise) -> Float[Tensor, "g d c k k"]:
+        """Random numbers for one tile a key, `[g, d]`."""
 
     @abstractmethod
     def fill_tiles(
@@ -209,12 +210,12 @@ class WindowFiller(FittedFiller):
         around, (height, width) = (edge,) * 4, images.shape[-2:]
         with torch.no_grad():
             plans = [plan(m, self.patch, edge) for m in keep.flatten(0, 1).cpu().numpy()]
-            noise = [self.noise(rng, *divmod(r, masks), draws, len(p)) for r, p in enumerate(plans)]
+            keys = keys_of(keep, rng, draws).reshape(-1, draws)
             canvas = F.pad(images, around).repeat_interleave(masks, dim=0)[:, None].repeat(1, draws, 1, 1, 1)
             state = F.pad(keep.flatten(0, 1)[:, None].to(images), around, value=OUTSIDE)
             for s in range(max((len(p) for p in plans), default=0)):
                 rows = [r for r, p in enumerate(plans) if s < len(p)]
-                now = torch.stack([noise[r][:, s] for r in rows]).to(images.device)
-                self.fill_tiles(canvas, state, rows, [plans[r][s] for r in rows], now, first=s == 0)
+                noise = self.noise(keys[rows].part(s))
+                self.fill_tiles(canvas, state, rows, [plans[r][s] for r in rows], noise, first=s == 0)
         out = canvas[..., edge : edge + height, edge : edge + width].unflatten(0, (len(images), masks))
         return torch.where(keep[:, :, None, None], images[:, None, None], out)

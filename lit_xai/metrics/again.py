@@ -130,12 +130,8 @@ class MaxSensitivity(Again):
         self, gate: Gate, images: Images, targets: Targets, rng: SampleRng, number: int
     ) -> tuple[Images, Targets]:
         """The moved images; the class stays."""
-        rows = [
-            torch.rand(images.shape[1:], generator=rng.generator("max_sensitivity", row, number))
-            for row in range(len(images))
-        ]
-        noise = 2 * torch.stack(rows).to(images) - 1
-        return (images + self.radius * noise).clamp(0, 1), targets
+        drawn = rng.noise("max_sensitivity", images.device).part(number).uniform(images.shape[1:]).to(images.dtype)
+        return (images + self.radius * (2 * drawn - 1)).clamp(0, 1), targets
 
     def value(self, maps: Float[Tensor, "b h w"], others: Float[Tensor, "b n h w"]) -> Scores:
         """The largest relative change."""
@@ -182,9 +178,9 @@ class ClassSensitivity(Again):
         classes = gate.classes or 0
         if classes < 2:
             raise UsageError(f"class sensitivity needs a model of at least 2 classes, found {classes}")
-        drawn = torch.cat([rng.uniform("class_sensitivity", row, (1,)) for row in range(len(images))])
+        drawn = rng.noise("class_sensitivity", targets.device).uniform(())
         offset = 1 + (drawn * (classes - 1)).long().clamp_max(classes - 2)
-        return images, (targets + offset.to(targets.device)) % classes
+        return images, (targets + offset) % classes
 
     def value(self, maps: Float[Tensor, "b h w"], others: Float[Tensor, "b n h w"]) -> Scores:
         """The similarity, rounded to 1e-12: that of equal maps is 1, not what sums round to."""

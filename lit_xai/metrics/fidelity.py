@@ -17,10 +17,10 @@ from lit_xai.errors import UsageError
 from lit_xai.fillers.constant import Blur, Colour, Mean
 from lit_xai.fillers.refill import Refill
 from lit_xai.fitting import describe
-from lit_xai.metrics.distance import argsort_rows, unit_ranks
-from lit_xai.rng import SampleRng
+from lit_xai.metrics.distance import unit_ranks
+from lit_xai.rng import Noise, SampleRng
 
-Masks = Bool[Tensor, "b n h w"]
+SUMMED = 1 << 22  # pixels of subsets whose sums are taken at once
 
 
 def check_scored(images: Images, maps: Tensor) -> None:
@@ -41,14 +41,15 @@ class Drops(Score):
     """
 
     count = "subsets"
+    stream: ClassVar[str]  # of the noise
     subsets: int
     output: str
     filler: Filler
     max_batch: int
 
     @abstractmethod
-    def removed(self, row: int, height: int, width: int, rng: SampleRng) -> Bool[Tensor, "n h w"]:
-        """The subsets S of one image: True = the pixel is removed."""
+    def removed(self, noise: Noise, height: int, width: int) -> Bool[Tensor, "*r h w"]:
+        """The subset S of every key, one of an image and a subset's number: True = the pixel is removed."""
 
     @abstractmethod
     def judged(self, sums: Float[Tensor, "b n"], drops: Float[Tensor, "b n"]) -> Scores:
@@ -58,11 +59,18 @@ class Drops(Score):
         """One forward pass a subset and one for the image; shared by all explainers of a probe."""
         return Passes(self.subsets + 1)
 
-    def removed_of_batch(self, images: Images, rng: SampleRng) -> Masks:
-        """The subsets of every image of the batch."""
-        height, width = images.shape[-2:]
-        masks = [self.removed(row, height, width, rng) for row in range(len(images))]
-        return torch.stack(masks).to(images.device)
+    def noise(self, rng: SampleRng, device: torch.device | str = "cpu") -> Noise:
+        """A key an image; the subsets are its parts."""
+        return rng.noise(self.stream, device)
+
+    def sums(self, maps: Maps, noise: Noise) -> Float[Tensor, "b n"]:
+        """The map's sum over every subset, in float64."""
+        flat, parts = maps.flatten(1).double()[:, :, None], []
+        each = max(1, SUMMED // max(1, flat.numel()))  # subsets of every image at once
+        for start in range(0, self.subsets, each):
+            removed = self.removed(noise.parts(start, min(start + each, self.subsets)), *maps.shape[1:])
+            parts.append((removed.flatten(2).double() @ flat)[..., 0])
+        return torch.cat(parts, dim=1)
 
     def observe(
         self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None
@@ -70,10 +78,11 @@ class Drops(Score):
         """The drops f(x) - f(x without S)."""
         model, images, targets = admit(model, images, targets)
         rng = SampleRng.default(len(images), rng)
-        removed, refill = self.removed_of_batch(images, rng), Refill(self.filler, images, rng)
+        noise, refill = self.noise(rng, images.device), Refill(self.filler, images, rng)
 
         def make(image_of: list[int], variant_of: list[int]) -> Tensor:
-            return refill(~removed[image_of, variant_of], image_of, variant_of)
+            removed = self.removed(noise[image_of].part(variant_of), *images.shape[-2:])
+            return refill(~removed, image_of, variant_of)
 
         outputs = evaluate_rows(model, make, images, targets, self.subsets, self.max_batch, self.output)
         whole = evaluate_rows(model, lambda i, _: images[i], images, targets, 1, self.max_batch, self.output)
@@ -92,9 +101,7 @@ class Drops(Score):
         check_scored(images, maps)
         rng = SampleRng.default(len(images), rng)
         drops = self.observe(model, images, targets, rng) if observed is None else observed
-        removed = self.removed_of_batch(images, rng).flatten(2)
-        sums = torch.einsum("bnp,bp->bn", removed.to(torch.float64), maps.flatten(1).double())
-        return self.judged(sums, drops.double())
+        return self.judged(self.sums(maps, self.noise(rng, maps.device)), drops.double())
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,7 @@ class MuFidelity(Drops):
     filler: Filler = field(default_factory=lambda: Colour(0.0))
     max_batch: int = 64
     higher_is_better = True
+    stream = "mufidelity"
 
     def __post_init__(self) -> None:
         if self.definition not in ("default", "paper", "xplique"):
@@ -142,20 +150,19 @@ class MuFidelity(Drops):
         """What the number means."""
         return {**describe(self), "source": "Bhatt et al. 2020, def. 3; Fel et al. 2022, appendix C"}
 
-    def removed(self, row: int, height: int, width: int, rng: SampleRng) -> Bool[Tensor, "n h w"]:
-        """The subsets S of one image: True = the pixel is removed."""
+    def removed(self, noise: Noise, height: int, width: int) -> Bool[Tensor, "*r h w"]:
+        """The subset S of every key: True = the pixel is removed."""
         assert self.share is not None
         rows, columns = (self.grid, self.grid) if self.grid else (height, width)
-        cells = rng.uniform("mufidelity", row, (self.subsets, rows * columns))
         if self.definition == "xplique":
-            chosen = cells <= self.share
+            chosen = noise.uniform((rows * columns,)) <= self.share
         else:
-            size = max(1, round(self.share * rows * columns))
-            chosen = torch.zeros_like(cells, dtype=torch.bool).scatter_(1, argsort_rows(cells)[:, :size], True)
-        chosen = chosen.view(self.subsets, rows, columns)
-        if self.grid:
-            chosen = F.interpolate(chosen[:, None].float(), size=(height, width), mode="nearest")[:, 0] > 0.5
-        return chosen
+            chosen = noise.subset(rows * columns, max(1, round(self.share * rows * columns)))
+        if not self.grid:
+            return chosen.unflatten(-1, (height, width))
+        cells = chosen.view(-1, 1, rows, columns).float()
+        chosen = F.interpolate(cells, size=(height, width), mode="nearest")[:, 0] > 0.5
+        return chosen.view(*noise.keys.shape, height, width)
 
     def judged(self, sums: Float[Tensor, "b n"], drops: Float[Tensor, "b n"]) -> Scores:
         """Their correlation."""
@@ -183,6 +190,7 @@ class Walk(Score):
     Its details are `start` and `end`, the output at the curve's two ends: what an area can be worth at most.
     """
 
+    deterministic: ClassVar[bool] = True  # but for the order of ties, of which another is as good
     what: ClassVar[str] = "pixels"  # that change
     fraction: float  # of them, at the curve's end
     output: str
@@ -236,7 +244,7 @@ class Curve(Walk):
     """What deletion and insertion share: the target's softmax as pixels change in descending order of the map.
 
     The area under the curve over the changed fraction in [0, `fraction`] by the trapezoid, never divided by a maximum
-    (Petsiuk et al., 2018). Ties of the map are broken at random, from the sample's own stream.
+    (Petsiuk et al., 2018). Ties of the map are broken at random, from the sample's own stream; of a map without ties nothing is drawn.
 
     Args:
         step: pixels a step; 0 = the image side (224 px: 225 points); below 1, a share of the pixels.
@@ -435,9 +443,6 @@ def descending_position(maps: Maps, rng: SampleRng, repeat: int = 0) -> Int[Tens
     """Each pixel's place in descending order of its map (0 = largest); ties in random order, keyed by sample."""
     flat = maps.flatten(1)
     places = torch.arange(flat.shape[1], device=maps.device)
-    shuffled = torch.stack(
-        [torch.randperm(flat.shape[1], generator=rng.generator("ties", r, repeat)) for r in range(len(flat))]
-    )
-    shuffled = shuffled.to(maps.device)
+    shuffled = rng.noise("ties", maps.device).part(repeat).order(flat.shape[1])
     order = shuffled.gather(1, flat.gather(1, shuffled).argsort(dim=1, descending=True, stable=True))
     return torch.empty_like(order).scatter_(1, order, places.expand_as(order))

@@ -15,7 +15,7 @@ from lit_xai.errors import UsageError
 from lit_xai.fillers.constant import Colour
 from lit_xai.fitting import describe
 from lit_xai.metrics.fidelity import Drops
-from lit_xai.rng import SampleRng
+from lit_xai.rng import Noise
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Infidelity(Drops):
     filler: Filler = field(default_factory=lambda: Colour(0.0))
     max_batch: int = 64
     higher_is_better = False
+    stream = "infidelity"
 
     def __post_init__(self) -> None:
         if self.subsets < 1 or not 0 < self.window < REFERENCE_SIDE:
@@ -67,14 +68,15 @@ class Infidelity(Drops):
         """The same of an image of this size."""
         return at_side(self.window, min(height, width), odd=False, least=1)
 
-    def removed(self, row: int, height: int, width: int, rng: SampleRng) -> Bool[Tensor, "n h w"]:
-        """The windows of one image."""
+    def removed(self, noise: Noise, height: int, width: int) -> Bool[Tensor, "*r h w"]:
+        """The window of every key."""
         side = self.side(height, width)
-        room = torch.tensor([height - side + 1, width - side + 1])
-        corner = (rng.uniform("infidelity", row, (self.subsets, 2)) * room).long().minimum(room - 1)
-        top, left = corner[:, 0, None, None], corner[:, 1, None, None]
-        down, across = torch.arange(height)[:, None], torch.arange(width)
-        return (down >= top) & (down < top + side) & (across >= left) & (across < left + side)
+        corner, inside = noise.uniform((2,)), []
+        for u, size in zip(corner.unbind(-1), (height, width), strict=True):
+            start = (u * (size - side + 1)).long()[..., None]
+            place = torch.arange(size, device=u.device)
+            inside.append((place >= start) & (place < start + side))
+        return inside[0][..., None] & inside[1][..., None, :]
 
     def judged(self, sums: Float[Tensor, "b n"], drops: Float[Tensor, "b n"]) -> Scores:
         """The mean squared difference, at the best scale if that is asked for; the best scale of zeros is 0."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +47,8 @@ class AgainstMask(Score):
     Args:
         truth: which mask of the data's ground truth, such as `object` or `tag`.
     """
+
+    deterministic: ClassVar[bool] = True
 
     truth: str = "object"
     higher_is_better = True

@@ -24,6 +24,7 @@ class OfMass(Score):
     """
 
     against_nulls = False
+    deterministic: ClassVar[bool] = True
     source: ClassVar[str] = ""
 
     @abstractmethod

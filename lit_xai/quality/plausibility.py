@@ -210,10 +210,7 @@ def window_corners(images: Images, patch: int, rng: SampleRng) -> Int[Tensor, "b
             f"windows must be of 1..{min(height, width)} pixels a side on images of {height} x {width}, found patch={patch}"
         )
     places = torch.tensor([height - patch + 1, width - patch + 1])
-    uniform = [
-        torch.rand(2, generator=rng.generator("windows", row, 0), dtype=torch.float64) for row in range(len(images))
-    ]
-    return (torch.stack(uniform) * places).long()
+    return (rng.noise("windows").uniform((2,)) * places).long()
 
 
 @torch.no_grad()
@@ -233,9 +230,11 @@ def windows_refilled(
         UsageError: windows that do not fit the images; a filler that returns another shape.
     """
     rng = SampleRng.default(len(images), rng)
-    keep = torch.ones(len(images), *images.shape[-2:], dtype=torch.bool, device=images.device)
-    for row, (top, left) in enumerate(window_corners(images, patch, rng).tolist()):
-        keep[row, top : top + patch, left : left + patch] = False
+    inside = []
+    for start, side in zip(window_corners(images, patch, rng).to(images.device).T, images.shape[-2:], strict=True):
+        place = torch.arange(side, device=images.device)
+        inside.append((place >= start[:, None]) & (place < start[:, None] + patch))
+    keep = ~(inside[0][:, :, None] & inside[1][:, None])
     out = torch.empty_like(images)
     for rows, _ in row_chunks(len(images), 1, max_batch):
         refill = Refill(filler, images[rows], rng.take(rows))
@@ -274,7 +273,7 @@ def distances(
 def between_halves(real: Float[Tensor, "n f"], rng: SampleRng) -> Estimate:
     """The distance of one random half of the images to the other: mean and central 95 % of 100 splits, bias included."""
     n = len(real)
-    order = torch.stack([rng.uniform("halves", row, (SPLITS,)) for row in range(n)]).argsort(dim=0, stable=True)
+    order = rng.noise("halves").uniform((SPLITS,)).argsort(dim=0, stable=True)
     found = []
     for split in order.unbind(1):
         one = torch.zeros(n, dtype=real.dtype)

@@ -60,11 +60,10 @@ def hidden_segments(segments: Segments, hides: float, rng: SampleRng, draws: int
 
     The numbers behind it belong to the image: the same for all fillers, and nested for growing `hides`.
     """
-    counts = segment_counts(segments).tolist()
-    hidden = torch.ones(len(segments), draws, max(counts), dtype=torch.bool)
-    for row, d in enumerate(counts):
-        hidden[row, :, :d] = rng.uniform("sampler masks", row, (draws, d)) < hides
-    return hidden.to(segments.device)
+    counts = segment_counts(segments)
+    place = torch.arange(int(counts.max()), device=segments.device)
+    u = rng.noise("sampler masks", segments.device).parts(draws).uniform((len(place),))
+    return (u < hides) | (place >= counts[:, None])[:, None]
 
 
 class Seen(NamedTuple):
@@ -314,7 +313,7 @@ def sampler_table(
         bar.set_description("umap")
         places = umap_plane(torch.cat(list(embedded.values())), rng.seed).split([len(f) for f in embedded.values()])
     plane = dict(zip(embedded, places, strict=True))
-    halves = torch.stack([others.uniform("sampler halves", row, ()) for row in range(len(plane[REAL]))]).argsort()
+    halves = others.noise("sampler halves").uniform(()).argsort()
     for name, e in silhouettes(plane, len(images), halves, n_resamples).items():
         estimates[name]["silhouette"] = e
     hides = {name: hides_of(f) for name, f in fillers.items()}

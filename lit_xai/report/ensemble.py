@@ -19,7 +19,7 @@ from lit_xai.errors import UsageError
 from lit_xai.metrics.distance import distance_of
 from lit_xai.metrics.pairs import Pairs
 from lit_xai.report.unfinished import Share, planned_probes
-from lit_xai.store.fold import FoldStore, MapReader, Predictions, as_slice, common_samples, differences
+from lit_xai.store.fold import FoldStore, MapReader, Predictions, as_slice, common_samples, differences, meaning
 from lit_xai.store.names import CHECKS, DECISIONS, DISAGREEMENTS, RANDOM
 from lit_xai.store.plans import mend
 from lit_xai.store.shards import Said
@@ -147,7 +147,7 @@ class Ensemble:
                     f"delete that folder, then {mend(r.files[0])}"
                 )
             print_ = {k: v for k, v in r.fingerprint.items() if k not in own}
-            definitions = {n: s["definition"] for n, s in r.meta["scores"].items()}
+            definitions = {n: meaning(s) for n, s in r.meta["scores"].items()}
             difference = differences(seen[1], print_) if seen else []
             if seen:
                 both = set(definitions) & set(seen[2])

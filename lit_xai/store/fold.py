@@ -113,6 +113,11 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") ->
     return out
 
 
+def meaning(score: Mapping[str, Any]) -> dict[str, Any]:
+    """A score's definition without the version of its noise: with other numbers of the same law it means the same."""
+    return {k: v for k, v in score["definition"].items() if k != "noise"}
+
+
 @dataclass(frozen=True)
 class Predictions:
     """What one predictor says of every training sample, and the split it belongs to."""
@@ -306,7 +311,7 @@ class MapReader:
                 difference = differences(self.fingerprint, meta["fingerprint"])
             for n, s in common.items():
                 if s["definition"] != meta["scores"][n]["definition"]:
-                    difference += differences(s["definition"], meta["scores"][n]["definition"], f"score.{n}.")
+                    difference += differences(meaning(s), meaning(meta["scores"][n]), f"score.{n}.")
             if difference:
                 raise UsageError(f"{path.parent} holds shards of different runs ({difference[0]}): {mend(path)}")
             meta = {**meta, "scores": common}
