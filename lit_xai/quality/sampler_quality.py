@@ -294,7 +294,7 @@ def sampler_table(
     options = (segmenter(images), draws, each, max_batch)
     walk = SamplerWalk(model, images, targets, score, rng, *options)
     others = SampleRng(rng.seed, tuple(range(len(real))))
-    noise = torch.stack([others.uniform("sampler noise", row, real.shape[1:]) for row in range(len(real))]).to(real)
+    noise = others.noise("sampler noise", real.device).uniform(real.shape[1:]).to(real)
     alike, probabilities = walk.observe(real)
     check_classes(probabilities, targets)
     unlike = walk.observe(noise)[0]
