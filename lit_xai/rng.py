@@ -36,12 +36,12 @@ def stable_hash(*parts: object) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def mixed(z: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
-    """SplitMix64's finaliser, in place."""
+def mixed(z: Int[Tensor, "*n"], upper: bool = False) -> Int[Tensor, "*n"]:
+    """SplitMix64's finaliser, in place; of `upper` the upper 31 bits alone are right, which its last step leaves as they are."""
     shifted = torch.empty_like(z)
     for shift, factor in zip((30, 27), MIX, strict=True):
         z.bitwise_xor_(right(z, shift, shifted)).mul_(factor)
-    return z.bitwise_xor_(right(z, 31, shifted))
+    return z if upper else z.bitwise_xor_(right(z, 31, shifted))
 
 
 def right(z: Int[Tensor, "*n"], shift: int, out: Tensor | None = None) -> Int[Tensor, "*n"]:
@@ -109,7 +109,7 @@ class Noise:
         def write(bits: Tensor, out: Tensor) -> None:
             out.copy_(right(bits, 64 - kept, bits)).mul_(2.0**-kept)
 
-        return self.made(math.prod(shape), dtype, write).view((*self.keys.shape, *shape))
+        return self.made(math.prod(shape), dtype, write, upper=kept <= 31).view((*self.keys.shape, *shape))
 
     def normal(self, shape: Sequence[int]) -> Float[Tensor, "*r *shape"]:
         """Standard normal, float32, |z| <= 6.7; the halves of one value make two of them."""
@@ -148,6 +148,7 @@ class Noise:
         write: Callable[[Tensor, Tensor], Any],
         each: int = 1,
         whole: bool = False,
+        upper: bool = False,
     ) -> Tensor:
         """`[*r, number * each]`, made block by block: `write(bits, out)` makes `each` numbers of every value.
 
@@ -157,13 +158,15 @@ class Noise:
             write: the values of a block `[k, m]` are its own to change; `out` is `[k, m * each]`.
             each: numbers that it makes of a value.
             whole: a block holds all values of a key.
+            upper: the upper 31 bits of a value are enough.
         """
         keys = self.keys.reshape(-1, 1)
         out = torch.empty(len(keys), number * each, dtype=dtype, device=keys.device)
         most = CPU_BLOCK if keys.device.type == "cpu" else DEVICE_BLOCK
+        counter = torch.arange(1, number + 1, device=keys.device).mul_(WEYL)
         for rows, columns in blocks(len(keys), number, max(most, number) if whole else most):
-            counter = torch.arange(columns.start + 1, columns.stop + 1, device=keys.device).mul_(WEYL)
-            write(mixed(keys[rows] + counter), out[rows, columns.start * each : columns.stop * each])
+            bits = mixed(keys[rows] + counter[columns], upper)
+            write(bits, out[rows, columns.start * each : columns.stop * each])
         return out.view(*self.keys.shape, number * each)
 
 

@@ -15,7 +15,7 @@ from hydra.utils import get_object, instantiate
 from lit_xai.cli.schema import config_dir
 from lit_xai.core import TrainedOn
 from lit_xai.errors import UsageError
-from lit_xai.explainers import Saliency
+from lit_xai.explainers import Captum, Saliency
 from lit_xai.fillers.fitted import FittedFiller
 from lit_xai.fitting import describe
 from lit_xai.models import resnet18
@@ -29,6 +29,7 @@ from generators import GENERATORS, made, save
 CONFIGS = config_dir()
 COUNTS = {"masks": 12, "steps": 6, "samples": 60, "subsets": 14, "n_samples": 4, "draws": 2}  # of yamls with such a key
 RNG = SampleRng(7, (31, 4, 15, 9, 26))
+OTHER = SampleRng(8, RNG.samples)
 FOLDER = tempfile.TemporaryDirectory()  # of fitted fillers; removed at the end
 
 
@@ -200,6 +201,12 @@ class TestExplainer:
         np.random.seed(1)  # noqa: NPY002 - third parties draw from it
         assert torch.equal(build(file)(model, images, targets, RNG), maps_of(file))
 
+    def test_other_noise_gives_other_maps_only_if_it_says_that_it_draws(self, file, model, images, targets):
+        explainer = build(file)
+        if explainer.draws_numbers() or not isinstance(explainer, Captum):  # whose noise is captum's own
+            other = explainer(model, images, targets, OTHER)
+            assert torch.equal(other, maps_of(file)) != explainer.draws_numbers()
+
     def test_without_an_rng_the_samples_are_numbered(self, file, model, images, targets):
         explainer = build(file)
         assert torch.equal(
@@ -287,6 +294,11 @@ class TestScore:
             torch.manual_seed(seed)
             results.append(apply(build(file), model, images, maps, targets, masks))
         assert torch.equal(*results)
+
+    def test_other_noise_gives_other_values_only_if_it_says_that_it_draws(self, file, model, images, targets, masks):
+        score, untied = build(file), torch.randn(5, 16, 16, generator=seeded(2))
+        one, other = (apply(score, model, images, untied, targets, masks, rng) for rng in (RNG, OTHER))
+        assert torch.equal(one, other) != score.draws_numbers()
 
     def test_shared_observations_give_the_same_value(self, file, model, images, maps, targets):
         score = build(file)
@@ -382,6 +394,12 @@ class TestFiller:
             torch.manual_seed(seed)
             results.append(build(file)(images, keep, RNG))
         assert torch.equal(*results)
+
+    def test_other_noise_and_other_draws_are_others_only_if_it_says_that_it_draws(self, file, images, keep):
+        filler = build(file)
+        one, other = (filler(images, keep, rng, 2) for rng in (RNG, OTHER))
+        assert torch.equal(one, other) != filler.draws_numbers()
+        assert torch.equal(one[:, :, 0], one[:, :, 1]) == filler.deterministic
 
     def test_background_is_what_stands_where_everything_is_hidden(self, file, images):
         filler = build(file)
