@@ -51,12 +51,16 @@ class Several(Contrast):
     """The information gain; the PMI of several classes of every row it is shown is kept aside.
 
     Its targets are the rows' images, and `classes` is as in `information_maps`.
+
+    Attributes:
+        pmi: chunk by chunk.
+        of: the classes of every image and their probabilities, `[images, y]` each.
     """
 
-    def __init__(self, classes: Int[Tensor, "b y"] | str, unit: str) -> None:
-        self.classes, self.unit = classes, unit
+    def __init__(self, classes: Int[Tensor, "b y"] | str, unit: str, images: int) -> None:
+        self.classes, self.unit, self.images = classes, unit, images
         self.pmi: list[Tensor] = []
-        self.of: dict[int, tuple[Tensor, Tensor]] = {}  # classes of every image and their probabilities
+        self.of: tuple[Tensor, ...] = ()
 
     def __call__(self, whole: Probabilities, hidden: Probabilities, targets: Int[Tensor, "r"]) -> Float[Tensor, "r"]:
         number = whole.shape[1]
@@ -70,8 +74,9 @@ class Several(Contrast):
             chosen = torch.arange(number, device=whole.device).expand(len(whole), -1)
         before, after = whole.gather(1, chosen), hidden.gather(1, chosen)
         self.pmi.append(in_unit(torch.log((EPSILON + before) / (EPSILON + after)), self.unit))
-        for row, image in enumerate(targets.tolist()):
-            self.of.setdefault(image, (chosen[row], before[row]))
+        self.of = self.of or tuple(t.new_zeros(self.images, t.shape[1]) for t in (chosen, before))
+        for mine, rows in zip(self.of, (chosen, before), strict=True):
+            mine[targets] = rows  # alike for all rows of an image
         return KL(self.unit)(whole, hidden, targets)
 
 
@@ -128,11 +133,11 @@ def information_maps(
     known = filler.window_side() or PATCH
     patch, stride = known if patch is None else patch, known if stride is None else stride
     walk = SlidingPatch(patch, stride, filler, draws, projection="mean", scale=False)
-    windows, several = walk.windows(height, width), Several(classes, unit)
+    windows, several = walk.windows(height, width), Several(classes, unit, len(images))
     rng = SampleRng.default(len(images), rng)
     ig = sweep(model, images, which, windows, filler, [several], rng, draws, precision, max_batch, incremental)[0]
     pmi = torch.cat(several.pmi).unflatten(0, (len(images), len(windows))).transpose(1, 2).flatten(0, 1)
-    chosen, p = (torch.stack(t) for t in zip(*(several.of[i] for i in range(len(images))), strict=True))
+    chosen, p = several.of
     return Information(
         windows.covering_mean(pmi).unflatten(0, chosen.shape).to(images.dtype),
         windows.covering_mean(ig).to(images.dtype),

@@ -39,6 +39,7 @@ from lit_xai.errors import UsageError
 from lit_xai.explainers.windows import Windows
 from lit_xai.fillers.constant import Colour
 from lit_xai.fillers.refill import Refill
+from lit_xai.fillers.tiles import cut
 from lit_xai.incremental import MODES, Network, WindowLogits
 from lit_xai.rng import SampleRng
 
@@ -293,10 +294,8 @@ class Outputs:
 
     def shown(self, x: Tensor, top: Any, left: Any) -> Tensor:
         """The windows' pixels `[r, c, k, k]`."""
-        k = self.windows.patch
-        return torch.stack(
-            [row[:, t : t + k, s : s + k] for row, t, s in zip(x, top.tolist(), left.tolist(), strict=True)]
-        )
+        rows, y, z = (torch.as_tensor(i, device=x.device) for i in (range(len(x)), top, left))
+        return cut(x, rows, y, z, self.windows.patch).contiguous()
 
 
 @dataclass(frozen=True)
