@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import inspect
 import math
+import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from lit_xai.core import Images, Model, Targets
+from lit_xai.core import ROUNDING, Images, Model, Targets
 from lit_xai.errors import UsageError
 
 CPU_VALUES = 16 * 3 * 224 * 224  # most pixel values of one model call on the CPU
-ROUNDING = 1e-3  # by which pixel values may leave [0, 1]
 SUMS = 1e-4  # by which the sum of a row of probabilities may differ from 1
 HALF = (torch.float16, torch.bfloat16)
 FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, AssertionError)
@@ -169,8 +170,7 @@ class Gate(nn.Module):
         check_logits(logits, len(x), sure=isinstance(self.model, Declared))
         self.classes = logits.shape[1]
         self.require(self.most)
-        drew = any(not torch.equal(a, b) for a, b in zip(states, random_states(x.device), strict=True))
-        if drew and not torch.equal(logits, logits_of(self.answer(x))):
+        if states != random_states(x.device) and not torch.equal(logits, logits_of(self.answer(x))):
             raise UsageError(
                 "the model draws random numbers in evaluation mode, and answers the same image differently each time: pass "
                 "training=self.training to its dropout, or fix its seed"
@@ -259,10 +259,11 @@ def refuse_batch_statistics(model: Model) -> None:
             )
 
 
-def random_states(device: torch.device) -> list[Tensor]:
-    """The states of the global random generators that a model on this device can draw from."""
-    states = [torch.get_rng_state()]
-    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+def random_states(device: torch.device) -> list[Any]:
+    """The states of the common random generators that a model on this device can draw from: torch's, NumPy's, Python's."""
+    numpy = np.random.get_state(legacy=False)["state"]  # type: ignore[call-overload]  # noqa: NPY002
+    states = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+    return [random.getstate(), numpy["pos"], numpy["key"].tobytes(), *(s.numpy().tobytes() for s in states)]
 
 
 def admitted(model: Model, images: Any) -> tuple[Gate, Images]:

@@ -23,6 +23,7 @@ Segments = Int[Tensor, "b h w"]  # superpixel of every pixel, 0 .. d-1 in every 
 Model = Callable[[Tensor], Tensor]  # [b, c, h, w] -> logits [b, k]
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+ROUNDING = 1e-3  # by which pixel values may leave [0, 1]
 REFERENCE_SIDE = 224  # pixel-sized parameters are given for this image side
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,6 +57,21 @@ def blocks(rows: int, columns: int, most: int) -> Iterator[tuple[slice, slice]]:
     for top in range(0, rows, tall):
         for left in range(0, columns, max(1, wide)):
             yield slice(top, min(top + tall, rows)), slice(left, min(left + wide, columns))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """The common generators of torch, NumPy and Python seeded, for other people's code that draws from them; afterwards as they were."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    cards = range(torch.cuda.device_count())
+    with torch.random.fork_rng(devices=cards):
+        random.seed(seed), np.random.seed(seed % 2**32), torch.random.default_generator.manual_seed(seed)  # noqa: NPY002
+        if cards:
+            torch.cuda.manual_seed_all(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python), np.random.set_state(numpy)  # noqa: NPY002
 
 
 @dataclass(frozen=True)

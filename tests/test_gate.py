@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import random
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,15 +16,20 @@ import torch
 import torch.nn.functional as F
 from lit_xai import explainers as e
 from lit_xai.calls import as_targets
+from lit_xai.crossval import explain_model
 from lit_xai.errors import UsageError
 from lit_xai.explainers.information import information_maps
 from lit_xai.fillers import Colour
 from lit_xai.metrics import Deletion, Insertion, MuFidelity
+from lit_xai.metrics.sanity import sanity
 from lit_xai.models import AsLogits
 from lit_xai.models.lipschitz import local_lipschitz
 from lit_xai.rng import SampleRng
 from lit_xai.segments import Grid
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from conftest import seeded
 
 RNG = SampleRng(3, (0, 1))
 METHODS: dict[str, Any] = {
@@ -190,6 +197,11 @@ def test_declared_probabilities_outside_of_0_to_1_give_nan_and_no_number() -> No
 
 
 @pytest.mark.kind("outputs: probabilities")
+def test_scores_of_several_labels_are_no_probabilities_of_classes() -> None:
+    assert bool(AsLogits(Answers(small(), torch.sigmoid), "probabilities")(X).isnan().all())
+
+
+@pytest.mark.kind("outputs: probabilities")
 def test_logits_that_look_like_probabilities_pass_where_somebody_says_that_they_are_logits() -> None:
     model = Answers(small(), lambda z: z.softmax(1))
     assert e.Saliency()(AsLogits(model, "logits"), X, Y).shape == (2, 16, 16)
@@ -318,6 +330,20 @@ def test_a_model_that_draws_random_numbers_is_refused() -> None:
     assert_refused(Answers(small(), lambda z: F.dropout(z, 0.5, training=True)), "draws random numbers")
 
 
+DRAWS = {
+    "torch": lambda: float(torch.rand(())),
+    "NumPy": lambda: float(np.random.rand()),  # noqa: NPY002
+    "Python": random.random,
+}
+
+
+@pytest.mark.kind("dropout that is always on")
+@pytest.mark.parametrize("whose", list(DRAWS))
+def test_whatever_generator_a_model_draws_from_is_noticed(whose: str) -> None:
+    with pytest.raises(UsageError, match="draws random numbers"):
+        e.RISE(masks=8)(Answers(small(), lambda z: z * (1 + DRAWS[whose]())), X, Y)
+
+
 @pytest.mark.kind("dropout that is always on")
 def test_a_model_that_draws_the_same_numbers_each_time_is_explained() -> None:
     def noisy(z: Tensor) -> Tensor:
@@ -337,6 +363,31 @@ def test_instance_normalisation_is_each_images_own() -> None:
     model = nn.Sequential(nn.InstanceNorm2d(3), small()).eval()
     both, one = e.Saliency()(model, X, Y), e.Saliency()(model, X[:1], Y[:1])
     torch.testing.assert_close(both[:1], one)
+
+
+@pytest.mark.kind("track_running_stats=False")
+def test_a_study_refuses_a_model_whose_answer_depends_on_the_batch(tmp_path: Path) -> None:
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = small()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.network(F.batch_norm(x, None, None, training=True))
+
+    bright = torch.linspace(0.1, 1, 6).view(-1, 1, 1, 1) * torch.rand(6, 3, 16, 16, generator=seeded(3))
+    data = TensorDataset(bright, torch.arange(6) % 3)
+    with pytest.raises(UsageError, match="differently alone and in a batch"):
+        explain_model(Functional(), data, {"saliency": e.Saliency()}, tmp_path, scores={}, progress=False)
+
+
+@pytest.mark.kind("precision")
+def test_a_sanity_check_takes_half_precision_as_explainers_do() -> None:
+    model, images = small().to(torch.bfloat16), X.to(torch.bfloat16)
+    result = sanity(model, images, Y, {"saliency": e.Saliency()}, stages=1)
+    torch.testing.assert_close(result.maps["saliency"][0], e.Saliency()(model, images, Y))
+    expected = model(images).float().softmax(1).gather(1, Y[:, None])[:, 0]
+    torch.testing.assert_close(result.trained.float(), expected)
 
 
 @pytest.mark.kind("wrapped models")

@@ -351,6 +351,16 @@ def saved(folder: Path, kind: str = "vit", processor: Any = None) -> nn.Module:
 
 
 @pytest.mark.kind("transformers' folders")
+def test_a_folder_of_half_precision_takes_images_of_float32(tmp_path):
+    saved(tmp_path)
+    model = transformers.ViTForImageClassification.from_pretrained(tmp_path).half()
+    model.save_pretrained(tmp_path)
+    module, images = HuggingFace(str(tmp_path)), torch.rand(2, 3, 32, 32)
+    assert {p.dtype for p in module.parameters()} == {torch.float32}
+    torch.testing.assert_close(module(images), model.float().eval()(2 * images - 1).logits)
+
+
+@pytest.mark.kind("transformers' folders")
 def test_a_folder_of_transformers_is_the_model_behind_its_processor(tmp_path):
     processor = transformers.ViTImageProcessor(
         size={"height": 32, "width": 32}, image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6], resample=3

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,18 +14,17 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 
-from lit_xai.core import Component, refuse_channels
+from lit_xai.core import ROUNDING, Component, refuse_channels
 from lit_xai.data.groups import of_samples
 from lit_xai.data.images import GREY, check_show, digest
 from lit_xai.data.split import Split
 from lit_xai.data.truth import opaque
 from lit_xai.errors import UsageError
-from lit_xai.rng import stable_hash
+from lit_xai.rng import seeded, stable_hash
 
 IMAGE_KEYS = ("image", "img", "pixel_values", "images", "picture", "x")
 LABEL_KEYS = ("label", "labels", "target", "targets", "class", "class_id", "y")
 TWICE = 32  # samples that are read twice: a flip of every second image is noticed but once in billions
-ROUNDING = 1e-3  # by which pixel values may leave [0, 1]
 LAST = (1, 3, 4)  # channels that an array's last axis may be
 GIVE = "give (image [c, h, w] in [0, 1], label), the label a whole number or a word"
 
@@ -149,19 +147,6 @@ def as_image(value: Any) -> Float[Tensor, "c h w"]:
     return image.float().div(255).contiguous() if byte else image.float().contiguous()
 
 
-@contextmanager
-def seeded(*key: Any) -> Iterator[None]:
-    """The common generators of random numbers as a function of this key, and afterwards as they were."""
-    number = stable_hash(*key) % 2**32
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (people's data sets draw from it)
-    with torch.random.fork_rng(devices=[]):
-        random.seed(number), np.random.seed(number), torch.manual_seed(number)  # noqa: NPY002
-        try:
-            yield
-        finally:
-            random.setstate(python), np.random.set_state(numpy)  # noqa: NPY002
-
-
 # ------------------------------------------------------------------------------------------------------------ all items
 
 
@@ -245,7 +230,7 @@ class MapStyle:
         labels: list[int | str] = []
         shape = torch.Size()
         for i in range(n):
-            with seeded("item", i) if cache else nullcontext():
+            with seeded(stable_hash("item", i) % 2**32) if cache else nullcontext():
                 image, label = self.item(i)
             if i and image.shape != shape:
                 raise UsageError(

@@ -22,6 +22,7 @@ from lit_xai.store.fold import Predictions, differences
 from lit_xai.store.names import KINDS
 
 IMAGES, BACKWARD = 128, 5_000  # most images, and about how many backward passes, of the Lipschitz constant
+COMPANY = 0.05  # of the largest |logit|: TF32 and other kernels for other batches stay far below
 SMALL, MOST = 96, 500  # pixels a side of a thumbnail, and how many are kept of a fold
 
 
@@ -49,7 +50,10 @@ def predict(
     with torch.inference_mode():
         for start in tqdm(starts, desc="predict", unit="batch", disable=not progress, leave=False):
             x = images.images(samples[start : start + batch_size].tolist())
-            logits = gate(x.to(device, memory_format=torch.channels_last)).float()
+            x = x.to(device, memory_format=torch.channels_last)
+            logits = gate(x).float()
+            if not mine and len(x) > 1:
+                refuse_company(logits[:1], gate(x[:1]).float())
             p = logits.softmax(-1)
             if torch.isnan(p).any():
                 raise UsageError("the model predicts NaN: train again with another model.lr=, or check the checkpoint")
@@ -67,6 +71,15 @@ def predict(
     everything = sorted((row for part in parts for row in part), key=lambda row: row[0])
     predicted, confidence, loss = (torch.cat(column) for column in list(zip(*everything, strict=True))[1:])
     return predicted, confidence, loss
+
+
+def refuse_company(among: Float[Tensor, "1 k"], alone: Float[Tensor, "1 k"]) -> None:
+    """Refuse a model that answers an image otherwise among others than alone, by more than any rounding (`COMPANY`)."""
+    if bool((among - alone).abs().max() > COMPANY * alone.abs().max()):
+        raise UsageError(
+            "the model answers an image differently alone and in a batch, so maps would depend on its neighbours: give its "
+            "normalisation running statistics"
+        )
 
 
 def lipschitz_of(job: Job, held: Int[Tensor, "n"]) -> float:

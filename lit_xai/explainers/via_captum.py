@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,7 +26,7 @@ from lit_xai.explainers.layers import (
     run_through,
 )
 from lit_xai.fitting import accepts
-from lit_xai.rng import SampleRng, stable_hash
+from lit_xai.rng import SampleRng, seeded, stable_hash
 
 BASELINE_REQUIRED = {"GradientShap", "DeepLiftShap"}  # captum wants a distribution of baselines: black images here
 GUIDED = ("Guided", "Deconvolution")  # in the names of those that change the gradient of nn.ReLU, and of nothing else
@@ -53,19 +51,6 @@ BENT = {
 }
 PRODUCTS = ("Mul", "Div", "Bmm")
 MISSING = {"DeepLift": 0.01, "LRP": 0.001}  # share of all attributions by which their sum may be wrong
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Torch's and NumPy's global generators seeded, because captum draws from both; restored afterwards."""
-    state = np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        try:
-            yield
-        finally:
-            np.random.set_state(state)  # noqa: NPY002
 
 
 @dataclass(frozen=True)
@@ -162,6 +147,7 @@ class Captum(Explainer):
         except torch.OutOfMemoryError:
             raise
         except (AssertionError, RuntimeError, TypeError, NotImplementedError, AttributeError, ValueError) as e:
+            # captum says in any of these that it has no rule for a layer, or that a module is used twice
             raise UsageError(
                 f"captum's {self.method} does not take this network ({str(e).splitlines()[0][:120]}): {instead}"
             ) from None

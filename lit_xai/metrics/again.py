@@ -5,28 +5,24 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lit_xai.calls import Gate, admit, evaluate_rows, gated
-from lit_xai.core import Explainer, Images, Maps, Model, Passes, Score, Scores, Targets, as_explainer
+from lit_xai.core import Explainer, Images, Maps, Model, Passes, Scores, Targets, as_explainer
 from lit_xai.errors import UsageError
-from lit_xai.fitting import describe
 from lit_xai.metrics.distance import DECIMALS, correlation, scaled_to_one, ssim, unit_ranks
-from lit_xai.metrics.fidelity import check_scored
+from lit_xai.metrics.fidelity import OfMaps, check_scored
 from lit_xai.rng import SampleRng
 
 
-class Again(Score):
+class Again(OfMaps):
     """The explained map beside others by the same method, with the same noise of the method: what it draws is no difference.
 
     `observed` is what `again` gives.
     """
-
-    source: ClassVar[str] = ""
 
     @abstractmethod
     def question(
@@ -62,14 +58,6 @@ class Again(Score):
             others.append(maps)
         empty = batch.new_zeros(len(batch), self.explanations, *batch.shape[-2:])
         return torch.stack(others, dim=1) if others else empty
-
-    def meaning(self) -> dict[str, Any]:
-        """What the number means."""
-        return {**describe(self), "source": self.source}
-
-    def passes(self, height: int, width: int) -> Passes:
-        """None but the explainer's own."""
-        return Passes(0)
 
     @gated
     def __call__(

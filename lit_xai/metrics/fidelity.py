@@ -31,6 +31,20 @@ def check_scored(images: Images, maps: Tensor) -> None:
         raise UsageError("a map holds NaN or infinite values: explain that image again, or leave it out")
 
 
+class OfMaps(Score):
+    """A score that makes no model pass of its own; `source` is where it was published."""
+
+    source: ClassVar[str] = ""
+
+    def meaning(self) -> dict[str, Any]:
+        """What the number means."""
+        return {**describe(self), "source": self.source}
+
+    def passes(self, height: int, width: int) -> Passes:
+        """None."""
+        return Passes(0)
+
+
 # ------------------------------------------------------------------------------------------- drops against sums of the map
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +13,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lit_xai.calls import gated
-from lit_xai.core import REFERENCE_SIDE, Images, Maps, Model, Passes, Score, Scores, Targets
+from lit_xai.core import REFERENCE_SIDE, Images, Maps, Model, Scores, Targets
 from lit_xai.data.truth import boxes, ends, unsaying
 from lit_xai.errors import UsageError
-from lit_xai.fitting import describe
-from lit_xai.metrics.fidelity import check_scored
+from lit_xai.metrics.fidelity import OfMaps, check_scored
 from lit_xai.rng import SampleRng, stable_hash
 
 Masks = Bool[Tensor, "b h w"]  # True = on the object
@@ -41,7 +40,7 @@ def defined(values: Tensor, masks: Masks) -> Tensor:
 
 
 @dataclass(frozen=True)
-class AgainstMask(Score):
+class AgainstMask(OfMaps):
     """What the scores against a mask share. The model is never asked; `observed` is the batch's masks `[b, h, w]`.
 
     Args:
@@ -53,7 +52,6 @@ class AgainstMask(Score):
     truth: str = "object"
     higher_is_better = True
     name = ""
-    source = ""
 
     @abstractmethod
     def value(self, maps: Float[Tensor, "b h w"], masks: Masks) -> Float[Tensor, "b ..."]:
@@ -82,14 +80,6 @@ class AgainstMask(Score):
         """The value of the whole image as an explanation (every pixel equally, at every threshold): the baseline."""
         check_masks(masks, masks)
         return defined(self.whole(masks), masks)
-
-    def meaning(self) -> dict[str, Any]:
-        """What the number means."""
-        return {**describe(self), "source": self.source}
-
-    def passes(self, height: int, width: int) -> Passes:
-        """None."""
-        return Passes(0)
 
     @gated
     def __call__(

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from lit_xai.calls import Gate, admit, evaluating, select_output
+from lit_xai.calls import admit, evaluating, select_output
 from lit_xai.core import Images, Maps, Model, Scores, Targets
 from lit_xai.errors import UsageError
 from lit_xai.metrics.distance import correlation, scaled_to_one, ssim, unit_ranks
@@ -189,10 +189,10 @@ class Batch:
 
     def probability(self, model: Model) -> Float[Tensor, "b"]:
         """p(target) of every image, float64 on the CPU."""
-        out, gate = [], Gate.of(model, self.targets)
+        out, (gate, images, _) = [], admit(model, self.images, self.targets)
         with torch.no_grad(), evaluating(gate):
             for rows in self.rows():
-                logits = gate(self.images[rows]).double()
+                logits = gate(images[rows]).double()
                 out.append(select_output(logits, self.targets[rows], "probability").cpu())
         return torch.cat(out)
 
@@ -206,7 +206,7 @@ def checked(
     batch_size: int,
 ) -> Batch:
     """The batch, once nothing about it can be refused."""
-    _, images, targets = admit(model, images, targets)
+    targets = admit(model, images, targets)[2]
     if not explainers:
         raise UsageError("a sanity check needs explainers, found none: pass {name: explainer}")
     if len(images) == 0:

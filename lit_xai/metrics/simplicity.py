@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lit_xai.calls import gated
-from lit_xai.core import Images, Maps, Model, Passes, Score, Scores, Targets
-from lit_xai.fitting import describe
-from lit_xai.metrics.fidelity import check_scored
+from lit_xai.core import Images, Maps, Model, Scores, Targets
+from lit_xai.metrics.fidelity import OfMaps, check_scored
 from lit_xai.rng import SampleRng
 
 
-class OfMass(Score):
+class OfMass(OfMaps):
     """A score of |map| as a distribution over pixels; NaN for a map of zeros, which has none.
 
     It describes a map and says nothing of the model: it is not marked against nulls.
@@ -25,7 +24,6 @@ class OfMass(Score):
 
     against_nulls = False
     deterministic: ClassVar[bool] = True
-    source: ClassVar[str] = ""
 
     @abstractmethod
     def value(self, mass: Float[Tensor, "b p"]) -> Float[Tensor, "b"]:
@@ -36,14 +34,6 @@ class OfMass(Score):
         mass = maps.detach().flatten(1).double().abs()
         mass = mass / mass.amax(1, keepdim=True)  # sums of extreme values would leave the range; 0 / 0 is the NaN above
         return self.value(mass / mass.sum(1, keepdim=True))
-
-    def meaning(self) -> dict[str, Any]:
-        """What the number means."""
-        return {**describe(self), "source": self.source}
-
-    def passes(self, height: int, width: int) -> Passes:
-        """None."""
-        return Passes(0)
 
     @gated
     def __call__(

@@ -100,7 +100,7 @@ def read_folder(folder: Path) -> tuple[Any, dict[str, Any]]:
         raise UsageError(
             f"{folder} lacks {len(missing)} weights of its model, such as {', '.join(missing[:3])}: it is no trained classifier"
         )
-    return model.eval(), processor
+    return model.float().eval(), processor  # weights in half precision are exact in float32, which images are
 
 
 def numbers_of(processor: Mapping[str, Any]) -> tuple[list[float], list[float]]:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lit_xai.calls import SUMS, Declared, itself, way_to_logits
+from lit_xai.calls import HALF, SUMS, Declared, itself, way_to_logits
 from lit_xai.core import Model
 from lit_xai.errors import UsageError
 
@@ -21,7 +21,7 @@ class AsLogits(Declared):
     Args:
         model: images `[b, c, h, w]` in [0, 1] -> `[b, k]`, or `[b, 1]` or `[b]` of two classes.
         outputs: what it gives. `probabilities` p: the logits are log p, and (log(1 - p), log p) of one column, the probability of
-            class 1; NaN where a value is not in [0, 1]. `binary`, the logit z of class 1: the logits are (-z/2, z/2). `logits`: as they are, also
+            class 1; NaN where they are no probabilities, at least 0 with rows that sum to 1. `binary`, the logit z of class 1: the logits are (-z/2, z/2). `logits`: as they are, also
             where they look like probabilities.
 
     Raises:
@@ -47,4 +47,6 @@ class AsLogits(Declared):
             return torch.cat([-values, values], 1) / 2
         p = torch.cat([1 - values, values], 1) if values.shape[1] == 1 else values
         logs = p.clamp_min(torch.finfo(p.dtype).tiny).log()
-        return torch.where((values < 0) | (values > 1 + SUMS), torch.nan, logs)  # no probability
+        near = torch.finfo(p.dtype).eps if p.dtype in HALF else SUMS
+        whole = (p.sum(1, keepdim=True) - 1).abs() <= near  # not so the scores of several labels, each by itself
+        return torch.where(whole & (p >= -near), logs, torch.nan)
