@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lit_xai.calls import Chunk
 from lit_xai.explainers.information import information_maps
 from lit_xai.incremental import WindowLogits, measure
 from lit_xai.incremental.costs import COSTS
@@ -163,4 +164,4 @@ class Timed:
         with torch.inference_mode():
             for row in range(0, len(windows), 8):
                 some = keep[row : row + 8]
-                refill(some, [0] * len(some), list(range(row, row + len(some))), 8)
+                refill(some, Chunk(row, row + len(some), len(windows), some.device), draws=8)

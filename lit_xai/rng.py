@@ -240,13 +240,17 @@ class SampleRng:
             samples = tuple(self.samples[r] for r in rows)
         return SampleRng(self.seed, samples, variants if variants is None or len(variants) else None)
 
+    def on(self, device: torch.device) -> SampleRng:
+        """The same noise with the samples' numbers on a device, where it is taken many times."""
+        return replace(self, samples=torch.as_tensor(self.samples, device=device))
+
     def repeated(self, repeat: int) -> SampleRng:
         """Independent noise for another run of the same method; repeat 0 is this noise itself."""
         return replace(self, seed=stable_hash(self.seed, "repeat", repeat)) if repeat else self
 
     def noise(self, stream: str, device: torch.device | str = "cpu") -> Noise:
         """The keys `[b]` of every row (sample and variant) for one purpose, on the device of the images."""
-        start = torch.tensor(stable_hash(self.seed, stream), device=device)
+        start = torch.full((), stable_hash(self.seed, stream), device=device)  # made there: nothing is copied
         noise = Noise(start).part(self.samples)
         return noise if self.variants is None else Noise(~noise.keys).part(self.variants)  # they are no draws
 

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from lit_xai.calls import Chunk
 from lit_xai.errors import UsageError
 from lit_xai.fillers import DDIM, DDIMInpainting
 from lit_xai.fillers import generative as shared
@@ -296,7 +297,8 @@ def test_an_image_is_encoded_once_for_all_draws(trained):
     refill = Refill(filler, x, RNG)
     keep = torch.zeros(6, 8, 8, dtype=torch.bool)
     for start in (0, 6, 12):
-        refill(keep, [0, 0, 1, 1, 2, 2], [start + v for v in (0, 1, 0, 1, 0, 1)], 2)
+        chunk = Chunk(0, 6, 2, x.device)
+        refill(keep, chunk, start + chunk.variant, 2)
     assert count.asked == 3 * 4 * 2 + 3 * 12 * 4
 
 
@@ -304,22 +306,22 @@ def test_samples_are_reused_by_whoever_asks_for_them_again(trained):
     x, rng = torch.rand(3, 1, 8, 8, generator=seeded(0)), RNG
     keep = torch.zeros(3, 8, 8, dtype=torch.bool)
     first = DDIM(str(trained), steps=3)
-    rows = Refill(first, x, rng)(keep, [0, 1, 2], [7, 7, 7], 2)
+    rows = Refill(first, x, rng)(keep, Chunk(0, 3, 1, x.device), 7, 2)
     again = DDIM(str(trained), steps=3)
     count = counted(again)
-    same = Refill(again, x, rng)(keep, [0, 1, 2], [7, 7, 7], 2)
+    same = Refill(again, x, rng)(keep, Chunk(0, 3, 1, x.device), 7, 2)
     assert count.asked == 0
     assert torch.equal(rows, same)
     some = keep.clone()
     some[:, :4] = True
-    mixed = Refill(again, x, rng)(some, [0, 1, 2], [7, 7, 7], 2)
+    mixed = Refill(again, x, rng)(some, Chunk(0, 3, 1, x.device), 7, 2)
     assert torch.equal(mixed[:, :, 4:], rows[:, :, 4:])
-    other = Refill(replace(first, eta=0.9), x, rng)(keep, [0, 1, 2], [7, 7, 7], 2)
+    other = Refill(replace(first, eta=0.9), x, rng)(keep, Chunk(0, 3, 1, x.device), 7, 2)
     assert not torch.equal(other, rows)
     count.asked = 0
-    Refill(again, x, rng.repeated(1))(keep, [0, 1, 2], [7, 7, 7], 2)
+    Refill(again, x, rng.repeated(1))(keep, Chunk(0, 3, 1, x.device), 7, 2)
     assert count.asked == 18  # 3 steps of 3 images x 2 draws: other noise; the code is the same
-    Refill(again, x.flip(0), rng)(keep, [0, 1, 2], [7, 7, 7], 2)
+    Refill(again, x.flip(0), rng)(keep, Chunk(0, 3, 1, x.device), 7, 2)
     assert count.asked > 36  # other images: their code, too
 
 

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from lit_xai.calls import Chunk, chunks
 from lit_xai.core import LUMA, Filler, TrainedOn
 from lit_xai.errors import UsageError
 from lit_xai.fillers import Biharmonic, GaussianNoise, SegmentMean, Shuffle, UniformNoise
@@ -208,12 +209,8 @@ def test_a_list_and_a_tuple_are_the_same_colour():
 def walk(filler, images: Tensor, masks: Tensor, labels: Tensor, chunk: int, draws: int = 1) -> Tensor:
     """Every image through every mask, `chunk` rows at a time."""
     refill = Refill(filler, images, RNG, labels)
-    rows = [(i, v) for i in range(2) for v in range(masks.shape[1])]
-    parts = []
-    for start in range(0, len(rows), chunk):
-        image_of, variant_of = (list(t) for t in zip(*rows[start : start + chunk], strict=True))
-        parts.append(refill(masks[image_of, variant_of], image_of, variant_of, draws))
-    return torch.cat(parts)
+    walked = chunks(2, masks.shape[1], chunk)
+    return torch.cat([refill(masks[c.image, c.variant], c, draws=draws) for c in walked])
 
 
 @every_filler
@@ -261,7 +258,7 @@ def test_a_filler_that_returns_another_shape_is_refused_by_name(images, keep):
             return images[:, None]  # no axis for the draws
 
     with pytest.raises(UsageError, match=r"Forgetful returned shape .* expected \(2, 1, 1, 3, 8, 8\)"):
-        Refill(Forgetful(), images, RNG)(keep[:, 0], [0, 1], [0, 0])
+        Refill(Forgetful(), images, RNG)(keep[:, 0], Chunk(0, 2, 1, images.device), 0)
 
 
 def test_a_background_of_another_shape_is_refused_by_name(images):

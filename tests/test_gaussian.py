@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from lit_xai.calls import chunks
 from lit_xai.data import FoldData, Source
 from lit_xai.data.images import InMemory
 from lit_xai.errors import UsageError
@@ -346,14 +347,10 @@ def test_a_filling_depends_neither_on_the_batch_nor_on_the_chunk(masks):
     whole = g(images, masks, rng, 2)
     alone = [known_field(2, 2)(images[[i]], masks[[i]], rng.take([i]), 2) for i in (0, 1)]
     assert torch.allclose(torch.cat(alone), whole, rtol=0, atol=1e-12)
-    rows = [(i, v) for i in (0, 1) for v in (0, 1, 2)]
     refilled = []
     for chunk in (6, 4, 1):
-        refill, parts = Refill(g, images, rng), []
-        for start in range(0, 6, chunk):
-            image_of, variant_of = (list(t) for t in zip(*rows[start : start + chunk], strict=True))
-            parts.append(refill(masks[image_of, variant_of], image_of, variant_of, 2))
-        refilled.append(torch.cat(parts))
+        refill = Refill(g, images, rng)
+        refilled.append(torch.cat([refill(masks[c.image, c.variant], c, draws=2) for c in chunks(2, 3, chunk)]))
     assert torch.allclose(refilled[0], refilled[1], rtol=0, atol=1e-12)
     assert torch.allclose(refilled[0], refilled[2], rtol=0, atol=1e-12)
 

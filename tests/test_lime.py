@@ -293,7 +293,7 @@ def rows(images) -> Rows:
     segments = torch.cat([Grid(2)(two[:1]), Grid(3)(two[1:])])
     visible = torch.rand(6, 9, generator=seeded(1)) < 0.5
     visible[:3, 4:] = False
-    image_of = [0, 0, 0, 1, 1, 1]
+    image_of = torch.tensor([0, 0, 0, 1, 1, 1])
     keep = visible.gather(1, segments[image_of].flatten(1)).view(6, 12, 12)
     noise = torch.rand(6, 3, 12, 12, generator=seeded(2)).double()
     perturbed = torch.where(keep[:, None], two[image_of], noise)
@@ -314,7 +314,9 @@ def test_segment_distance_equals_loops(rows):
 
 def test_segment_distance_is_1_for_the_image_and_0_for_the_farthest_one(rows):
     def of(perturbed: Tensor) -> Tensor:
-        return SegmentDistance()(Rows(rows.images, rows.segments, [1], rows.visible[:1], perturbed, rows.counts[3:4]))
+        return SegmentDistance()(
+            Rows(rows.images, rows.segments, torch.tensor([1]), rows.visible[:1], perturbed, rows.counts[3:4])
+        )
 
     x = rows.images[1:]
     assert torch.equal(of(x), torch.ones(1, 9))
@@ -329,7 +331,14 @@ def test_the_pixel_cosine_kernel_by_hand(rows):
 
 
 def test_a_black_image_lies_at_distance_1_in_pixels(rows):
-    black = Rows(rows.images, rows.segments, [1], rows.visible[:1], torch.zeros(1, 3, 12, 12).double(), rows.counts[:1])
+    black = Rows(
+        rows.images,
+        rows.segments,
+        torch.tensor([1]),
+        rows.visible[:1],
+        torch.zeros(1, 3, 12, 12).double(),
+        rows.counts[:1],
+    )
     assert float(PixelCosineKernel(0.5)(black)) == pytest.approx(math.exp(-2))
 
 

@@ -291,7 +291,7 @@ def test_passes_are_one_forward_and_one_backward_a_step():
         ({"mask": 0}, "needs steps, mask"),
         ({"rate": 0.0}, "needs steps, mask, rate"),
         ({"jitter": -1}, "jitter >= 0"),
-        ({"max_batch": 0}, "max_batch > 0"),
+        ({"max_batch": 0}, "max_batch must be at least 1, or auto"),
         ({"upsampling": "cubic"}, "bilinear or nearest"),
         ({"output": "odds"}, "logit or probability"),
         ({"area": -1.0}, "area"),

@@ -107,7 +107,9 @@ def test_samples_further_away_weigh_less():
     image = WHITE.clone()
     rows = torch.cat([image, 0.9 * image, image - 0.9 * torch.rand(1, 1, SIDE, SIDE, generator=seeded(0))])
     visible = torch.zeros(3, CELLS**2, dtype=torch.bool)
-    weights = PixelCosineKernel()(Rows(image, SEGMENTS(image), [0, 0, 0], visible, rows, torch.full((3,), 9)))
+    weights = PixelCosineKernel()(
+        Rows(image, SEGMENTS(image), torch.zeros(3, dtype=torch.long), visible, rows, torch.full((3,), 9))
+    )
     assert float(weights[0]) == pytest.approx(1)
     assert float(weights[1]) == pytest.approx(1)  # the cosine does not see brightness
     assert float(weights[2]) < 0.99
@@ -121,13 +123,13 @@ def test_the_representation_lies_between_0_and_1(seed, channels, extreme):
         x, y = x.round(), y.round()
     segments = SEGMENTS(x)
     visible = torch.zeros(4, CELLS**2, dtype=torch.bool)
-    r = SegmentDistance()(Rows(x, segments, [0, 1, 2, 3], visible, y, torch.full((4,), CELLS**2)))
+    r = SegmentDistance()(Rows(x, segments, torch.arange(4), visible, y, torch.full((4,), CELLS**2)))
     assert float(r.min()) >= 0
     assert float(r.max()) <= 1
-    same = SegmentDistance()(Rows(x, segments, [0, 1, 2, 3], visible, x, torch.full((4,), CELLS**2)))
+    same = SegmentDistance()(Rows(x, segments, torch.arange(4), visible, x, torch.full((4,), CELLS**2)))
     assert torch.equal(same, torch.ones_like(same))
     far = (x < 0.5).float()
-    least = SegmentDistance()(Rows(x, segments, [0, 1, 2, 3], visible, far, torch.full((4,), CELLS**2)))
+    least = SegmentDistance()(Rows(x, segments, torch.arange(4), visible, far, torch.full((4,), CELLS**2)))
     assert float(least.abs().max()) < 1e-6
 
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lit_xai.calls import admit, gated
+from lit_xai.calls import AUTO, Chunk, Size, admit, gated
 from lit_xai.core import SIGNED, Explainer, Images, Legend, Maps, Model, Passes, Segments, Targets
 from lit_xai.errors import UsageError
 from lit_xai.explainers.gradient import mean_gradient
@@ -39,7 +39,7 @@ class AveragedGradient(Explainer):
     filler: BackgroundFiller = field(default_factory=SegmentMean)
     points: int = 21
     output: str = "probability"
-    max_batch: int = 64
+    max_batch: Size = AUTO
 
     @property
     def legend(self) -> Legend:
@@ -69,11 +69,11 @@ class AveragedGradient(Explainer):
         start = self.filler.background(images, segments)
         at = torch.linspace(0, 1, self.points, dtype=images.dtype, device=images.device)
         weights = torch.full_like(at, 1 / (self.points - 1))
-        weights[[0, -1]] /= 2
+        weights[0], weights[-1] = weights[0] / 2, weights[-1] / 2
 
-        def make(image_of: list[int], point_of: list[int]) -> Tensor:
-            share = at[point_of].view(-1, 1, 1, 1)
-            return start[image_of] + share * (images[image_of] - start[image_of])
+        def make(chunk: Chunk) -> Tensor:
+            begin = start[chunk.image]
+            return begin + at[chunk.variant].view(-1, 1, 1, 1) * (images[chunk.image] - begin)
 
         gradient = mean_gradient(model, images, targets, weights, make, self.max_batch, self.output)
         return segment_sums(((images - start) * gradient).sum(1), segments)

@@ -13,7 +13,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lit_xai.calls import Gate, evaluating, gated, gradients, in_format_of, per_call, row_chunks, select_output
+from lit_xai.calls import (
+    AUTO,
+    Chunk,
+    Gate,
+    Size,
+    evaluating,
+    gated,
+    gradients,
+    in_format_of,
+    select_output,
+    walk,
+)
 from lit_xai.core import MAGNITUDE, SIGNED, Explainer, Images, Legend, Maps, Model, Passes, Targets
 from lit_xai.errors import UsageError
 from lit_xai.rng import SampleRng
@@ -41,17 +52,18 @@ def mean_gradient(
     images: Images,
     targets: Targets,
     weights: Float[Tensor, "n"],
-    make: Callable[[list[int], list[int]], Tensor],
-    max_batch: int,
+    make: Callable[[Chunk], Tensor],
+    max_batch: Size,
     output: str,
 ) -> Images:
-    """sum_t weights[t] * gradient at `make(image, t)`, in chunks of `max_batch` rows."""
-    total = torch.zeros_like(images)
-    weights = weights.to(images)
-    for image_of, step_of in row_chunks(len(images), len(weights), per_call(images, max_batch)):
-        gradient = input_gradient(model, in_format_of(make(image_of, step_of), images), targets[image_of], output)
-        rows = torch.tensor(image_of, device=images.device)
-        total.index_add_(0, rows, gradient * weights[step_of].view(-1, 1, 1, 1))
+    """sum_t weights[t] * gradient at variant t of every image, which `make(chunk)` makes (see `walk`)."""
+    total, weights = torch.zeros_like(images), weights.to(images)
+
+    def ask(chunk: Chunk) -> None:
+        gradient = input_gradient(model, in_format_of(make(chunk), images), targets[chunk.image], output)
+        total.index_add_(0, chunk.image, gradient * weights[chunk.variant].view(-1, 1, 1, 1))
+
+    walk(model, images, len(weights), max_batch, ask)
     return total
 
 
@@ -133,7 +145,7 @@ class IntegratedGradients(Explainer):
     baseline: float = 0.0
     output: str = "logit"
     channels: str = "mean"
-    max_batch: int = 64
+    max_batch: Size = AUTO
 
     legend: ClassVar[Legend] = Legend(SIGNED)
 
@@ -147,11 +159,11 @@ class IntegratedGradients(Explainer):
             raise UsageError(f"integrated gradients need at least 2 steps, found {self.steps}")
         position = torch.linspace(0, 1, self.steps, dtype=images.dtype, device=images.device)
         weights = torch.full_like(position, 1 / (self.steps - 1))
-        weights[[0, -1]] /= 2
+        weights[0], weights[-1] = weights[0] / 2, weights[-1] / 2
         difference = images - self.baseline
 
-        def points(image_of: list[int], step_of: list[int]) -> Tensor:
-            return self.baseline + position[step_of].view(-1, 1, 1, 1) * difference[image_of]
+        def points(chunk: Chunk) -> Tensor:
+            return self.baseline + position[chunk.variant].view(-1, 1, 1, 1) * difference[chunk.image]
 
         mean = mean_gradient(model, images, targets, weights, points, self.max_batch, self.output)
         return reduce_channels(self.shown(difference * mean), self.channels)
@@ -193,7 +205,7 @@ class SmoothGrad(Explainer):
     sigma: float = 0.2
     output: str = "logit"
     channels: str = "mean"
-    max_batch: int = 64
+    max_batch: Size = AUTO
 
     legend: ClassVar[Legend] = Legend(
         SIGNED, "red = a brighter pixel is for {label}, blue = a darker one is, white = neither"
@@ -208,11 +220,11 @@ class SmoothGrad(Explainer):
         if self.samples < 1:
             raise UsageError(f"SmoothGrad needs at least 1 sample, found {self.samples}")
         noise = SampleRng.default(len(images), rng).noise("smoothgrad", images.device)
-        weights = torch.full((self.samples,), 1 / self.samples, dtype=torch.float64)
+        weights = torch.full((self.samples,), 1 / self.samples, dtype=torch.float64, device=images.device)
 
-        def noisy(image_of: list[int], draw_of: list[int]) -> Tensor:
-            drawn = noise[image_of].part(draw_of).normal(images.shape[1:])
-            return images[image_of] + self.sigma * drawn.to(images.dtype)
+        def noisy(chunk: Chunk) -> Tensor:
+            drawn = noise[chunk.image].part(chunk.variant).normal(images.shape[1:])
+            return images[chunk.image] + self.sigma * drawn.to(images.dtype)
 
         mean = mean_gradient(model, images, targets, weights, noisy, self.max_batch, self.output)
         return reduce_channels(mean, self.channels)

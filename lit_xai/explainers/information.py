@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lit_xai.calls import admitted
+from lit_xai.calls import AUTO, Size, admitted
 from lit_xai.core import Filler, Images, Maps, Model, Passes, as_filler
 from lit_xai.errors import UsageError
 from lit_xai.explainers.sweep import EPSILON, KL, Contrast, Probabilities, SlidingPatch, in_unit, sweep
@@ -66,7 +66,8 @@ class Several(Contrast):
         number = whole.shape[1]
         if isinstance(self.classes, Tensor):
             chosen = self.classes[targets]
-            if not 0 <= int(chosen.min()) <= int(chosen.max()) < number:
+            if not self.of and not 0 <= int(self.classes.min()) <= int(self.classes.max()) < number:
+                chosen = self.classes
                 raise UsageError(f"targets must lie in 0..{number - 1}, found {chosen.min()}..{chosen.max()}")
         elif self.classes == "top2":
             chosen = whole.topk(2).indices
@@ -91,7 +92,7 @@ def information_maps(
     unit: str = "bits",
     rng: SampleRng | None = None,
     precision: str = "float32",
-    max_batch: int = 64,
+    max_batch: Size = AUTO,
     incremental: str = "auto",
 ) -> Information:
     """PMI maps of several classes and the information gain map, for the cost of one map.

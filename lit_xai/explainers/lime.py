@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -15,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lit_xai.calls import admit, evaluate_rows, gated
+from lit_xai.calls import AUTO, Chunk, Size, admit, evaluate_rows, gated
 from lit_xai.core import (
     SIGNED,
     Component,
@@ -38,6 +39,14 @@ from lit_xai.rng import Noise, SampleRng
 from lit_xai.segments import Quickshift, Segmenter, segment_counts
 
 BLOCK = 256  # perturbed images of one sample that are drawn together; memory is bounded by it
+Seen = tuple[Tensor, Tensor, Tensor]  # features, responses and weights of a block, where the images are
+
+
+def on_the_host(seen: Sequence[Seen]) -> list[Block]:
+    """Blocks for the fit, in one copy of each kind whatever their number."""
+    sizes = [response.shape[1] for _, response, _ in seen]
+    parts = [torch.cat(kind, dim=1).cpu().split(sizes, dim=1) for kind in zip(*seen, strict=True)]
+    return [Block.of(*block) for block in zip(*parts, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,7 @@ class Rows:
 
     images: Images
     segments: Segments
-    image_of: list[int]
+    image_of: Int[Tensor, "r"]
     visible: Bool[Tensor, "r d"]
     perturbed: Float[Tensor, "r c h w"]
     counts: Int[Tensor, "r"]
@@ -234,7 +243,7 @@ class Lime(Explainer):
     output: str = "probability"
     repeat: int = 0
     precision: str = "float32"
-    max_batch: int = 64
+    max_batch: Size = AUTO
 
     @property
     def most(self) -> int:
@@ -313,10 +322,11 @@ class Lime(Explainer):
         if self.samples == "auto" and masks is None:
             return self.until_settled(model, images, targets, rng, segments, counts)
         refill = Refill(self.perturbation.filler, images, rng, segments)
-        blocks = [
+        seen = [
             self.block(model, targets, refill, counts, start // BLOCK, min(BLOCK, total - start), masks)
             for start in range(0, total, BLOCK)
         ]
+        blocks = on_the_host(seen)
         theta, covariance, r2 = fit(blocks, counts, self.ridge)
         samples = torch.full((len(images),), total)
         settled = [is_settled(t, v, int(c), LEVEL) for t, v, c in zip(theta, covariance, counts, strict=True)]
@@ -340,7 +350,7 @@ class Lime(Explainer):
         number: int,
         size: int,
         masks: Bool[Tensor, "b n d"] | None = None,
-    ) -> Block:
+    ) -> Seen:
         """Draw, fill, ask and weigh one block of every image."""
         images, segments = refill.images, refill.segments
         assert segments is not None
@@ -353,28 +363,24 @@ class Lime(Explainer):
             visible = self.perturbation.visible(noise, range(start, start + size), own)
         else:
             visible = masks[:, start : start + size, :width].to(device, torch.bool) & own[:, None]
-        features: list[Tensor] = []
-        weights: list[Tensor] = []
+        made: dict[int, tuple[Tensor, Tensor]] = {}  # features and weights, by the first row of their chunk
         flat = segments.flatten(1)
 
-        def make(image_of: list[int], variant_of: list[int]) -> Tensor:
-            z = visible[image_of, variant_of]
-            one = image_of[0] == image_of[-1]
-            index = flat[image_of[:1]].expand(len(z), -1) if one else flat[image_of]
+        def make(chunk: Chunk) -> Tensor:
+            z = visible.flatten(0, 1)[chunk.start : chunk.stop]
+            one = len(chunk.images) == 1
+            index = flat[chunk.images[0]].expand(len(z), -1) if one else flat[chunk.image]
             keep = z.gather(1, index).view(len(z), *segments.shape[1:])
-            perturbed = refill(keep, image_of, [start + v for v in variant_of])
-            rows = Rows(images, segments, image_of, z, perturbed, counts[image_of])
-            features.append(self.representation(rows))
-            weights.append(self.kernel(rows))
+            perturbed = refill(keep, chunk, start + chunk.variant)
+            rows = Rows(images, segments, chunk.image, z, perturbed, counts[chunk.image])
+            made[chunk.start] = self.representation(rows), self.kernel(rows)
             return perturbed
 
         response = evaluate_rows(
             model, make, images, targets, size, self.max_batch, self.output, self.precision
         )  # [b, size]
-        shape = len(images), size
-        return Block.of(
-            torch.cat(features).cpu().view(*shape, width), response.double().cpu(), torch.cat(weights).cpu().view(shape)
-        )
+        features, weights = (torch.cat(parts) for parts in zip(*made.values(), strict=True))
+        return features.view(len(images), size, width), response.double(), weights.view(len(images), size)
 
     def until_settled(
         self, model: Model, images: Images, targets: Targets, rng: SampleRng, segments: Segments, counts: Tensor
@@ -395,7 +401,7 @@ class Lime(Explainer):
                 while done < min(target, self.cap):
                     size = min(BLOCK, self.cap - done)
                     one = counts[i : i + 1]
-                    blocks.append(self.block(model, targets[i : i + 1], refill, one, done // BLOCK, size))
+                    blocks += on_the_host([self.block(model, targets[i : i + 1], refill, one, done // BLOCK, size)])
                     done += size
                 target *= 2
                 if done <= count:

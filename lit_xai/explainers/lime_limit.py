@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import norm
 from torch import Tensor
 
-from lit_xai.calls import admit, evaluate_rows
+from lit_xai.calls import AUTO, Chunk, Size, admit, evaluate_rows
 from lit_xai.core import Filler, Images, Model
 from lit_xai.errors import UsageError
 from lit_xai.explainers.lime import CosineKernel, Lime, OnOff, Toggle
@@ -154,7 +154,7 @@ class Limit:
 
 def bits(numbers: Int[Tensor, "m"], d: int) -> Bool[Tensor, "m d"]:
     """The masks of these numbers."""
-    return (numbers[:, None] >> torch.arange(d)) & 1 > 0
+    return (numbers[:, None] >> torch.arange(d, device=numbers.device)) & 1 > 0
 
 
 # -------------------------------------------------------------------------------------------------------- closed forms
@@ -225,7 +225,7 @@ def responses(
     filler: Filler,
     target: int = 0,
     output: str = "probability",
-    max_batch: int = 64,
+    max_batch: Size = AUTO,
     rng: SampleRng | None = None,
 ) -> Float[Tensor, "m"]:
     """The model's output at all 2^d masks of one image, in the order of `Limit.expected`. d <= 20: up to a million calls.
@@ -239,10 +239,10 @@ def responses(
         raise UsageError(f"{d} superpixels have 2^{d} masks: enumeration stops at {ENUMERABLE}; choose a coarser grid")
     refill = Refill(filler, image[None], SampleRng.default(1, rng), segments)
 
-    def make(image_of: list[int], variant_of: list[int]) -> Tensor:
-        z = bits(torch.tensor(variant_of), d).to(image.device)
+    def make(chunk: Chunk) -> Tensor:
+        z = bits(chunk.variant, d)
         keep = z[:, segments.flatten()].view(len(z), *image.shape[-2:])
-        return refill(keep, image_of, variant_of)
+        return refill(keep, chunk)
 
     targets = torch.tensor([target], device=image.device)
     return evaluate_rows(model, make, image[None], targets, 2**d, max_batch, output)[0].double().cpu()
@@ -256,7 +256,7 @@ def exact_limit(
     target: int = 0,
     output: str = "probability",
     bandwidth: float = 0.25,
-    max_batch: int = 64,
+    max_batch: Size = AUTO,
 ) -> tuple[float, Float[Tensor, "d"]]:
     """(beta_0, beta) of any model by enumerating the masks of one image (d <= 20)."""
     f = responses(model, image, segments, filler, target, output, max_batch)

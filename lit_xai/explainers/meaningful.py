@@ -10,7 +10,18 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lit_xai.calls import evaluating, gated, gradients, in_format_of, select_output
+from lit_xai.calls import (
+    AUTO,
+    Chunk,
+    Size,
+    check_size,
+    evaluating,
+    gated,
+    gradients,
+    in_format_of,
+    select_output,
+    walk,
+)
 from lit_xai.core import MAGNITUDE, Explainer, Filler, Images, Legend, Maps, Model, Passes, Scores, Targets, scaled
 from lit_xai.errors import UsageError
 from lit_xai.fillers.constant import Blur
@@ -56,7 +67,7 @@ class MeaningfulPerturbation(Explainer):
     filler: Filler = field(default_factory=lambda: Blur(kernel=61, sigma=10.0))
     output: str = "probability"
     repeat: int = 0
-    max_batch: int = 64
+    max_batch: Size = AUTO
 
     legend: ClassVar[Legend] = Legend(MAGNITUDE, "darker = hidden more by the mask that destroys {label}, white = kept")
 
@@ -79,21 +90,24 @@ class MeaningfulPerturbation(Explainer):
         self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None
     ) -> tuple[Maps, dict[str, Scores]]:
         """The maps; per image the share of pixels that the mask has changed, and the output left with that mask."""
-        positive = self.steps, self.mask, self.rate, self.max_batch
+        check_size(self.max_batch)
+        positive = self.steps, self.mask, self.rate
         if min(positive) <= 0 or min(self.area, self.smoothness, self.jitter) < 0:
             raise UsageError(
-                f"meaningful perturbation needs steps, mask, rate, max_batch > 0 and area, smoothness, jitter >= 0, "
-                f"found {self}"
+                f"meaningful perturbation needs steps, mask, rate > 0 and area, smoothness, jitter >= 0, found {self}"
             )
         if self.upsampling not in ("bilinear", "nearest"):
             raise UsageError(f"upsampling must be bilinear or nearest, found {self.upsampling!r}")
-        rng = SampleRng.default(len(images), rng).repeated(self.repeat)
-        parts = []
+        rng = SampleRng.default(len(images), rng).repeated(self.repeat).on(images.device)
+        parts = {}
+
+        def solve(chunk: Chunk) -> None:
+            here = slice(chunk.start, chunk.stop)
+            parts[chunk.start] = self.optimise(model, images[here].clone(), targets[here].clone(), rng.take(chunk.row))
+
         with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
-            for rows in torch.arange(len(images)).split(self.max_batch):
-                here = rows.tolist()
-                parts.append(self.optimise(model, images[here].clone(), targets[here].clone(), rng.take(here)))
-        maps, changed, left = (torch.cat(p) for p in zip(*parts, strict=True))
+            walk(model, images, 1, self.max_batch, solve)
+        maps, changed, left = (torch.cat(p) for p in zip(*parts.values(), strict=True))
         return maps, {"pixels_changed": changed.double(), "output_left": left.double()}
 
     def optimise(self, model: Model, images: Images, targets: Targets, rng: SampleRng) -> tuple[Maps, Scores, Scores]:
@@ -138,7 +152,7 @@ class MeaningfulPerturbation(Explainer):
         filled = refill.filler.painted(images, hard)
         if filled is None:
             with torch.no_grad():
-                filled = refill(kept[:, 0], list(range(len(images))), [step] * len(images))
+                filled = refill(kept[:, 0], Chunk(0, len(images), 1, images.device), step)
         return in_format_of(hard * images + (1 - hard) * filled, images)
 
     def shifts(self, noise: Noise, most: int) -> Int[Tensor, "b t 2"]:

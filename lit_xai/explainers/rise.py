@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lit_xai.calls import autocast, evaluating, gated, in_format_of, per_call, row_chunks, select_output
+from lit_xai.calls import AUTO, Chunk, Size, autocast, evaluating, gated, in_format_of, select_output, walk
 from lit_xai.core import RANGE, Explainer, Images, Legend, Maps, Model, Passes, Targets
 from lit_xai.errors import UsageError
 from lit_xai.rng import Noise, SampleRng
@@ -37,7 +37,7 @@ class RISE(Explainer):
     keep: float = 0.5
     output: str = "logit"
     precision: str = "float32"
-    max_batch: int = 64
+    max_batch: Size = AUTO
 
     @property
     def legend(self) -> Legend:
@@ -69,17 +69,20 @@ class RISE(Explainer):
         columns_at = enlargement(self.grid, width).to(images)
         span_h, span_w = (torch.arange(side, device=images.device) for side in (height, width))
         total = images.new_zeros(len(images), height, width)
+
+        def ask(chunk: Chunk) -> None:
+            b = chunk.image
+            # a crop of the enlarged pattern = the pattern between two cropped interpolation matrices
+            pattern, top, left = self.patterns(noise[b].part(chunk.variant), height, width)
+            up = rows_at[top[:, None] + span_h] @ pattern.to(images.dtype)
+            mask = up @ columns_at[left[:, None] + span_w].mT
+            with autocast(images, self.precision):
+                logits = model(in_format_of(images[b] * mask[:, None], images))
+            weight = select_output(logits.to(images.dtype), targets[b], self.output)
+            total.index_add_(0, b, mask * weight[:, None, None])
+
         with torch.inference_mode(), evaluating(model):
-            for image_of, mask_of in row_chunks(len(images), self.masks, per_call(images, self.max_batch)):
-                b, i = (torch.tensor(t, device=images.device) for t in (image_of, mask_of))
-                # a crop of the enlarged pattern = the pattern between two cropped interpolation matrices
-                pattern, top, left = self.patterns(noise[b].part(i), height, width)
-                up = rows_at[top[:, None] + span_h] @ pattern.to(images.dtype)
-                mask = up @ columns_at[left[:, None] + span_w].mT
-                with autocast(images, self.precision):
-                    logits = model(in_format_of(images[b] * mask[:, None], images))
-                weight = select_output(logits.to(images.dtype), targets[b], self.output)
-                total.index_add_(0, b, mask * weight[:, None, None])
+            walk(model, images, self.masks, self.max_batch, ask)
         return total / (self.keep * self.masks)
 
 

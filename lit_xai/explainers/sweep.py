@@ -17,7 +17,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lit_xai.calls import Gate, autocast, check_classes, evaluating, gated, in_format_of, per_call, raw, row_chunks
+from lit_xai.calls import (
+    AUTO,
+    Chunk,
+    Gate,
+    Size,
+    autocast,
+    evaluating,
+    gated,
+    images_a_call,
+    in_format_of,
+    raw,
+    walk,
+)
 from lit_xai.core import (
     MAGNITUDE,
     REFERENCE_SIDE,
@@ -71,7 +83,6 @@ class Contrast(Component):
 
 def of_target(p: Probabilities, targets: Int[Tensor, "r"]) -> Float[Tensor, "r"]:
     """The targets' probabilities."""
-    check_classes(p, targets)
     return p.gather(1, targets[:, None])[:, 0]
 
 
@@ -175,7 +186,7 @@ def sweep(
     rng: SampleRng,
     draws: int = 1,
     precision: str = "float32",
-    max_batch: int = 64,
+    max_batch: Size = AUTO,
     incremental: str = "auto",
 ) -> Float[Tensor, "contrasts b windows"]:
     """Every contrast for every window, from one walk over them. Memory is bounded by `AHEAD` times `max_batch` images, or `GROUP`.
@@ -188,33 +199,29 @@ def sweep(
     """
     if draws < 1:
         raise UsageError(f"draws must be at least 1, found {draws}")
-    if max_batch < 1:
-        raise UsageError(f"max_batch must be at least 1, found {max_batch}")
-    model = Gate.of(model)
-    refill, max_batch = Refill(filler, images, rng), per_call(images, max_batch)
+    model, size = Gate.of(model), images_a_call(model, images, max_batch)
+    refill = Refill(filler, images, rng)
     draws = fillings(refill.filler, draws)
     groups = [min(GROUP, draws - start) for start in range(0, draws, GROUP)]
     top, left = windows.corners(images.device)
     row, column = (torch.arange(side, device=images.device) for side in images.shape[-2:])
     out = images.new_empty(len(contrasts), len(images) * len(windows), dtype=torch.float64)
     with torch.inference_mode(), evaluating(model):
-        whole = softmax_of(model, images, images, max_batch, precision)
-        outputs = Outputs(model, images, windows, max_batch, precision, incremental, trusted=refill.whole is not None)
-        done = 0
-        for image_of, window_of in row_chunks(
-            len(images), len(windows), max(1, min(max_batch, AHEAD * max_batch // groups[0]))
-        ):
-            t, s = top[window_of, None], left[window_of, None]
+        whole = softmax_of(model, images, images, size, precision)
+        outputs = Outputs(model, images, windows, size, precision, incremental, trusted=refill.whole is not None)
+
+        def ask(chunk: Chunk) -> None:
+            t, s = top[chunk.variant, None], left[chunk.variant, None]
             down, across = (row >= t) & (row < t + windows.patch), (column >= s) & (column < s + windows.patch)
-            keep = ~(down[:, :, None] & across[:, None])
-            hidden = torch.zeros_like(whole[image_of])
-            for g, size in enumerate(groups):
-                x = refill(keep, image_of, [w * len(groups) + g for w in window_of], size)
-                p = outputs(x, keep, image_of, window_of, size)
-                hidden += p.view(len(image_of), size, -1).sum(1) / draws
+            keep, before = ~(down[:, :, None] & across[:, None]), whole[chunk.image]
+            hidden = torch.zeros_like(before)
+            for g, number in enumerate(groups):
+                x = refill(keep, chunk, chunk.variant * len(groups) + g, number)
+                hidden += outputs(x, keep, chunk, number).view(len(chunk), number, -1).sum(1) / draws
             for c, contrast in enumerate(contrasts):
-                out[c, done : done + len(image_of)] = contrast(whole[image_of], hidden, targets[image_of])
-            done += len(image_of)
+                out[c, chunk.start : chunk.stop] = contrast(before, hidden, targets[chunk.image])
+
+        walk(model, images, len(windows), size, ask, most=max(1, AHEAD * size // groups[0]))
     return out.view(len(contrasts), len(images), len(windows))
 
 
@@ -244,27 +251,27 @@ class Outputs:
                     "incremental=always is not possible: the model's answer holds its logits, and is not them"
                 )
             self.mode = "never"
-        self.top, self.left = (t.cpu().numpy() for t in windows.corners())
+        self.corners = tuple(t.numpy() for t in windows.corners())
+        self.top, self.left = windows.corners(images.device)
         self.of_image: tuple[int, WindowLogits | None] = (-1, None)
         self.network: Network | None = None  # traced once for all images
 
-    def __call__(
-        self, x: Tensor, keep: Tensor, image_of: list[int], window_of: list[int], draws: int
-    ) -> Float[Tensor, "r k"]:
-        """Rows `x` `[r * draws, c, h, w]`, whose row t shows image `image_of[t]` but for window `window_of[t]`."""
-        parts, start = [], 0
-        while start < len(image_of):
-            image = image_of[start]
-            stop = start + image_of[start:].count(image)
-            rows = slice(start * draws, stop * draws)
+    def __call__(self, x: Tensor, keep: Tensor, chunk: Chunk, draws: int) -> Float[Tensor, "r k"]:
+        """Rows `x` `[r * draws, c, h, w]`, whose row t shows image `chunk.image[t]` but for window `chunk.variant[t]`."""
+        if self.mode == "never":
+            return softmax_of(self.model, x, self.images, self.max_batch, self.precision)
+        parts = []
+        for image in chunk.images:
+            of_image = chunk.rows(image)
+            rows = slice(of_image.start * draws, of_image.stop * draws)
             logits = self.incremental(image)
-            if logits is not None and (self.trusted or self.unchanged(x[rows], keep[start:stop], image, draws)):
-                corners = [np.repeat(c[window_of[start:stop]], draws) for c in (self.top, self.left)]
-                pixels = self.shown(x[rows], *corners)
-                parts.append(logits(pixels, *corners).double().softmax(-1))
+            if logits is not None and (self.trusted or self.unchanged(x[rows], keep[of_image], image, draws)):
+                first = chunk.start + of_image.start - image * chunk.each
+                some = slice(first, first + of_image.stop - of_image.start)
+                pixels = self.shown(x[rows], some, draws)
+                parts.append(logits(pixels, *(np.repeat(c[some], draws) for c in self.corners)).double().softmax(-1))
             else:
                 parts.append(softmax_of(self.model, x[rows], self.images, self.max_batch, self.precision))
-            start = stop
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def incremental(self, image: int) -> WindowLogits | None:
@@ -292,10 +299,10 @@ class Outputs:
         own = (x == self.images[image]).all(1)
         return bool((own | ~keep.repeat_interleave(draws, dim=0)).all())
 
-    def shown(self, x: Tensor, top: Any, left: Any) -> Tensor:
-        """The windows' pixels `[r, c, k, k]`."""
-        rows, y, z = (torch.as_tensor(i, device=x.device) for i in (range(len(x)), top, left))
-        return cut(x, rows, y, z, self.windows.patch).contiguous()
+    def shown(self, x: Tensor, some: slice, draws: int) -> Tensor:
+        """The pixels `[r, c, k, k]` of some windows, of whose `draws` fillings `x` has a row each."""
+        top, left = (c[some].repeat_interleave(draws, output_size=len(x)) for c in (self.top, self.left))
+        return cut(x, torch.arange(len(x), device=x.device), top, left, self.windows.patch).contiguous()
 
 
 @dataclass(frozen=True)
@@ -330,7 +337,7 @@ class SlidingPatch(Explainer):
     projection: str = "bilinear"
     scale: bool = True
     precision: str = "float32"
-    max_batch: int = 64
+    max_batch: Size = AUTO
     incremental: str = "auto"
 
     def __post_init__(self) -> None:
@@ -378,7 +385,7 @@ class SlidingPatch(Explainer):
 
     def share(self, model: Model, images: Images) -> float:
         """The share of its passes' time that it is expected to take, where only what a window changes is computed."""
-        windows, rows = self.windows(*images.shape[-2:]), per_call(images, self.max_batch)
+        windows, rows = self.windows(*images.shape[-2:]), images_a_call(model, images, self.max_batch)
         outputs = Outputs(model, images, windows, rows, self.precision, self.incremental, trusted=True)
         with torch.inference_mode(), evaluating(model):
             logits = outputs.incremental(0)

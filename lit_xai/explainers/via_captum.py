@@ -84,8 +84,8 @@ class Captum(Explainer):
             if self.changes_gradients and len(images) and isinstance(model, nn.Module):
                 self.check(model, attribution, images)
             single = self.is_random(attribution)
-            for rows in [[r] for r in range(len(images))] if single else [list(range(len(images)))]:
-                with seeded(stable_hash(rng.seed, "captum", rng.samples[rows[0]])):
+            for rows in [slice(r, r + 1) for r in range(len(images))] if single else [slice(0, len(images))]:
+                with seeded(stable_hash(rng.seed, "captum", rng.samples[rows.start])):
                     maps.append(self.attribute(attribution, images[rows], targets[rows]))
         return torch.cat(maps)
 

@@ -115,7 +115,7 @@ class GenerativeFiller(FittedFiller):
         Raises:
             UsageError: as `check`; draws < 1.
         """
-        return self.prepared(images)(list(range(len(images))), keep, rng, draws)
+        return self.prepared(images)(torch.arange(len(images), device=images.device), keep, rng, draws)
 
 
 @dataclass(frozen=True)
@@ -134,13 +134,13 @@ class Prepared:
     key: Hashable | None = None
 
     def __call__(
-        self, rows: list[int], keep: Bool[Tensor, "r n h w"], rng: SampleRng, draws: int = 1
+        self, rows: Int[Tensor, "r"], keep: Bool[Tensor, "r n h w"], rng: SampleRng, draws: int = 1
     ) -> Float[Tensor, "r n d c h w"]:
         """Row t is image `rows[t]` under its masks `keep[t]`; its noise is that of row t of `rng`."""
         at_least(1, draws=draws)
-        masks, each, device = keep.shape[1], 1 if self.filler.deterministic else draws, self.images.device
+        masks, each = keep.shape[1], 1 if self.filler.deterministic else draws
         noise = keys_of(keep, rng, each).reshape(-1)
-        of = torch.as_tensor(rows, dtype=torch.long, device=device).repeat_interleave(masks * each)
+        of = rows.repeat_interleave(masks * each)
         visible = keep.flatten(0, 1).repeat_interleave(each, dim=0)
         drawn = self.drawn(of, visible, noise)
         out = torch.where(visible[:, None], self.images[of], drawn)

@@ -6,12 +6,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lit_xai.calls import Chunk
 from lit_xai.core import Filler, Images, Segments, as_filler
 from lit_xai.errors import UsageError
 from lit_xai.rng import SampleRng
+
+FEW = 8  # images of a chunk that are filled one by one
 
 
 def chosen(
@@ -28,7 +31,7 @@ class Refill:
     """Rows of a model's input with hidden pixels filled, for walks over `images x variants`.
 
     A filler whose replacement does not depend on the mask is asked for it once, and one that encodes images encodes each
-    once (see `Filler`); any other is called row by row. Noise belongs to (sample, variant), so that a row does not depend
+    once (see `Filler`); any other is called chunk by chunk. Noise belongs to (sample, variant), so that a row does not depend
     on the chunk it is made in.
 
     Args:
@@ -47,6 +50,7 @@ class Refill:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "filler", as_filler(self.filler))
+        object.__setattr__(self, "rng", self.rng.on(self.images.device))
         object.__setattr__(self, "prepared", self.filler.prepared(self.images))
         whole = self.filler.background(self.images, self.segments)
         if whole is not None and whole.shape != self.images.shape:
@@ -57,30 +61,39 @@ class Refill:
         object.__setattr__(self, "whole", whole)
 
     def __call__(
-        self, keep: Bool[Tensor, "r h w"], image_of: list[int], variant_of: list[int], draws: int = 1
+        self, keep: Bool[Tensor, "r h w"], chunk: Chunk, variant: Int[Tensor, "r"] | int | None = None, draws: int = 1
     ) -> Float[Tensor, "rows c h w"]:
-        """Row t is image `image_of[t]` seen through `keep[t]`; `draws` fillings of a row follow each other.
+        """Row t is image `chunk.image[t]` seen through `keep[t]`; `draws` fillings of a row follow each other.
+
+        Args:
+            keep: what is visible in every row of the chunk.
+            chunk: of a walk over these images.
+            variant: which variant of its image every row is, for its noise; the chunk's own if None, a number for all alike.
+            draws: fillings of a row.
 
         Raises:
             UsageError: the filler returned another shape.
         """
         if self.whole is not None:
-            parts, start = [], 0
-            while start < len(image_of):  # image by image: no copies of them are made
-                image = image_of[start]
-                stop = start + image_of[start:].count(image)
-                rows = slice(image, image + 1)
-                parts.append(chosen(keep[start:stop], self.images[rows], self.whole[rows]))
-                start = stop
-            out = parts[0] if len(parts) == 1 else torch.cat(parts)
+            if len(chunk.images) <= FEW:  # image by image: no copies of them are made
+                parts = []
+                for image in chunk.images:
+                    one = slice(image, image + 1)
+                    parts.append(chosen(keep[chunk.rows(image)], self.images[one], self.whole[one]))
+                out = parts[0] if len(parts) == 1 else torch.cat(parts)
+            else:
+                out = chosen(keep, self.images[chunk.image], self.whole[chunk.image])
             return out if draws == 1 else out.repeat_interleave(draws, dim=0)
-        rng = self.rng.take(image_of, variant_of)
+        rows = chunk.image
+        if isinstance(variant, int):
+            variant = torch.full_like(rows, variant)
+        rng = self.rng.take(rows, chunk.variant if variant is None else variant)
         if self.prepared is not None:
-            out = self.prepared(image_of, keep[:, None], rng, draws)
+            out = self.prepared(rows, keep[:, None], rng, draws)
         else:
-            segments = self.segments[image_of] if self.segments is not None else None
-            out = self.filler(self.images[image_of], keep[:, None], rng, draws, segments)
-        expected = (len(image_of), 1, draws, *self.images.shape[1:])
+            segments = self.segments[rows] if self.segments is not None else None
+            out = self.filler(self.images[rows], keep[:, None], rng, draws, segments)
+        expected = (len(chunk), 1, draws, *self.images.shape[1:])
         if tuple(out.shape) != expected:
             name = type(self.filler).__name__
             raise UsageError(

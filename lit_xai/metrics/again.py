@@ -162,7 +162,7 @@ class ClassSensitivity(Again):
     ) -> tuple[Images, Targets]:
         """Another class of every image."""
         if gate.classes is None:
-            evaluate_rows(gate, lambda i, _: images[i], images[:1], targets[:1], 1, 1)
+            evaluate_rows(gate, lambda c: images[c.image], images[:1], targets[:1], 1, 1)
         classes = gate.classes or 0
         if classes < 2:
             raise UsageError(f"class sensitivity needs a model of at least 2 classes, found {classes}")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lit_xai.calls import admit, evaluate_rows, gated
+from lit_xai.calls import AUTO, Chunk, Size, admit, evaluate_rows, gated
 from lit_xai.core import Filler, Images, Maps, Model, Passes, Score, Scores, Targets
 from lit_xai.errors import UsageError
 from lit_xai.fillers.constant import Blur, Colour, Mean
@@ -59,7 +59,7 @@ class Drops(Score):
     subsets: int
     output: str
     filler: Filler
-    max_batch: int
+    max_batch: Size
 
     @abstractmethod
     def removed(self, noise: Noise, height: int, width: int) -> Bool[Tensor, "*r h w"]:
@@ -94,12 +94,12 @@ class Drops(Score):
         rng = SampleRng.default(len(images), rng)
         noise, refill = self.noise(rng, images.device), Refill(self.filler, images, rng)
 
-        def make(image_of: list[int], variant_of: list[int]) -> Tensor:
-            removed = self.removed(noise[image_of].part(variant_of), *images.shape[-2:])
-            return refill(~removed, image_of, variant_of)
+        def make(chunk: Chunk) -> Tensor:
+            removed = self.removed(noise[chunk.image].part(chunk.variant), *images.shape[-2:])
+            return refill(~removed, chunk)
 
         outputs = evaluate_rows(model, make, images, targets, self.subsets, self.max_batch, self.output)
-        whole = evaluate_rows(model, lambda i, _: images[i], images, targets, 1, self.max_batch, self.output)
+        whole = evaluate_rows(model, lambda c: images[c.image], images, targets, 1, self.max_batch, self.output)
         return whole - outputs
 
     @gated
@@ -144,7 +144,7 @@ class MuFidelity(Drops):
     correlation: str | None = None
     output: str = "logit"
     filler: Filler = field(default_factory=lambda: Colour(0.0))
-    max_batch: int = 64
+    max_batch: Size = AUTO
     higher_is_better = True
     stream = "mufidelity"
 
@@ -209,7 +209,7 @@ class Walk(Score):
     fraction: float  # of them, at the curve's end
     output: str
     filler: Filler
-    max_batch: int
+    max_batch: Size
 
     def keep(self, changed: Tensor) -> Tensor:
         """Which pixels are visible, given those that have changed."""
@@ -234,9 +234,9 @@ class Walk(Score):
         refill = Refill(self.filler, images, rng)
         place, counts = position.view(-1, *images.shape[-2:]), counts.to(images.device)
 
-        def make(image_of: list[int], point_of: list[int]) -> Tensor:
-            changed = place[image_of] < counts[image_of, point_of].view(-1, 1, 1)
-            return refill(self.keep(changed), image_of, [0] * len(image_of))  # one noise along the whole curve
+        def make(chunk: Chunk) -> Tensor:
+            changed = place[chunk.image] < counts[chunk.image, chunk.variant].view(-1, 1, 1)
+            return refill(self.keep(changed), chunk, 0)  # one noise along the whole curve
 
         return evaluate_rows(model, make, images, targets, counts.shape[1], self.max_batch, self.output)
 
@@ -275,7 +275,7 @@ class Curve(Walk):
     repeats: int = 1
     output: str = "probability"
     filler: Filler = field(default_factory=Mean)
-    max_batch: int = 64
+    max_batch: Size = AUTO
     higher_is_better = False
 
     def meaning(self) -> dict[str, Any]:
@@ -392,7 +392,7 @@ class NegativeEvidence(Walk):
     fraction: float = 1.0
     output: str = "probability"
     filler: Filler = field(default_factory=Mean)
-    max_batch: int = 64
+    max_batch: Size = AUTO
     higher_is_better = True
     what = "negative pixels"
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lit_xai.calls import AUTO, Size
 from lit_xai.core import REFERENCE_SIDE, Filler, Images, Model, Scores
 from lit_xai.core import scaled as at_side
 from lit_xai.errors import UsageError
@@ -44,7 +45,7 @@ class Infidelity(Drops):
     scaled: bool = True
     output: str = "logit"
     filler: Filler = field(default_factory=lambda: Colour(0.0))
-    max_batch: int = 64
+    max_batch: Size = AUTO
     higher_is_better = False
     stream = "infidelity"
 

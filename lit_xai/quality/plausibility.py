@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lit_xai.calls import evaluating, in_format_of, per_call, row_chunks
+from lit_xai.calls import Chunk, chunks, evaluating, in_format_of, per_call
 from lit_xai.core import Filler, Images, Model
 from lit_xai.errors import UsageError
 from lit_xai.fillers.refill import Refill
@@ -126,9 +126,9 @@ def features_and_logits(
     features, logits = [], []
     try:
         with torch.inference_mode(), evaluating(model):
-            for rows, _ in row_chunks(len(images), 1, per_call(images, max_batch)):
-                logits.append(model(in_format_of(images[rows], images)))
-                features.append(entering(executed, len(rows)))
+            for chunk in chunks(len(images), 1, per_call(images, max_batch), images.device):
+                logits.append(model(in_format_of(images[chunk.row], images)))
+                features.append(entering(executed, len(chunk)))
     finally:
         for handle in handles:
             handle.remove()
@@ -236,9 +236,10 @@ def windows_refilled(
         inside.append((place >= start[:, None]) & (place < start[:, None] + patch))
     keep = ~(inside[0][:, :, None] & inside[1][:, None])
     out = torch.empty_like(images)
-    for rows, _ in row_chunks(len(images), 1, max_batch):
+    for chunk in chunks(len(images), 1, max_batch, images.device):
+        rows = chunk.row
         refill = Refill(filler, images[rows], rng.take(rows))
-        out[rows] = refill(keep[rows], list(range(len(rows))), [0] * len(rows))
+        out[rows] = refill(keep[rows], Chunk(0, len(rows), 1, images.device), 0)
     return out
 
 
@@ -287,7 +288,8 @@ def between_halves(real: Float[Tensor, "n f"], rng: SampleRng) -> Estimate:
 def bits_of(filler: Filler, images: Images, corners: Int[Tensor, "b 2"], max_batch: int) -> Estimate:
     """Mean bits per dimension of one window an image under the filler, where it has a density."""
     parts = []
-    for rows, _ in row_chunks(len(images), 1, max_batch):
+    for chunk in chunks(len(images), 1, max_batch, images.device):
+        rows = chunk.row
         part = filler.window_bits(images[rows], corners[rows, 0], corners[rows, 1])
         if part is None:
             return Estimate(math.nan, reason="the filler has no density")
@@ -344,7 +346,8 @@ def plausibility_table(
 
     def seen(filler: Filler | None) -> Float[Tensor, "n f"]:
         parts = []
-        for rows, _ in row_chunks(len(images), 1, max_batch):
+        for chunk in chunks(len(images), 1, max_batch, images.device):
+            rows = chunk.row
             shown = images[rows]
             if filler is not None:
                 shown = windows_refilled(shown, filler, patch, rng.take(rows), max_batch)

@@ -13,10 +13,10 @@ from math import nan
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from lit_xai.calls import Gate, admit, evaluating, in_format_of, row_chunks
+from lit_xai.calls import Gate, admit, chunks, evaluating, in_format_of
 from lit_xai.core import Filler, Images, Model, Scores, Targets
 from lit_xai.errors import UsageError
 from lit_xai.metrics.statistics import Estimate, mean_estimate, share_estimate
@@ -115,7 +115,7 @@ def check_masks(images: Images, masks: Tensor, rng: SampleRng) -> None:
 
 
 def fill(
-    name: str, filler: Filler, images: Images, masks: Bool[Tensor, "b h w"], rng: SampleRng, rows: list[int]
+    name: str, filler: Filler, images: Images, masks: Bool[Tensor, "b h w"], rng: SampleRng, rows: Int[Tensor, "r"]
 ) -> Float[Tensor, "r c h w"]:
     """These rows of the images with their object filled."""
     filled = filler(images[rows], ~masks[rows][:, None], rng.take(rows))
@@ -129,22 +129,23 @@ def measure(
     model: Model,
     images: Images,
     labels: Targets,
-    filled_rows: Callable[[list[int]], Images],
+    filled_rows: Callable[[Int[Tensor, "r"]], Images],
     max_batch: int,
     perceptual: tuple[nn.Module | None, str],
 ) -> Removal:
     """Compare every image with its filled one, in chunks of `max_batch`; `filled_rows(rows)` makes a chunk."""
     network, missing = perceptual
-    chunks: list[tuple[Tensor, ...]] = []
+    found: list[tuple[Tensor, ...]] = []
     model = Gate.of(model)
     with torch.inference_mode(), evaluating(model):
-        for rows, _ in row_chunks(len(images), 1, max_batch):
+        for chunk in chunks(len(images), 1, max_batch, images.device):
+            rows = chunk.row
             original, filled = images[rows], filled_rows(rows)
             correct = model(in_format_of(filled, images)).argmax(1) == labels[rows]
             changed = (filled != original).any(1).flatten(1).to(images.dtype).mean(1)
             distance = () if network is None else (lpips(network, original, filled),)
-            chunks.append((correct, ms_ssim(original, filled), changed, *distance))
-    correct, similar, share, *distances = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+            found.append((correct, ms_ssim(original, filled), changed, *distance))
+    correct, similar, share, *distances = (torch.cat(parts) for parts in zip(*found, strict=True))
     scales = scales_of(min(images.shape[-2:]))
     return Removal(correct, similar, distances[0] if distances else None, share, scales, missing)
 
@@ -211,7 +212,7 @@ def removal_table(
         raise UsageError(f"a filler is named {REAL!r}, which is the row of the untouched images: name it otherwise")
     rng = SampleRng.default(len(images), rng)
     check_masks(images, masks, rng)
-    ways: dict[str, Callable[[list[int]], Images]] = {REAL: lambda rows: images[rows]}
+    ways: dict[str, Callable[[Int[Tensor, "r"]], Images]] = {REAL: lambda rows: images[rows]}
     ways |= {name: partial(fill, name, filler, images, masks, rng) for name, filler in fillers.items()}
     perceptual = perceptual_network(images)
     return {name: estimates(measure(model, images, labels, way, max_batch, perceptual)) for name, way in ways.items()}

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lit_xai.calls import admit, check_classes, row_chunks
+from lit_xai.calls import Chunk, admit, check_classes, chunks
 from lit_xai.core import Filler, Images, Model, Segments, Targets
 from lit_xai.errors import UsageError, at_least
 from lit_xai.fillers.generative import forget
@@ -106,9 +106,9 @@ class SamplerWalk:
     def observe(self, images: Images) -> tuple[Float[Tensor, "m f"], Float[Tensor, "m k"]]:
         """Features and probabilities of all classes."""
         found, probabilities = [], []
-        for rows, _ in row_chunks(len(images), 1, self.max_batch):
-            features, logits = features_and_logits(self.model, images[rows], self.max_batch)
-            found.append(checked(features, len(rows)))
+        for chunk in chunks(len(images), 1, self.max_batch, images.device):
+            features, logits = features_and_logits(self.model, images[chunk.row], self.max_batch)
+            found.append(checked(features, len(chunk)))
             probabilities.append(logits.float().softmax(1))
         return torch.cat(found), torch.cat(probabilities)
 
@@ -122,7 +122,8 @@ class SamplerWalk:
         forget()
         hidden = hidden_segments(self.segments, hides_of(filler), self.rng, self.draws)
         other = 1 - self.images[:1]  # what is loaded once is no sample's cost; what is kept of an image would be
-        Refill(filler, other, self.rng.take([0]), self.segments[:1])(self.keep(hidden, [0], [0]), [0], [0])
+        first = Chunk(0, 1, 1, other.device)
+        Refill(filler, other, self.rng.take([0]), self.segments[:1])(self.keep(hidden, [0], [0]), first)
         parts = []
         for start in range(0, len(self.images), GROUP):
             for part in self.of_group(filler, list(range(start, min(start + GROUP, len(self.images)))), hidden):
@@ -137,11 +138,11 @@ class SamplerWalk:
         began = clock(self.images)
         refill = Refill(filler, self.images[group], self.rng.take(group), self.segments[group])
         encoding = (clock(self.images) - began) / (len(group) * self.draws)
-        for image_of, draw_of in row_chunks(len(group), self.draws, self.max_batch):
-            rows = [group[i] for i in image_of]
+        for chunk in chunks(len(group), self.draws, self.max_batch, self.images.device):
+            rows, draw_of = [group[i] for i in chunk.image.tolist()], chunk.variant.tolist()
             keep = self.keep(hidden, rows, draw_of)
             began = clock(self.images)
-            samples = refill(keep, image_of, draw_of)
+            samples = refill(keep, chunk)
             seconds = encoding + (clock(self.images) - began) / len(rows)
             originals, time_of = self.images[rows], torch.full((len(rows),), seconds, dtype=torch.float64)
             found, probabilities = self.observe(samples)

@@ -1,7 +1,5 @@
-"""Model calls: the gate that every one goes through, in which mode and precision they run, how they are cut into chunks.
-
-What comes in is checked once a call of an explainer or a score, what comes out at the model's first answer; the loop over chunks
-is free of checks.
+"""The gate that every model call goes through: what comes in is checked once a call of an explainer or a score, what comes out
+at the model's first answer.
 """
 
 from __future__ import annotations
@@ -9,8 +7,7 @@ from __future__ import annotations
 import inspect
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -24,7 +21,6 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from lit_xai.core import ROUNDING, Images, Model, Targets
 from lit_xai.errors import UsageError
 
-CPU_VALUES = 16 * 3 * 224 * 224  # most pixel values of one model call on the CPU
 SUMS = 1e-4  # by which the sum of a row of probabilities may differ from 1
 HALF = (torch.float16, torch.bfloat16)
 FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, AssertionError)
@@ -327,111 +323,3 @@ def gated(call: C) -> C:
         return result.to(images.dtype) if isinstance(result, Tensor) and not of_maps else result
 
     return through  # type: ignore[return-value]
-
-
-# -------------------------------------------------------------------------------------------------------------------- calls
-
-
-@contextmanager
-def evaluating(model: Model) -> Iterator[None]:
-    """The model in evaluation mode (no dropout, fixed batch statistics); every module's mode is restored afterwards."""
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    modes = [m.training for m in modules]
-    try:
-        if any(modes):
-            model.eval()  # type: ignore[attr-defined]
-        yield
-    finally:
-        for m, mode in zip(modules, modes, strict=True):
-            m.training = mode
-
-
-def select_output(logits: Float[Tensor, "b k"], targets: Targets, output: str = "logit") -> Float[Tensor, "b"]:
-    """The logit (`output="logit"`) or softmax probability (`"probability"`) of each row's target class."""
-    if output == "probability":
-        logits = logits.softmax(dim=-1)
-    elif output != "logit":
-        raise UsageError(f"output must be logit or probability, found {output!r}")
-    return logits.gather(-1, targets[:, None])[:, 0]
-
-
-def gradients(output: Tensor, inputs: Tensor) -> Tensor:
-    """D output / d inputs, 0 where it does not depend on them.
-
-    Raises:
-        UsageError: the model does not hand a gradient on.
-    """
-    if not output.requires_grad:
-        raise UsageError("the model's output does not depend on its input by a gradient: use a perturbation method")
-    try:
-        return torch.autograd.grad(output, inputs, materialize_grads=True)[0]
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, ValueError) as e:
-        why = " ".join(str(e).split())[:160]
-        raise UsageError(f"the model's gradient cannot be taken ({why}): use a perturbation method") from e
-
-
-def in_format_of(chunk: Tensor, like: Tensor) -> Tensor:
-    """`chunk` in channels-last memory if `like` is (a gather forgets it, and convolutions are faster with it)."""
-    if like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous():
-        return chunk.contiguous(memory_format=torch.channels_last)
-    return chunk
-
-
-def row_chunks(images: int, each: int, max_batch: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Walk `images x each` model inputs in chunks of at most `max_batch` rows.
-
-    Yields two lists of equal length: the image of every row, and which of that image's inputs it is.
-    """
-    if max_batch < 1:
-        raise UsageError(f"max_batch must be at least 1, found {max_batch}")
-    for start in range(0, images * each, max_batch):
-        rows = range(start, min(start + max_batch, images * each))
-        yield [r // each for r in rows], [r % each for r in rows]
-
-
-def per_call(images: Images, max_batch: int) -> int:
-    """How many of these images go into one model call: `max_batch`, and on the CPU fewer of large ones.
-
-    Past some 2 million values the activations leave the caches, and larger calls are slower, not faster.
-    """
-    if images.device.type != "cpu" or max_batch < 1:
-        return max_batch
-    return min(max_batch, max(1, CPU_VALUES // images[0].numel()))
-
-
-@contextmanager
-def autocast(images: Tensor, precision: str) -> Iterator[None]:
-    """`precision="bf16"` runs the model under autocast; `"float32"` leaves it as it is."""
-    if precision not in ("float32", "bf16"):
-        raise UsageError(f"precision must be float32 or bf16, found {precision!r}")
-    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        yield
-
-
-def evaluate_rows(
-    model: Model,
-    make: Callable[[list[int], list[int]], Tensor],
-    images: Images,
-    targets: Targets,
-    each: int,
-    max_batch: int,
-    output: str = "logit",
-    precision: str = "float32",
-) -> Float[Tensor, "b n"]:
-    """The target's output for `each` variants of every image: `[images, each]`, in chunks of `max_batch` rows.
-
-    `make(image_of_row, variant_of_row)` builds one chunk. No gradient is recorded.
-    """
-    gate = Gate.of(model, targets)
-    out = torch.empty(len(images) * each, dtype=images.dtype, device=images.device)
-    with torch.inference_mode(), evaluating(gate):
-        done = 0
-        for image_of, variant_of in row_chunks(len(images), each, per_call(images, max_batch)):
-            with autocast(images, precision):
-                logits = gate(in_format_of(make(image_of, variant_of), images))
-            chunk = select_output(logits.to(images.dtype), targets[image_of], output)
-            out[done : done + len(chunk)] = chunk
-            done += len(chunk)
-    return out.view(len(images), each)

@@ -1,0 +1,91 @@
+"""Nothing waits for the device in a loop: what a call copies or reads is the same for more masks, samples, steps and images."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from lit_xai.core import TrainedOn
+from lit_xai.explainers import Saliency
+from lit_xai.rng import SampleRng
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from conftest import seeded
+from test_contracts import COUNTS, every, network_for, shrunk
+from transfers import Counted, There, moved
+
+
+@pytest.fixture(autouse=True)
+def modes(monkeypatch):
+    """torch knows no autocast for this device, and tensors that hold others no inference mode."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
+    monkeypatch.setattr(torch, "inference_mode", lambda on=True: torch.no_grad() if on else torch.enable_grad())
+
+
+def grown(node: Any, times: int) -> Any:
+    """A yaml's content, small, with its counts times as large, and four images a model call."""
+    if not isinstance(node, dict):
+        return node
+    node = {k: grown(v, times) for k, v in node.items()}
+    more = {k: v * times for k, v in node.items() if k in COUNTS and isinstance(v, int)}
+    return {**node, **more, **({"max_batch": 4} if "max_batch" in node else {})}
+
+
+def built(file: Path, times: int) -> Any:
+    node = grown(shrunk(OmegaConf.to_container(OmegaConf.load(file))), times)
+    return instantiate(node, _convert_="all").fitted(TrainedOn((0.4,), samples=100))
+
+
+def network(file: Path) -> nn.Module:
+    """A small one that the method of this yaml takes."""
+    if file.parent.name == "attention":
+        return network_for(file)
+    layers = nn.Conv2d(1, 4, 3, 2), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    return nn.Sequential(*layers, nn.Linear(4, 4)).eval()
+
+
+def waits(file: Path, times: int, images: int, of: Any) -> Counter[str]:
+    """What a call on so many images copies and reads."""
+    thing, model = built(file, times), network(file)
+    x, targets = torch.rand(images, 1, 16, 16, generator=seeded(1)), torch.arange(images) % 4
+    rng = SampleRng(7, tuple(range(images)))
+    with Counted() as counted:
+        model, x, targets = moved(model), moved(x), moved(targets)
+        of(thing, model, x, targets, rng)  # what is loaded and kept once is no loop
+        counted.counts.clear()
+        out = of(thing, model, x, targets, rng)
+    assert isinstance(out, There)
+    return counted.counts
+
+
+# captum draws by NumPy, and is asked image by image
+OTHERS = {"gradient_shap"}
+
+
+@every("explainer")
+def test_an_explainer_waits_as_often_for_many_as_for_few(file):
+    def of(thing, model, x, targets, rng) -> Tensor:
+        return thing(model, x, targets, rng)
+
+    few = waits(file, 1, 2, of)
+    assert waits(file, 3, 2, of) == few
+    assert file.stem in OTHERS or waits(file, 1, 5, of) == few
+
+
+@every("score")
+def test_a_score_waits_as_often_for_many_as_for_few(file):
+    def of(thing, model, x, targets, rng) -> Tensor:
+        masks = (x[:, 0] > 0.5) if thing.truth is not None else None
+        others = thing.again(Saliency(), model, x, targets, rng) if thing.explanations else masks
+        return thing(model, x, x.mean(1), targets, rng, others)
+
+    few = waits(file, 1, 2, of)
+    assert waits(file, 3, 2, of) == few
+    assert waits(file, 1, 5, of) == few
