@@ -38,6 +38,17 @@ def stable_hash(*parts: object) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+def stable_hashes(parts: Sequence[object], numbers: Sequence[int]) -> list[int]:
+    """`stable_hash(*parts, number)` for each of the numbers."""
+    common = hashlib.blake2b("".join(f"{p}/" for p in parts).encode(errors="surrogatepass"), digest_size=8)
+    digests = []
+    for number in numbers:
+        one = common.copy()
+        one.update(b"%d" % number)
+        digests.append(one.digest())
+    return (np.frombuffer(b"".join(digests), "<u8") >> np.uint64(1)).tolist()
+
+
 def mixed(z: Int[Tensor, "*n"], upper: bool = False) -> Int[Tensor, "*n"]:
     """SplitMix64's finaliser, in place; of `upper` the upper 31 bits alone are right, which its last step leaves as they are."""
     shifted = torch.empty_like(z)

@@ -23,7 +23,15 @@ from lit_xai.models.trainable import TrainedModule
 
 T = TypeVar("T")
 HOW = ("_target_", "accelerator", "devices", "num_nodes", "strategy", "num_sanity_val_steps", "profiler")  # not what
-ELSEWHERE = ("root", "path", "download", "num_workers", "probes_per_fold", "show")  # where data lie, not what they are
+ELSEWHERE = (
+    "root",
+    "path",
+    "download",
+    "num_workers",
+    "on_device",
+    "probes_per_fold",
+    "show",
+)  # where data lie, not what they are
 
 
 def plain(cfg: Any) -> Any:

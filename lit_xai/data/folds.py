@@ -15,11 +15,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lit_xai.data import groups
-from lit_xai.data.images import ImageSet, OnDisk, Source, digest
+from lit_xai.data.augment import AtOnce, Transform, one_by_one
+from lit_xai.data.images import ImageSet, InMemory, OnDisk, Source, digest
 from lit_xai.data.split import Split
 from lit_xai.errors import UsageError
 from lit_xai.fitting import TrainedOn
 from lit_xai.rng import SampleRng, stable_hash
+
+SHARE = 10  # of a device's free memory, images may take one in so many parts
 
 
 def noisy_labels(split: Split, classes: int, share: float) -> Int[Tensor, "n"]:
@@ -82,7 +85,14 @@ class Disagreements:
 class FoldDataset(Dataset):
     """Samples of an image set with labels; whole batches are read at once.
 
-    Augmentation of a sample is a function of (seed, epoch, sample), whatever worker or rank loads it.
+    Augmentation of a sample is a function of (seed, epoch, sample), whatever worker, rank or device makes it.
+
+    Args:
+        images, samples, labels: the set, and which of it with which labels.
+        augment: transforms of one image.
+        key: seed and epoch.
+        at_once: the batch form of `augment`, that takes its place.
+        device: where `images` keeps its pixels, and batches are made; None = wherever it reads them, asked by lists.
     """
 
     def __init__(
@@ -90,11 +100,14 @@ class FoldDataset(Dataset):
         images: ImageSet,
         samples: Int[Tensor, "n"],
         labels: Int[Tensor, "n"],
-        augment: Sequence[Callable[[Tensor], Tensor]] = (),
+        augment: Sequence[Transform] = (),
         key: tuple[int, int] = (0, 0),
+        at_once: AtOnce | None = None,
+        device: torch.device | None = None,
     ) -> None:
-        self.images, self.samples, self.labels = images, samples, labels
-        self.augment, self.key = tuple(augment), key
+        self.images, self.samples, self.labels = images, samples.to(device), labels.to(device)
+        self.augment, self.key, self.at_once, self.device = tuple(augment), key, at_once, device
+        self.drawn: tuple[tuple[int, int], Tensor] | None = None  # a key, and what is drawn under it for every sample
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -103,20 +116,25 @@ class FoldDataset(Dataset):
         x, y = self.__getitems__([i])
         return x[0], y[0]
 
-    def __getitems__(self, rows: list[int]) -> tuple[Float[Tensor, "b c h w"], Int[Tensor, "b"]]:
+    def __getitems__(self, rows: list[int] | Int[Tensor, "b"]) -> tuple[Float[Tensor, "b c h w"], Int[Tensor, "b"]]:
+        rows = torch.as_tensor(rows, dtype=torch.long, device=self.device)
         samples = self.samples[rows]
-        images = self.images.images(samples.tolist())
-        if self.augment:
-            images = torch.stack([self.augmented(x, int(s)) for x, s in zip(images, samples, strict=True)])
+        images = self.images.images(samples.tolist() if self.device is None else samples)  # type: ignore[arg-type]
+        if self.at_once is not None:
+            images = self.at_once(images, self.values(self.at_once)[rows])
+        elif self.augment:
+            images = one_by_one(self.augment, images, samples.tolist(), self.key)
         return images, self.labels[rows]
 
-    def augmented(self, image: Float[Tensor, "c h w"], sample: int) -> Float[Tensor, "c h w"]:
-        """The image after every transform in turn."""
-        with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(stable_hash(*self.key, "augment", sample))  # no GPU's
-            for transform in self.augment:
-                image = transform(image)
-        return image
+    def values(self, at_once: AtOnce) -> Int[Tensor, "n d"]:
+        """What the augmentation draws for every sample in this epoch, made once."""
+        if self.drawn is None or self.drawn[0] != self.key:
+            self.drawn = self.key, at_once.values(self.key, self.samples)
+        return self.drawn[1]
+
+    def batches(self, rows: Int[Tensor, "m b"]) -> Iterator[list[int]] | Iterator[Tensor]:
+        """Batches as they are asked for: on the device all at once, for it would be waited for at each."""
+        return iter(rows.tolist()) if self.device is None else iter(rows.to(self.device).unbind(0))
 
 
 def as_batch(batch: Any) -> Any:
@@ -124,7 +142,7 @@ def as_batch(batch: Any) -> Any:
     return batch
 
 
-class EpochSampler(Sampler[list[int]]):
+class EpochSampler(Sampler[Any]):
     """Shuffled batches of one rank. Order and augmentation are functions of (seed, epoch) alone.
 
     Every rank gets the same number of batches of the same size: the few samples that do not fill one a rank are left
@@ -150,13 +168,13 @@ class EpochSampler(Sampler[list[int]]):
         self.data, self.seed, self.rank, self.world, self.begins = data, seed, rank, world, begins
         self.size = min(batch_size, max(1, len(data) // world))
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[Any]:
         n, whole = len(self.data), len(self)
         epoch, first = self.begins()
         self.data.key = (self.seed, epoch)
         order = torch.randperm(n, generator=torch.Generator().manual_seed(stable_hash(self.seed, "order", epoch)))
         mine = order[: whole * self.size * self.world].view(whole, self.world, self.size)[:, self.rank]
-        return iter(mine[first:].tolist())
+        return self.data.batches(mine[first:])
 
     def __len__(self) -> int:
         return len(self.data) // (self.size * self.world)
@@ -188,6 +206,9 @@ class FoldData(pl.LightningDataModule):
         batch_size: training batch of one process.
         num_workers: loader processes (of picture files that do not fit into memory, and of augmentation).
         augment: transforms `[c, h, w] -> [c, h, w]` of training images.
+        on_device: whether images that are kept in memory are put into that of the device which trains, where batches are made
+            and augmented as a whole: `auto` where they fit into a tenth of what is free there and every transform is a flip or a
+            crop; True insists; False reads them by the loader, and augments one by one. The batches are the same.
         label_noise: share of training labels replaced by another class.
         name: the data set's name.
         groups: where it is written which samples belong together, see `lit_xai.data.groups`; None = each stands alone.
@@ -205,7 +226,8 @@ class FoldData(pl.LightningDataModule):
         train_subset: int | None = None,
         batch_size: int = 64,
         num_workers: int = 0,
-        augment: Sequence[Callable[[Tensor], Tensor]] = (),
+        augment: Sequence[Transform] = (),
+        on_device: bool | str = "auto",
         label_noise: float = 0.0,
         name: str | None = None,
         groups: str | None = None,
@@ -220,8 +242,12 @@ class FoldData(pl.LightningDataModule):
         self.show = show
         self.groups_in, self.folds_in = groups, fold_column
         self.first_epoch, self.first_batch = 0, 0  # whoever resumes says where
+        self.there: dict[torch.device, InMemory | None] = {}  # the training images on devices
         if probes_per_fold is not None and probes_per_fold < 1:
             raise UsageError(f"data.probes_per_fold must be at least 1, found {probes_per_fold}")
+        if on_device not in ("auto", True, False):
+            raise UsageError(f"data.on_device must be auto, true or false, found {on_device!r}")
+        self.on_device: bool | str = on_device if on_device == "auto" else bool(on_device)
 
     @cached_property
     def source(self) -> Source:
@@ -313,15 +339,69 @@ class FoldData(pl.LightningDataModule):
         """This process's rank and the world size."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def loader(self, data: FoldDataset, batches: Sampler[list[int]]) -> DataLoader:
-        """A loader of whole batches; of pictures that are kept in memory without processes, which would decode each anew."""
+    @cached_property
+    def at_once(self) -> AtOnce | None:
+        """The batch form of the augmentation."""
+        return None if self.on_device is False else AtOnce.of(self.augment, self.source.shape)
+
+    def placed(self, images: ImageSet) -> tuple[ImageSet, torch.device | None]:
+        """The training images where batches are made of them, and the device; None where they are read by lists.
+
+        Raises:
+            UsageError: `data.on_device=true` cannot be done.
+        """
+        why = self.why_not()
+        if why and self.on_device is True:
+            raise UsageError(f"data.on_device=true cannot be: {why}; set data.on_device=auto")
+        if self.on_device is False or why or type(images) is not InMemory:
+            return images, None
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        if device.type == "cpu":
+            return images, device
+        if images is not self.source.train:  # the test split is read once
+            return images, None
+        if device not in self.there:
+            self.there[device] = self.moved(images, device)
+        found = self.there[device]
+        return (images, None) if found is None else (found, device)
+
+    def why_not(self) -> str | None:
+        """Why the training images cannot live where they are trained on, wherever that is."""
+        if type(self.source.train) is not InMemory:
+            return f"the images of {self.source.name} are read one by one, not kept in memory as bytes"
+        if self.on_device is not False and self.at_once is None:
+            names = ", ".join(type(t).__name__ for t in self.augment)
+            return f"not all transforms of data.augment ({names}) have a form for whole batches"
+        return None
+
+    def moved(self, images: InMemory, device: torch.device) -> InMemory | None:
+        """Images in a device's memory; None, and a line, where they are too large for it."""
+        size = images.pixels.numel()
+        if self.on_device == "auto" and device.type != "cuda":
+            return None
+        if self.on_device == "auto" and size > (free := torch.cuda.mem_get_info(device)[0]) / SHARE:
+            line = f"the images ({size / 1e9:.1f} GB) stay on the CPU: of {device}, {free / 1e9:.1f} GB are free"
+            self.say([f"{line}, and data.on_device=auto takes a tenth"])
+            return None
+        try:
+            return images.on(device)
+        except torch.OutOfMemoryError:
+            raise UsageError(
+                f"data.on_device=true: {size / 1e9:.1f} GB of images do not fit into {device}: set data.on_device=auto"
+            ) from None
+
+    def loader(self, data: FoldDataset, batches: Sampler[Any]) -> DataLoader:
+        """A loader of whole batches.
+
+        Pictures that are kept in memory have no processes, which would decode each anew, and neither have batches that are made in one go.
+        """
         in_memory = isinstance(data.images, OnDisk) and data.images.fits
         return DataLoader(
             data,
             batch_sampler=batches,
             collate_fn=as_batch,
-            num_workers=0 if in_memory else self.num_workers,
-            pin_memory=torch.cuda.is_available(),
+            num_workers=0 if in_memory or data.device is not None else self.num_workers,
+            pin_memory=torch.cuda.is_available() and data.device is None,
         )
 
     def train_dataloader(self) -> DataLoader:
@@ -331,7 +411,8 @@ class FoldData(pl.LightningDataModule):
         samples = self.split.training(self.fold)
         labels = noisy_labels(self.split, len(self.source.classes), self.label_noise)
         mine = labels[torch.searchsorted(self.split.samples, samples)]
-        data = FoldDataset(self.source.train, samples, mine, self.augment)
+        images, device = self.placed(self.source.train)
+        data = FoldDataset(images, samples, mine, self.augment, at_once=self.at_once, device=device)
         rank, world = self.rank()
         return self.loader(data, EpochSampler(data, self.batch_size, self.seed, rank, world, self.begins))
 
@@ -354,7 +435,8 @@ class FoldData(pl.LightningDataModule):
 
     def part(self, images: ImageSet, samples: Int[Tensor, "n"], labels: Int[Tensor, "n"]) -> DataLoader:
         """This rank's share, without padding."""
-        data = FoldDataset(images, samples, labels)
+        images, device = self.placed(images)
+        data = FoldDataset(images, samples, labels, device=device)
         rank, world = self.rank()
         size = min(max(256, self.batch_size), -(-len(data) // world))  # every rank has at least one batch
         return self.loader(data, ShareSampler(len(data), size, rank, world))

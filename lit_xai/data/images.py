@@ -35,16 +35,21 @@ class ImageSet(Protocol):
 
 @dataclass(frozen=True)
 class InMemory:
-    """uint8 pixels `[n, c, h, w]` kept in memory."""
+    """uint8 pixels `[n, c, h, w]` kept in memory: of the CPU, or of a device, where batches are then made."""
 
     pixels: Tensor
 
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def images(self, indices: Sequence[int]) -> Float[Tensor, "b c h w"]:
-        """A batch of images, scaled to [0, 1]."""
-        return self.pixels[list(indices)].float().div_(255)
+    def images(self, indices: Sequence[int] | Int[Tensor, "b"]) -> Float[Tensor, "b c h w"]:
+        """A batch of images, scaled to [0, 1]; the same bits on every device."""
+        x = self.pixels[torch.as_tensor(indices, dtype=torch.long, device=self.pixels.device)].float()
+        return x.div_(torch.full((), 255.0, device=x.device))  # a GPU multiplies by 1/255 where it is given a number
+
+    def on(self, device: torch.device) -> InMemory:
+        """The same images in the memory of a device."""
+        return self if device == self.pixels.device else InMemory(self.pixels.to(device))
 
 
 @dataclass(frozen=True)
