@@ -28,7 +28,7 @@ MIDDLE = 397  # of the Mersenne Twister's 624 words: value i mixes the words i, 
 
 def one_by_one(
     transforms: Iterable[Transform], images: Float[Tensor, "b c h w"], samples: Sequence[int], key: Key
-) -> Float[Tensor, "b c h w"]:
+) -> Float[Tensor, "b c i j"]:
     """Every image through the transforms in turn; torch's own generator is left as it is."""
     out = []
     for image, sample in zip(images, samples, strict=True):
@@ -157,22 +157,19 @@ class AtOnce:
                 return None
             steps.append(step)
             height, width = step.size if isinstance(step, Crop) else (height, width)
-        made, samples = AtOnce(tuple(steps)), torch.arange(TRIED if steps else 0)
-        if steps:
-            images = torch.linspace(0, 1, TRIED * shape[0] * shape[1] * shape[2]).view(TRIED, *shape)
-            expected = one_by_one(transforms, images, samples.tolist(), (0, 0))
-            if not torch.equal(made(images, made.values((0, 0), samples)), expected):
-                return None
-        return made
+        made, samples = AtOnce(tuple(steps)), range(TRIED)
+        if not steps:
+            return made
+        images = torch.linspace(0, 1, TRIED * shape[0] * shape[1] * shape[2]).view(TRIED, *shape)
+        expected = one_by_one(transforms, images, samples, (0, 0))
+        return made if torch.equal(made(images, made.values((0, 0), samples)), expected) else None
 
-    def values(self, key: Key, samples: Int[Tensor, "n"]) -> Int[Tensor, "n d"]:
-        """What the transforms draw for these samples in an epoch, on the samples' device."""
+    def values(self, key: Key, samples: Sequence[int]) -> Int[Tensor, "n d"]:
+        """What the transforms draw for these samples in an epoch, on the CPU."""
         number = sum(step.draws for step in self.steps)
-        if not number:
-            return torch.empty(len(samples), 0, dtype=torch.long, device=samples.device)
-        return first_values(stable_hashes((*key, "augment"), samples.tolist()), number).to(samples.device)
+        return first_values(stable_hashes((*key, "augment"), samples) if number else [0] * len(samples), number)
 
-    def __call__(self, images: Float[Tensor, "b c h w"], values: Int[Tensor, "b d"]) -> Float[Tensor, "b c h w"]:
+    def __call__(self, images: Float[Tensor, "b c h w"], values: Int[Tensor, "b d"]) -> Float[Tensor, "b c i j"]:
         """The batch, augmented."""
         for step in self.steps:
             mine, values = values[:, : step.draws], values[:, step.draws :]

@@ -105,7 +105,8 @@ class FoldDataset(Dataset):
         at_once: AtOnce | None = None,
         device: torch.device | None = None,
     ) -> None:
-        self.images, self.samples, self.labels = images, samples.to(device), labels.to(device)
+        self.images, self.samples, self.labels = images, samples, labels
+        self.there = samples.to(device), labels.to(device)  # the same where batches are made
         self.augment, self.key, self.at_once, self.device = tuple(augment), key, at_once, device
         self.drawn: tuple[tuple[int, int], Tensor] | None = None  # a key, and what is drawn under it for every sample
 
@@ -118,22 +119,22 @@ class FoldDataset(Dataset):
 
     def __getitems__(self, rows: list[int] | Int[Tensor, "b"]) -> tuple[Float[Tensor, "b c h w"], Int[Tensor, "b"]]:
         rows = torch.as_tensor(rows, dtype=torch.long, device=self.device)
-        samples = self.samples[rows]
+        samples, labels = (x[rows] for x in self.there)
         images = self.images.images(samples.tolist() if self.device is None else samples)  # type: ignore[arg-type]
         if self.at_once is not None:
             images = self.at_once(images, self.values(self.at_once)[rows])
         elif self.augment:
             images = one_by_one(self.augment, images, samples.tolist(), self.key)
-        return images, self.labels[rows]
+        return images, labels
 
     def values(self, at_once: AtOnce) -> Int[Tensor, "n d"]:
         """What the augmentation draws for every sample in this epoch, made once."""
         if self.drawn is None or self.drawn[0] != self.key:
-            self.drawn = self.key, at_once.values(self.key, self.samples)
+            self.drawn = self.key, at_once.values(self.key, self.samples.tolist()).to(self.device)
         return self.drawn[1]
 
     def batches(self, rows: Int[Tensor, "m b"]) -> Iterator[list[int]] | Iterator[Tensor]:
-        """Batches as they are asked for: on the device all at once, for it would be waited for at each."""
+        """Batches as they are asked for; on a device they all are at once, else each would be waited for."""
         return iter(rows.tolist()) if self.device is None else iter(rows.to(self.device).unbind(0))
 
 

@@ -22,6 +22,7 @@ OPTIMIZERS = ("adamw", "sgd")
 MOMENTUM = 0.9  # of SGD
 EPOCHS, STEPS = 8, 300  # by default at least so many epochs and optimizer steps
 FEW = 100  # steps below which somebody is told
+LOOKED_AT = 32  # losses of a GPU that are looked at together: to read one is to wait for all that it has to do
 
 
 def optimizer_steps(batches: int, epochs: int, accumulate: int = 1) -> int:
@@ -80,6 +81,7 @@ class Trainable(TrainedModule):
                 f"model.lr must be above 0 and model.weight_decay at least 0, found {lr} and {weight_decay}"
             )
         self.lr, self.weight_decay, self.schedule, self.optimizer = lr, weight_decay, schedule, optimizer
+        self.losses: dict[int, Tensor] = {}  # of the epoch's batches, where nobody has looked yet
 
     clipping = "trainer.gradient_clip_val=1"  # how gradients are bounded
 
@@ -114,7 +116,12 @@ class Trainable(TrainedModule):
 
     def on_train_epoch_end(self) -> None:
         """Weights that are no numbers are not kept for a resume (callbacks that save come after this)."""
+        self.check_losses()
         self.check_weights()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Nor are those that a loss without a number was followed by."""
+        self.check_losses()
 
     def check_weights(self) -> None:
         """Stop a training whose weights are NaN or infinite; errors as `check_finite`."""
@@ -123,14 +130,23 @@ class Trainable(TrainedModule):
                 self.refuse(f"weights ({name}) became NaN or infinite in epoch {self.current_epoch}")
 
     def check_finite(self, loss: Tensor, index: int) -> None:
-        """Stop a training whose loss is NaN or infinite; `index` counts the epoch's batches.
+        """Stop a training whose loss is NaN or infinite, at once on the CPU; `index` counts the epoch's batches.
 
         Raises:
-            UsageError: it is; the message names the step and what was saved last.
+            UsageError: it is; the message names the first such step and what was saved last.
         """
-        if not bool(torch.isfinite(loss)):
-            step = self.current_epoch * int(self.trainer.num_training_batches) + index
-            self.refuse(f"the loss became {float(loss)} in epoch {self.current_epoch}, step {step}")
+        self.losses[index] = loss
+        if loss.device.type == "cpu" or len(self.losses) >= LOOKED_AT:
+            self.check_losses()
+
+    def check_losses(self) -> None:
+        """The same for all losses since the last look."""
+        losses, self.losses = self.losses, {}
+        if not losses or bool(torch.isfinite(torch.stack(list(losses.values()))).all()):
+            return
+        index, loss = next((i, x) for i, x in losses.items() if not bool(torch.isfinite(x)))
+        step = self.current_epoch * int(self.trainer.num_training_batches) + index
+        self.refuse(f"the loss became {float(loss)} in epoch {self.current_epoch}, step {step}")
 
     def refuse(self, what: str) -> None:
         """Stop, and say what was saved last."""
