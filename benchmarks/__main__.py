@@ -29,6 +29,7 @@ BENCHMARKS = {
     ),
     "incremental": (True, "windows answered from what they change, against whole passes; predicted beside measured"),
     "generative": (True, "DDIM and flow samplers, alone and inside POMELO, against the bare passes of their networks"),
+    "training": (True, "training steps on batches of the loader and on those made as a whole, over bare steps"),
     "memory": (True, "peak memory of perturbation explainers for 1,000 and 50,000 model inputs"),
     "evaluate": (True, "memory and time of the final numbers over large stores"),
     "scale": (

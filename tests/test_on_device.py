@@ -99,10 +99,20 @@ def attached(data: FoldData, rank: int = 0, world: int = 1, device: str = "cpu")
     return data
 
 
-@pytest.mark.parametrize(("rank", "world"), [(0, 1), (1, 2)])
-def test_batches_are_those_of_the_loader_in_every_epoch_and_rank(coloured, rank, world):
+@pytest.mark.parametrize(
+    ("rank", "world", "augment"),
+    [
+        (0, 1, FLIPS_AND_CROP),
+        (1, 2, FLIPS_AND_CROP),
+        (0, 1, []),
+        (0, 1, [v1.RandomCrop(16)]),
+        (0, 1, [v2.RandomRotation(9)]),
+    ],
+    ids=["alone", "one of two", "as they are", "nothing drawn", "one by one"],
+)
+def test_batches_are_those_of_the_loader_in_every_epoch_and_rank(coloured, rank, world, augment):
     def batches(on_device: bool | str) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        data = FoldData(lambda: coloured, folds=2, batch_size=4, seed=5, augment=FLIPS_AND_CROP, on_device=on_device)
+        data = FoldData(lambda: coloured, folds=2, batch_size=4, seed=5, augment=augment, on_device=on_device)
         loader, out = attached(data, rank, world).train_dataloader(), []
         for data.first_epoch, data.first_batch in ((0, 0), (3, 1)):
             out += list(loader)

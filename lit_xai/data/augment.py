@@ -167,7 +167,9 @@ class AtOnce:
     def values(self, key: Key, samples: Sequence[int]) -> Int[Tensor, "n d"]:
         """What the transforms draw for these samples in an epoch, on the CPU."""
         number = sum(step.draws for step in self.steps)
-        return first_values(stable_hashes((*key, "augment"), samples) if number else [0] * len(samples), number)
+        if not number:
+            return torch.empty(len(samples), 0, dtype=torch.long)
+        return first_values(stable_hashes((*key, "augment"), samples), number)
 
     def __call__(self, images: Float[Tensor, "b c h w"], values: Int[Tensor, "b d"]) -> Float[Tensor, "b c i j"]:
         """The batch, augmented."""

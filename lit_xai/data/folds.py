@@ -118,7 +118,7 @@ class FoldDataset(Dataset):
         return x[0], y[0]
 
     def __getitems__(self, rows: list[int] | Int[Tensor, "b"]) -> tuple[Float[Tensor, "b c h w"], Int[Tensor, "b"]]:
-        rows = torch.as_tensor(rows, dtype=torch.long, device=self.device)
+        rows = torch.as_tensor(rows, dtype=torch.long).to(self.device, non_blocking=True)
         samples, labels = (x[rows] for x in self.there)
         images = self.images.images(samples.tolist() if self.device is None else samples)  # type: ignore[arg-type]
         if self.at_once is not None:
