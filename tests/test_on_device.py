@@ -219,7 +219,29 @@ def test_images_are_put_on_a_gpu_once_if_they_take_a_tenth_of_it_at_most(coloure
         assert not capsys.readouterr().out
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10 * size - 1, 0))
         assert data.placed(coloured.train) == data.placed(coloured.train) == (coloured.train, None)
-    assert capsys.readouterr().out.count("stay on the CPU") == 1
+    assert capsys.readouterr().out.count("from the loader: 0.0 GB of images are more than a tenth") == 1
+
+
+@pytest.mark.parametrize("on_device", ["auto", True])
+def test_a_gpu_without_room_is_no_end_unless_it_must_hold_them(coloured, monkeypatch, capsys, on_device):
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10**9, 0))
+    monkeypatch.setattr(InMemory, "on", full)
+    data = attached(FoldData(lambda: coloured, folds=2, on_device=on_device), device="cuda:0")
+    if on_device is True:
+        with pytest.raises(UsageError, match=r"do not fit into cuda:0; set data\.on_device=auto"):
+            data.train_dataloader()
+    else:
+        assert data.train_dataloader().dataset.device is None
+        assert "from the loader: 0.0 GB of images do not fit into cuda:0" in capsys.readouterr().out
+
+
+def test_a_training_on_a_gpu_says_which_transforms_keep_it_waiting(coloured, capsys):
+    data = attached(FoldData(lambda: coloured, folds=2, augment=[v2.RandomRotation(9)]), device="cuda:0")
+    assert data.train_dataloader().dataset.device is data.train_dataloader().dataset.device is None
+    assert capsys.readouterr().out.count("from the loader: not all transforms of data.augment (RandomRotation)") == 1
 
 
 def test_a_gpus_losses_are_looked_at_together_and_the_first_bad_one_is_named():

@@ -354,15 +354,15 @@ class FoldData(pl.LightningDataModule):
         why = self.why_not()
         if why and self.on_device is True:
             raise UsageError(f"data.on_device=true cannot be: {why}; set data.on_device=auto")
-        if self.on_device is False or why or type(images) is not InMemory:
+        if self.on_device is False or type(images) is not InMemory:
             return images, None
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         if device.type == "cpu":
-            return images, device
+            return images, None if why else device
         if images is not self.source.train:  # the test split is read once
             return images, None
         if device not in self.there:
-            self.there[device] = self.moved(images, device)
+            self.there[device] = self.moved(images, device, why)
         found = self.there[device]
         return (images, None) if found is None else (found, device)
 
@@ -375,21 +375,24 @@ class FoldData(pl.LightningDataModule):
             return f"not all transforms of data.augment ({names}) have a form for whole batches"
         return None
 
-    def moved(self, images: InMemory, device: torch.device) -> InMemory | None:
-        """Images in a device's memory; None, and a line, where they are too large for it."""
+    def moved(self, images: InMemory, device: torch.device, why: str | None = None) -> InMemory | None:
+        """Images in a device's memory; None, and a line, where they are too large for it, or for another reason `why`."""
         size = images.pixels.numel()
         if self.on_device == "auto" and device.type != "cuda":
             return None
-        if self.on_device == "auto" and size > (free := torch.cuda.mem_get_info(device)[0]) / SHARE:
-            line = f"the images ({size / 1e9:.1f} GB) stay on the CPU: of {device}, {free / 1e9:.1f} GB are free"
-            self.say([f"{line}, and data.on_device=auto takes a tenth"])
-            return None
+        if self.on_device == "auto" and not why:
+            free = torch.cuda.mem_get_info(device)[0]
+            large = f"{size / 1e9:.1f} GB of images are more than a tenth of the {free / 1e9:.1f} GB that are free on {device}"
+            why = large if size > free / SHARE else None
         try:
-            return images.on(device)
+            moved = None if why else images.on(device)
         except torch.OutOfMemoryError:
-            raise UsageError(
-                f"data.on_device=true: {size / 1e9:.1f} GB of images do not fit into {device}: set data.on_device=auto"
-            ) from None
+            moved, why = None, f"{size / 1e9:.1f} GB of images do not fit into {device}"
+            if self.on_device is True:
+                raise UsageError(f"data.on_device=true cannot be: {why}; set data.on_device=auto") from None
+        if why:
+            self.say([f"training batches come from the loader: {why}"])
+        return moved
 
     def loader(self, data: FoldDataset, batches: Sampler[Any]) -> DataLoader:
         """A loader of whole batches.
