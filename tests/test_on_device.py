@@ -14,7 +14,6 @@ from lit_xai.data.images import InMemory, in_memory
 from lit_xai.errors import UsageError
 from lit_xai.models import Classifier, resnet18
 from lit_xai.rng import stable_hash, stable_hashes
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision import transforms as v1
 from torchvision.transforms import v2
@@ -172,7 +171,7 @@ def test_files_cannot_live_on_a_device(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------------- a GPU
 
 
-GPU = torch.device("cuda", 0)  # of tensors that are not there: a value that was asked for would fail
+ELSEWHERE = torch.device("meta")  # stands for a GPU: its tensors have no values, and who asks for one fails
 
 
 class Transfers(TorchDispatchMode):
@@ -190,35 +189,32 @@ class Transfers(TorchDispatchMode):
 def test_on_a_gpu_batches_are_made_without_a_transfer_or_a_wait(coloured):
     numbers, at_once = torch.arange(50), AtOnce.of(FLIPS_AND_CROP, (3, 16, 16))
     values = at_once.values((0, 0), range(50))
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        data = FoldDataset(coloured.train.on(GPU), numbers, numbers, at_once=at_once, device=GPU)
-        data.drawn = data.key, values.to(GPU)
-        sampler = EpochSampler(data, 8, 0, 0, 1, lambda: (0, 0))
-        order = list(sampler)
-        with Transfers() as transfers:
-            batches = [data.__getitems__(rows) for rows in order]
-            images, labels = batches[-1]
-            assert transfers.number == 0
-            images.cpu()
-            assert transfers.number == 1
+    data = FoldDataset(coloured.train.on(ELSEWHERE), numbers, numbers, at_once=at_once, device=ELSEWHERE)
+    data.drawn = data.key, values.to(ELSEWHERE)
+    order = list(EpochSampler(data, 8, 0, 0, 1, lambda: (0, 0)))
+    with Transfers() as transfers:
+        batches = [data.__getitems__(rows) for rows in order]
+        images, labels = batches[-1]
+        assert transfers.number == 0
+        torch.zeros(3).to(ELSEWHERE)
+        assert transfers.number == 1
     assert len(batches) == 6
     assert images.shape == (8, 3, 16, 16)
-    assert {images.device, labels.device} == {GPU}
+    assert {images.device, labels.device} == {ELSEWHERE}
 
 
 def test_images_are_put_on_a_gpu_once_if_they_take_a_tenth_of_it_at_most(coloured, monkeypatch, capsys):
     size = coloured.train.pixels.numel()
+    monkeypatch.setattr(InMemory, "on", lambda self, device: InMemory(self.pixels.to(ELSEWHERE)))
     data = attached(FoldData(lambda: coloured, folds=2, augment=FLIPS_AND_CROP), device="cuda:0")
-    data.at_once  # noqa: B018  (numbers are asked for)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10 * size, 0))
-        images, device = data.placed(coloured.train)
-        assert device == images.pixels.device == GPU
-        assert data.placed(coloured.train)[0] is images
-        data.there.clear()
-        assert not capsys.readouterr().out
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10 * size - 1, 0))
-        assert data.placed(coloured.train) == data.placed(coloured.train) == (coloured.train, None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10 * size, 0))
+    images, device = data.placed(coloured.train)
+    assert (images.pixels.device, device) == (ELSEWHERE, torch.device("cuda", 0))
+    assert data.placed(coloured.train)[0] is images
+    data.there.clear()
+    assert not capsys.readouterr().out
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10 * size - 1, 0))
+    assert data.placed(coloured.train) == data.placed(coloured.train) == (coloured.train, None)
     assert capsys.readouterr().out.count("from the loader: 0.0 GB of images are more than a tenth") == 1
 
 
@@ -247,9 +243,8 @@ def test_a_training_on_a_gpu_says_which_transforms_keep_it_waiting(coloured, cap
 def test_a_gpus_losses_are_looked_at_together_and_the_first_bad_one_is_named():
     module = Classifier(lambda **shape: resnet18(**shape, width=4), 1, 3, 16)
     module.trainer = SimpleNamespace(num_training_batches=100, checkpoint_callbacks=[], ckpt_path=None, current_epoch=2)
-    with FakeTensorMode():
-        for index in range(31):
-            module.check_finite(torch.empty((), device="cuda"), index)
+    for index in range(31):
+        module.check_finite(torch.empty((), device=ELSEWHERE), index)
     module.losses = {5: torch.tensor(1.0), 6: torch.tensor(torch.inf), 7: torch.tensor(torch.nan)}
     with pytest.raises(UsageError, match="the loss became inf in epoch 2, step 206"):
         module.on_save_checkpoint({})
