@@ -81,6 +81,8 @@ class SamplerReport(RankZeroReport):
     def make(self, on: Context) -> None:
         """Measure and draw."""
         sampler: GenerativeFiller | WindowFiller = on.module.to(on.device).sampler()  # type: ignore[operator]
+        if isinstance(sampler, GenerativeFiller):
+            sampler = replace(sampler, compile="never")  # so few draws are over before a compiler is
         table, picture = self.files
         quality = self.measure(sampler, on.data, on.device)
         seconds = self.draw(sampler, on.data, on.device, picture)

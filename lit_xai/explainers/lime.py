@@ -393,8 +393,9 @@ class Lime(Explainer):
         covariance = torch.zeros(len(images), width + 1, width + 1, dtype=torch.float64)
         r2, samples = torch.zeros(len(images), dtype=torch.float64), torch.zeros(len(images), dtype=torch.long)
         settled = torch.zeros(len(images), dtype=torch.bool)
+        together = Refill(self.perturbation.filler, images, rng, segments)
         for i, count in enumerate(counts.tolist()):
-            refill = Refill(self.perturbation.filler, images[i : i + 1], rng.take([i]), segments[i : i + 1])
+            refill = together.of(i)
             blocks: list[Block] = []
             done, target = 0, BLOCK
             while not settled[i] and done < self.cap:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,13 +44,16 @@ class Denoiser(nn.Module):
         check_choice(predicts, PREDICTIONS, "predicts")
         self.network, self.channels, self.side = network, channels, side
         self.signal, self.predicts, self.about = signal, predicts, about
+        self.levels: list[float] = signal.tolist()  # the same for arithmetic without tensors
 
-    def noise(self, x: Float[Tensor, "m c h w"], t: int) -> Float[Tensor, "m c h w"]:
-        """The estimated noise in x at step t of the schedule."""
-        out = self.network(x, torch.full((len(x),), t, device=x.device)).to(x.dtype)
+    def noise(
+        self, x: Float[Tensor, "m c h w"], t: int, network: Callable[..., Tensor] | None = None
+    ) -> Float[Tensor, "m c h w"]:
+        """The estimated noise in x at step t of the schedule, by its network or by another way to call that."""
+        out = (network or self.network)(x, torch.full((len(x),), t, device=x.device)).to(x.dtype)
         if self.predicts == "epsilon":
             return out
-        a = max(float(self.signal[t]), 1e-12)
+        a = max(self.levels[t], 1e-12)
         if self.predicts == "sample":
             return (x - math.sqrt(a) * out) / math.sqrt(1 - a)
         return math.sqrt(a) * out + math.sqrt(1 - a) * x

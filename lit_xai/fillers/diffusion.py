@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from lit_xai.errors import UsageError
 from lit_xai.fillers import diffusers_folder
 from lit_xai.fillers.denoiser import GROUPS, Denoiser, Steps, UNet, signal, step_back, step_forth
 from lit_xai.fillers.generative import GenerativeFiller, check_precision
+from lit_xai.fillers.static import Call
 from lit_xai.models.trainable import TrainableSampler
 from lit_xai.rng import Noise, stable_hash
 
@@ -140,7 +142,7 @@ class Denoising(GenerativeFiller):
     """What the fillers of a diffusion model share.
 
     Args:
-        checkpoint, trained_on, given, max_batch: see `GenerativeFiller`; the folder of a model that diffusers saved will do, too,
+        checkpoint, trained_on, given, max_batch, compile: see `GenerativeFiller`; the folder of a model that diffusers saved will do, too,
             and a `Denoiser` may be given.
         steps: n, of the way to noise and back.
         refine: fixed-point iterations a step of the encoding, each one network pass: the noise estimate of the step's
@@ -154,6 +156,7 @@ class Denoising(GenerativeFiller):
 
     model = "ddim"
     kind = DDIMModule
+    fused = True
     eta = 0.0
     start = 0  # how many of the noisiest steps are left out
 
@@ -190,21 +193,30 @@ class Denoising(GenerativeFiller):
         """Refuse more steps than the schedule has."""
         Steps.of(module.signal, self.steps)
 
-    @property
+    @cached_property
     def taken(self) -> Steps:
         """The schedule's steps that are used."""
         return Steps.of(self.module.signal, self.steps)
 
     def noise_of(self, x: Float[Tensor, "m c h w"], position: int) -> Float[Tensor, "m c h w"]:
         """The estimated noise in x at a position of the way."""
+
+        def make(denoiser: Denoiser) -> Call:
+            def passed(x: Tensor, t: Tensor) -> Tensor:
+                with autocast(x, self.precision):
+                    return denoiser.network(x, t)
+
+            return passed
+
         denoiser: Any = self.opened.like(x)
-        with torch.inference_mode(), autocast(x, self.precision):
-            return denoiser.noise(x, self.taken.time(position))
+        network = self.quick(x, make, self.precision)
+        with torch.inference_mode():
+            return denoiser.noise(x, self.taken.time(position), network)
 
     def trajectory(self, images: Images) -> Float[Tensor, "b p c h w"]:
         """Every image on its deterministic way to noise: `[b, n - start + 1, c, h, w]`, position 0 the image in [-1, 1].
 
-        (1 + refine) (n - start) network passes an image.
+        (1 + refine) (n - start) network passes, of all these images together.
         """
         taken, x = self.taken, images * 2 - 1
         way = [x]
@@ -254,7 +266,7 @@ class DDIM(Denoising):
     """Whole new images near the given one, drawn by a diffusion model.
 
     Args:
-        checkpoint, trained_on, given, max_batch, steps, refine, precision: see `Denoising`.
+        checkpoint, trained_on, given, max_batch, compile, steps, refine, precision: see `Denoising`.
         eta: in [0, 1]; 0 gives the image back, 1 is ancestral sampling.
         start: how many of the noisiest steps are left out: the way back begins n - start steps from the image.
     """
@@ -282,7 +294,7 @@ class DDIMInpainting(Denoising):
     x_t = k x_t^image + (1 - k) x_t^drawn, k = the mask blurred by a Gaussian. The hidden part begins as pure noise.
 
     Args:
-        checkpoint, trained_on, given, max_batch, steps, refine, precision: see `Denoising`.
+        checkpoint, trained_on, given, max_batch, compile, steps, refine, precision: see `Denoising`.
         eta: in [0, 1]; 1 is ancestral sampling.
         blur: sigma of that Gaussian, pixels; 0 = a hard edge. Within it, hidden pixels keep traces of the image, and visible
             ones are only put back in the end.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lit_xai.cache import Cache
 from lit_xai.core import Filler, Images, Model, TrainedOn
 from lit_xai.errors import UsageError
+from lit_xai.fillers.static import Static
 from lit_xai.fitting import model_hash
 from lit_xai.models.trainable import SamplerModule
 from lit_xai.store.files import read_checkpoint
@@ -63,12 +64,14 @@ class Opened:
         copies: of the module on other devices and in other types, made when they are first needed. Fillers of one file that
             differ in their options share them.
         kept: what they keep between calls.
+        quick: calls of the module in few shapes, by what they depend on.
     """
 
     module: nn.Module
     digest: str = ""
     copies: dict[tuple[str, torch.dtype], nn.Module] = field(default_factory=dict)
     kept: Cache = field(default_factory=lambda: Cache(KEPT))
+    quick: dict[tuple[Any, ...], Static] = field(default_factory=dict)
 
     def like(self, images: Tensor) -> nn.Module:
         """The module on the device and in the type of these images."""

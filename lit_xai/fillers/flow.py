@@ -102,6 +102,8 @@ class Glow(nn.Module):
             small = side // 2 ** (levels - level)
             priors.append(GlowBase((inside // 2 if level else inside, small, small)))
         self.flow = MultiscaleFlow(priors, flows, [Merge() for _ in range(levels - 1)], class_cond=False)
+        self.inverses: list[Tensor] = []  # of the 1 x 1 convolutions in the order of decoding, see `renew`
+        self.known: tuple[list[tuple[int, int]], Tensor] = [], torch.empty(0)  # the weights that they belong to
 
     def encode(self, y: Float[Tensor, "m c h w"]) -> Float[Tensor, "m d"]:
         """The latents of all levels in a row, the deepest first."""
@@ -110,11 +112,50 @@ class Glow(nn.Module):
         return torch.cat([part.flatten(1) for part in z], 1)
 
     def decode(self, z: Float[Tensor, "m d"]) -> Float[Tensor, "m c h w"]:
-        """The inverse of `encode`."""
-        shapes = [tuple(q.shape) for q in self.flow.q0]
-        parts = z.split([math.prod(s) for s in shapes], 1)
+        """The inverse of `encode`. No gradient reaches the weights of the 1 x 1 convolutions."""
+        self.renew(surely=True)
+        return self.decoded(z)
+
+    def decoded(self, z: Float[Tensor, "m d"]) -> Float[Tensor, "m c h w"]:
+        """The same by the inverses that were worked out last; nothing in it waits for the device."""
+        shapes, inverses = [tuple(q.shape) for q in self.flow.q0], iter(self.inverses)
+        parts = [p.reshape(-1, *s) for p, s in zip(z.split([math.prod(s) for s in shapes], 1), shapes, strict=True)]
+        y = parts[0]
         with exact(z):
-            return self.flow.forward_and_log_det([p.reshape(-1, *s) for p, s in zip(parts, shapes, strict=True)])[0]
+            for level, flows in enumerate(self.flow.flows):
+                if level:
+                    y, _ = self.flow.merges[level - 1]([y, parts[level]])
+                for flow in flows:
+                    y = nn.functional.conv2d(y, next(inverses)) if is_convolution(flow) else flow(y)[0]
+        return y
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def renew(self, surely: bool = False) -> None:
+        """Work out the inverses of the 1 x 1 convolutions where weights are others than before.
+
+        They are written where they were, since a recorded pass reads them there.
+
+        Args:
+            surely: compare the weights' values, too, which can be written without a trace (`.data`); this waits for the device.
+        """
+        convolutions = [flow for flows in self.flow.flows for flow in flows if is_convolution(flow)]
+        weights = [w.detach() for c in convolutions for w in (*c.parameters(), *c.buffers())]
+        traces, (before, values) = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights], self.known
+        if traces == before and not surely:
+            return
+        now = torch.cat([w.flatten() for w in weights])
+        same = (now.shape, now.dtype, now.device) == (values.shape, values.dtype, values.device)
+        self.known = traces, now
+        if same and torch.equal(now, values):
+            return
+        with exact(now):
+            found = [inverse_of(c, now) for c in convolutions]
+        if same:
+            for old, new in zip(self.inverses, found, strict=True):
+                old.copy_(new)
+        else:
+            self.inverses = found
 
     def log_prob(self, y: Float[Tensor, "m c h w"]) -> Float[Tensor, "m"]:
         """Nats."""
@@ -145,6 +186,19 @@ class Glow(nn.Module):
                 y, _ = flow.inverse(y)
             if level:
                 (y, _), _ = self.flow.merges[level - 1].inverse(y)
+
+
+def is_convolution(flow: nn.Module) -> bool:
+    """Whether a flow is an invertible 1 x 1 convolution."""
+    from normflows.flows import Invertible1x1Conv
+
+    return isinstance(flow, Invertible1x1Conv)
+
+
+def inverse_of(convolution: Any, like: Tensor) -> Float[Tensor, "c c 1 1"]:
+    """The kernel by which it decodes: what it makes of unit vectors, in the type and on the device of `like`."""
+    units = torch.eye(convolution.num_channels, dtype=like.dtype, device=like.device)[:, :, None, None]
+    return convolution(units)[0].transpose(0, 1).contiguous()
 
 
 def glow_step(channels: int, width: int) -> list[nn.Module]:
@@ -249,7 +303,7 @@ class Flow(GenerativeFiller):
     """Whole new images near the given one, by a trained flow: z' = (1 - l) z + l z*, z* from the prior, every l normal.
 
     Args:
-        checkpoint, trained_on, given, max_batch: see `GenerativeFiller`.
+        checkpoint, trained_on, given, max_batch, compile: see `GenerativeFiller`.
         mu, sigma: mean and standard deviation of l. 0 and 0 give the image back, 1 and 0 samples of the flow itself.
     """
 
@@ -280,8 +334,18 @@ class Flow(GenerativeFiller):
 
     def decode(self, code: Float[Tensor, "m d"]) -> Float[Tensor, "m c h w"]:
         """The images of latents, to values in [0, 1] (not cut off there)."""
+        self.begin(code)
+        return self.decoded(code)
+
+    def begin(self, images: Tensor) -> None:
+        """See to it that the inverses are those of the weights."""
+        self.network(images).renew(surely=True)
+
+    def decoded(self, code: Float[Tensor, "m d"]) -> Float[Tensor, "m c h w"]:
+        """As `decode`, within a loop."""
+        self.network(code).renew()
         with torch.no_grad():
-            return from_bins(self.network(code).decode(code))
+            return from_bins(self.quick(code, lambda module: module.network.decoded)(code))
 
     def draw(
         self,
@@ -296,7 +360,7 @@ class Flow(GenerativeFiller):
         mean, scale = self.network(images).prior()
         latents, shares = (noise.part(p).normal(z.shape[1:]).to(z.dtype) for p in (0, 1))
         drawn, share = mean + scale * latents, self.mu + self.sigma * shares
-        return self.decode((1 - share) * z + share * drawn)
+        return self.decoded((1 - share) * z + share * drawn)
 
     def log_prob(self, images: Images, u: Float[Tensor, "..."] | float = MIDDLE) -> Float[Tensor, "b"]:
         """Nats: log p(y) of every image at the point u of its bins."""

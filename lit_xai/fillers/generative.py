@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Hashable
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,10 +13,11 @@ from torch import Tensor
 
 from lit_xai.cache import Cache, digest, nbytes
 from lit_xai.calls import per_call
-from lit_xai.core import Images, Keep, Segments
+from lit_xai.core import Images, Keep, Model, Segments
 from lit_xai.errors import UsageError, at_least
 from lit_xai.fillers.base import keys_of
 from lit_xai.fillers.fitted import FittedFiller
+from lit_xai.fillers.static import Call, Static, Way, check_compile, ways_on
 from lit_xai.fitting import describe
 from lit_xai.rng import Noise, SampleRng
 
@@ -32,15 +33,46 @@ class GenerativeFiller(FittedFiller):
     Args:
         checkpoint, trained_on, given: see `FittedFiller`.
         max_batch: most images per network call; fewer of large ones on the CPU (`calls.per_call`).
+        compile: `auto` makes passes of the network on a GPU in few shapes, recorded or compiled (see `static.ways_on`), which
+            changes what is drawn by rounding; `never`, and a CPU, makes them as they are.
     """
 
     max_batch: int = 64
+    compile: str = field(default="auto", kw_only=True, metadata={"described": False})
 
     turn_off_rate = 1.0
     paints = False
+    fused: ClassVar[bool] = False  # an image takes so many passes that compiling the network pays
 
     def __post_init__(self) -> None:
         at_least(1, max_batch=self.max_batch)
+        check_compile(self.compile)
+
+    def resolve(self, model: Model, images: Images) -> dict[str, Any]:
+        """Also whether passes are compiled, where they are."""
+        compiled = {"compile": self.compile} if self.ways(images.device) else {}
+        return {**super().resolve(model, images), **compiled}
+
+    def ways(self, device: torch.device) -> tuple[Way, ...]:
+        """How passes on this device are made faster."""
+        return ways_on(device, self.fused) if self.compile == "auto" else ()
+
+    def quick(self, images: Tensor, make: Callable[[Any], Call], *about: Hashable) -> Static:
+        """A call of the network in few shapes, kept for whoever asks again.
+
+        Args:
+            images: on whose device and in whose type the network is.
+            make: the call, of the module that is there; it depends on nothing else but `about`.
+            about: what else decides the call.
+        """
+        module, ways = self.opened.like(images), self.ways(images.device)
+        key = (id(module), ways, self.max_batch, *about)
+        if key not in self.opened.quick:
+            self.opened.quick[key] = Static(module, make(module), ways, self.max_batch)
+        return self.opened.quick[key]
+
+    def begin(self, images: Tensor) -> None:
+        """What is done once a call, before its loops over chunks and steps: there nothing waits for the device."""
 
     def encode(self, images: Images) -> Float[Tensor, "b ..."]:
         """What all draws from an image share, for `max_batch` images; of a painter nothing: every mask is another input."""
@@ -87,6 +119,7 @@ class GenerativeFiller(FittedFiller):
     def encoded(self, images: Images) -> Float[Tensor, "b ..."]:
         """The codes of any number of images."""
         self.check(images)
+        self.begin(images)
         with torch.no_grad():
             return torch.cat([self.encode(part) for part in images.split(per_call(images, self.max_batch))])
 
@@ -99,7 +132,8 @@ class GenerativeFiller(FittedFiller):
         images = images.detach().contiguous()
         if not self.opened.digest:
             return Prepared(self, images, self.encoded(images))
-        key = (repr(describe(self)), self.opened.digest, digest(images))
+        ways = self.ways(images.device)  # which decide the rounding
+        key = (repr(describe(self)), self.opened.digest, digest(images), ways, self.max_batch if ways else None)
         found = ENCODED.get(key)
         if found is None:
             images = images.clone()
@@ -156,6 +190,7 @@ class Prepared:
         # where one is missing all are drawn: what a row shares a call with decides its rounding
         out = self.images.new_empty(len(rows), *self.images.shape[1:])
         each = per_call(self.images, self.filler.max_batch)
+        self.filler.begin(self.images)
         with torch.no_grad():
             for start in range(0, len(rows), each):
                 now = slice(start, start + each)

@@ -23,6 +23,7 @@ from lit_xai.core import Images
 from lit_xai.errors import UsageError
 from lit_xai.fillers.constant import Blur
 from lit_xai.fillers.generative import GenerativeFiller, check_precision
+from lit_xai.fillers.static import Call
 from lit_xai.models.trainable import TrainableSampler
 from lit_xai.rng import Noise, stable_hash
 
@@ -280,7 +281,7 @@ class Inpainter(GenerativeFiller):
     """Hidden pixels painted by one call of a trained network; the same visible pixels always get the same painting.
 
     Args:
-        checkpoint, trained_on, given, max_batch: see `GenerativeFiller`.
+        checkpoint, trained_on, given, max_batch, compile: see `GenerativeFiller`.
         precision: `float32`, or `bf16` for autocast.
     """
 
@@ -310,9 +311,15 @@ class Inpainter(GenerativeFiller):
 
     def painted(self, images: Images, visible: Visible) -> Images:
         """The painting at every pixel, differentiable by the mask, which may be soft."""
-        module: Any = self.opened.like(images)
-        with autocast(images, self.precision):
-            return module.network(images, visible).to(images.dtype)
+
+        def make(module: Any) -> Call:
+            def passed(images: Tensor, visible: Tensor) -> Tensor:
+                with autocast(images, self.precision):
+                    return module.network(images, visible).to(images.dtype)
+
+            return passed
+
+        return self.quick(images, make, self.precision)(images, visible)
 
     def quality(self, images: Images) -> dict[str, Float[Tensor, "b"]]:
         """Mean absolute error in a free-form hole of every image, and that of other fillings.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +60,20 @@ class Refill:
                 f"for images of shape {tuple(self.images.shape)}"
             )
         object.__setattr__(self, "whole", whole)
+
+    def of(self, image: int) -> Refill:
+        """That of one image alone, by what was made of all of them together: its code, its background."""
+        rows, prepared, one = slice(image, image + 1), self.prepared, copy.copy(self)
+        parts = {
+            "images": self.images[rows],
+            "rng": self.rng.take([image]),
+            "segments": None if self.segments is None else self.segments[rows],
+            "whole": None if self.whole is None else self.whole[rows],
+            "prepared": None if prepared is None else lambda given, *more: prepared([image + r for r in given], *more),
+        }
+        for name, value in parts.items():
+            object.__setattr__(one, name, value)
+        return one
 
     def __call__(
         self, keep: Bool[Tensor, "r h w"], chunk: Chunk, variant: Int[Tensor, "r"] | int | None = None, draws: int = 1
