@@ -31,7 +31,7 @@ from generators import made, save
 
 SIDE, RANGE = 8, 1e-5
 KINDS = ["ddim", "ddim_inpainting", "flow", "inpainter"]
-WAITS = {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten.equal.default", "aten.is_nonzero.default"}
+WAITS = {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal"}  # in inference mode `item` is not taken apart
 
 
 class Small(nn.Module):
@@ -334,12 +334,12 @@ class Calls(TorchDispatchMode):
         self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        self.counts[str(function)] += 1
+        self.counts[function.overloadpacket.__name__] += 1
         return function(*arguments, **(options or {}))
 
     @property
     def inverses(self) -> int:
-        return sum(n for name, n in self.counts.items() if "linalg_inv" in name)
+        return sum(n for name, n in self.counts.items() if "inv" in name)
 
     @property
     def waits(self) -> int:
