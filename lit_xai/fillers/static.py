@@ -73,7 +73,7 @@ class Recorded:
             torch.cuda.current_stream().wait_stream(stream)
             torch.clear_autocast_cache()  # weights are cast within the graph, and nobody else reads what it casts them to
             try:
-                with torch.cuda.graph(self.graph, pool=pool(device), capture_error_mode="thread_local"):
+                with torch.cuda.graph(self.graph, pool(device), stream, capture_error_mode="thread_local"):
                     self.out = self.call(*self.rows)
             finally:
                 torch.clear_autocast_cache()
