@@ -132,7 +132,7 @@ def sampling(report: Report, rounds: int, steps: int) -> None:
     """Encode some images and draw from each; the floor's passes go in calls of the same sizes."""
     sampler, images = diffusion(steps), smooth(IMAGES, 1, SIDE)
     prepared, floor = sampler.prepared(images), diffusion_floor(sampler, images, DRAWS)
-    hidden, rows = torch.zeros(IMAGES, 1, SIDE, SIDE, dtype=torch.bool), list(range(IMAGES))
+    hidden, rows = torch.zeros(IMAGES, 1, SIDE, SIDE, dtype=torch.bool), torch.arange(IMAGES)
     works: dict[str, Work] = {
         "bare encode": floor.encode,
         "encode": lambda: sampler.prepared(images),
@@ -218,7 +218,7 @@ def on_gpu(report: Report) -> None:
     hidden = torch.zeros(1, 1, GPU_SIDE, GPU_SIDE, dtype=torch.bool, device=image.device)
     for kind, precision, sampler in large_samplers():
         prepared = sampler.prepared(image)
-        prepared([0], hidden, SampleRng.default(1), GPU_CHUNK)  # warm
+        prepared(torch.zeros(1, dtype=torch.long, device=image.device), hidden, SampleRng.default(1), GPU_CHUNK)  # warm
         encode = synchronised(lambda s=sampler: s.prepared(image))  # type: ignore[misc]
         draws = synchronised(lambda p=prepared: p([0], hidden, SampleRng.default(1), GPU_DRAWS))  # type: ignore[misc]
         draw = draws / GPU_DRAWS * 1000

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -66,10 +66,10 @@ class Refill:
         rows, prepared, one = slice(image, image + 1), self.prepared, copy.copy(self)
         parts = {
             "images": self.images[rows],
-            "rng": self.rng.take([image]),
+            "rng": replace(self.rng, samples=self.rng.samples[rows]),
             "segments": None if self.segments is None else self.segments[rows],
             "whole": None if self.whole is None else self.whole[rows],
-            "prepared": None if prepared is None else lambda given, *more: prepared([image + r for r in given], *more),
+            "prepared": None if prepared is None else lambda given, *more: prepared(image + given, *more),
         }
         for name, value in parts.items():
             object.__setattr__(one, name, value)
