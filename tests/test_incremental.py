@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import operator
@@ -22,17 +23,19 @@ from hypothesis import strategies as st
 from lit_xai.core import Filler, Keep
 from lit_xai.errors import UsageError
 from lit_xai.explainers import SlidingPatch, information_maps
-from lit_xai.explainers.sweep import KL, PMI, LogOddsDifference, ProbabilityDifference, sweep
+from lit_xai.explainers.sweep import KL, PMI, LogOddsDifference, Outputs, ProbabilityDifference, sweep
 from lit_xai.explainers.windows import Windows
 from lit_xai.fillers import UniformNoise
 from lit_xai.fillers.constant import Blur, Colour
 from lit_xai.fillers.simple import PatchMean
 from lit_xai.incremental import COSTS, Costs, Incremental, WindowLogits, network_of
+from lit_xai.incremental.patches import full_precision
 from lit_xai.models.lipschitz import lipschitz, plain
 from lit_xai.models.pretrained import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from lit_xai.models.resnet import ResNet18
 from lit_xai.rng import SampleRng
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import seeded
 
@@ -821,6 +824,152 @@ def test_a_sweep_traces_its_model_once(monkeypatch):
     assert None not in traced[1:]
 
 
+# ----------------------------------------------------------------------------------------------------------- decisions
+
+
+@pytest.fixture(scope="module")
+def vgg19_on_paper():
+    """Its steps, without numbers: what they cost is a function of shapes and of the kind of device."""
+    with torch.device("meta"):
+        return network_of(torchvision.models.vgg19().eval())
+
+
+@pytest.mark.parametrize(("rows", "least", "most"), [(16, 0.9, 1.0), (64, 0.4, 0.6), (1024, 0.0, 0.3)])
+def test_on_a_gpu_vgg19_pays_by_the_windows_that_a_call_has(vgg19_on_paper, rows, least, most):
+    plan = vgg19_on_paper.plan((1, 3, 224, 224), (8, 8), rows, COSTS["cuda"], torch.device("meta"))
+    assert least <= plan.share <= most
+
+
+def test_what_was_measured_on_a_gpu_is_predicted(vgg19_on_paper):
+    """1.52 of the model's time: patches up to the last but one pooling, and a pass of the model on one window."""
+    shape, meta, costs = (1, 3, 224, 224), torch.device("meta"), COSTS["cuda"]
+    steps = vgg19_on_paper.plan(shape, (8, 8), 16, costs, meta)
+    cut = 30
+    names = [s.name for s in steps.steps]
+    seconds = sum(steps.by_step[n][0 if i < cut else 1] for i, n in enumerate(names))
+    one = vgg19_on_paper.plan(shape, (8, 8), 1, costs, meta).naive
+    assert (seconds + one) / steps.naive == pytest.approx(1.52, abs=0.1)
+
+
+def test_few_windows_a_call_are_left_to_a_model_whose_own_calls_are_large():
+    model, image = net(), IMAGE
+    costs = replace(COSTS["cpu"], call=1e-3, patch=1e-3)
+    alone, beside = (WindowLogits(model, image, (4, 4), rows, "auto", costs, windows=4) for rows in (4, 400))
+    assert alone.share <= 1.0
+    assert "of the model's own time at 4 windows a call" in beside.why
+
+
+def test_calls_by_patches_are_as_large_as_the_memory_of_the_models_own():
+    model, image = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(4), *net_of_64()).eval(), IMAGE
+    logits = WindowLogits(model, image, (4, 4), 2, "always", LATE, windows=500)
+    assert logits.incremental is not None
+    plan = logits.incremental.plan
+    assert 2 < logits.windows == plan.rows < 500
+    assert plan.held * logits.windows <= 2 * plan.held_by_model < plan.held * 2 * (logits.windows + 1)
+    seen: list[int] = []
+    of_rows = logits.of_rows
+    logits.of_rows = lambda pixels, *places: seen.append(len(pixels)) or of_rows(pixels, *places)  # type: ignore[method-assign]
+    pixels, top, left = PIXELS.repeat(9, 1, 1, 1), TOP * 9, LEFT * 9
+    assert off(logits(pixels, top, left), bare(model, image, pixels, top, left)) < TOLERANCE
+    assert max(seen) == min(logits.windows, len(pixels))
+
+
+def net_of_64() -> list[nn.Module]:
+    return [nn.Conv2d(64, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+
+
+@pytest.mark.parametrize(
+    ("device", "images", "draws", "rows"),
+    [("cpu", 3, 1, (64, 25)), ("cpu", 3, 8, (64, 64)), ("cpu", 1, 1, (25, 25)), ("meta", 3, 8, (64, 200))],
+)
+def test_a_sweep_decides_by_the_windows_that_its_calls_have(device, images, draws, rows):
+    batch, windows = torch.rand(images, 3, 16, 16).to(device), Windows(16, 16, 4, 3)
+    assert Outputs(mapped(), batch, windows, draws, 64, "float32", "never", trusted=True).rows == rows
+
+
+# ------------------------------------------------------------------------------------------------------------ precision
+
+SETTINGS: dict[str, Callable[[], Any]] = {
+    "as shipped": lambda: None,
+    "legacy": lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
+    "named": lambda: torch.set_float32_matmul_precision("medium"),
+    "convolutions": lambda: setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee"),
+    "products": lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+}
+
+
+def float32_settings() -> list[Any]:
+    """What torch says of TF32, by all of its names."""
+    found: list[Any] = [torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision]
+    for read in (
+        torch.get_float32_matmul_precision,
+        lambda: torch.backends.cuda.matmul.allow_tf32,
+        lambda: torch.backends.cudnn.allow_tf32,
+    ):
+        try:
+            found.append(read())
+        except RuntimeError:  # new names and old ones were mixed
+            found.append("mixed")
+    return found
+
+
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+def test_settings_of_float32_are_put_back_whoever_made_them(setting):
+    kinds = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before, named = [kind.fp32_precision for kind in kinds], torch.get_float32_matmul_precision()
+    try:
+        setting()
+        made = float32_settings()
+        with contextlib.suppress(ValueError), full_precision():
+            assert float32_settings()[:2] == ["ieee", "ieee"]
+            raise ValueError
+        assert float32_settings() == made
+    finally:
+        torch.set_float32_matmul_precision(named)
+        for kind, was in zip(kinds, before, strict=True):
+            kind.fp32_precision = was
+
+
+@pytest.fixture
+def tf32(monkeypatch):
+    """Convolutions round their factors to 10 bits, as a GPU's do unless it is told otherwise."""
+    convolve = F.conv2d
+
+    def rounded(x: Tensor) -> Tensor:
+        return ((x.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+    def conv2d(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if torch.backends.cudnn.conv.fp32_precision == "tf32":
+            x, weight = rounded(x), rounded(weight)
+        return convolve(x, weight, *args, **kwargs)
+
+    monkeypatch.setattr(F, "conv2d", conv2d)
+    monkeypatch.setattr("lit_xai.incremental.patches.rounds", lambda _: True)
+
+
+@untyped
+def test_where_convolutions_are_rounded_the_traced_network_is_compared_without(tf32):
+    model, image = network("small-small", 32), torch.rand(1, 3, 32, 32, generator=seeded(3))
+    top, left = places(32, 32, (8, 8))
+    pixels, mode = drawn(len(top), (8, 8)), torch.backends.cudnn.conv.fp32_precision
+    found = WindowLogits(model, image, (8, 8), 5, "always", LATE)
+    rounding = found.incremental.shift.abs().max() / found.incremental.logits.abs().max()
+    assert 1e-4 < rounding < 1e-2  # of the folded weights: the traced network would be refused
+    assert torch.backends.cudnn.conv.fp32_precision == mode == "tf32"
+    rounded = bare(model, image, pixels, top, left)
+    with full_precision():
+        exact = bare(model, image, pixels, top, left)
+    assert off(found(pixels, top, left), exact) < 2 * off(rounded, exact)
+
+
+@untyped
+def test_where_convolutions_are_rounded_a_window_of_no_effect_has_none(tf32):
+    model, image = network("small-small", 32), torch.rand(1, 3, 32, 32, generator=seeded(3))
+    found = WindowLogits(model, image, (8, 8), 5, "always", LATE)(image[:, :, 4:12, 9:17], [4], [9])
+    with torch.no_grad():
+        assert off(found, model(image)) < 1e-5
+
+
 # ----------------------------------------------------------------------------------------------------------- resources
 
 
@@ -931,6 +1080,56 @@ def test_images_together_or_one_by_one_give_the_same_maps(filler):
 
 def test_a_filler_that_changes_visible_pixels_gets_the_models_own_values():
     assert torch.equal(contrasts_of(Careless(), "always"), contrasts_of(Careless(), "never"))
+
+
+@dataclass(frozen=True)
+class SeldomCareless(Careless):
+    """One that changes visible pixels where it fills the window of the bottom right corner."""
+
+    def __call__(self, images: Tensor, keep: Keep, rng: SampleRng, draws: int = 1, segments: Any = None) -> Tensor:
+        out = torch.where(keep[:, :, None], images[:, None], 0.0)
+        out = torch.where(keep[:, :, None, -1:, -1:], out, 0.9 * out)
+        return out[:, :, None].expand(-1, -1, draws, -1, -1, -1)
+
+
+def test_one_window_in_which_visible_pixels_change_is_found():
+    found, other = (contrasts_of(SeldomCareless(), mode, max_batch=4) for mode in ("always", "never"))
+    assert torch.equal(found, other)
+    maps = [
+        information_maps(mapped(), BATCH, "top2", SeldomCareless(), 4, 3, max_batch=4, incremental=mode)
+        for mode in ("always", "never")
+    ]
+    assert torch.equal(maps[0].pmi, maps[1].pmi)
+    assert torch.equal(maps[0].ig, maps[1].ig)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes a program wait for its device: a number that is read, a tensor whose size depends on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        reads = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_select", "equal")
+        self.count += func.overloadpacket.__name__ in reads
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_call_by_patches_waits_for_the_device():
+    def waits(max_batch: int) -> int:
+        images, windows, which = BATCH[:1], Windows(16, 16, 4, 2, cover=True), torch.tensor([0])
+        rng = SampleRng.default(1, None)
+        with Waits() as seen:
+            sweep(
+                *(mapped(), images, which, windows, UniformNoise(), [KL()], rng),
+                draws=2,
+                max_batch=max_batch,
+                incremental="always",
+            )
+        return seen.count
+
+    assert waits(4) == waits(64) > 0
 
 
 @pytest.mark.parametrize("filler", FILLERS.values(), ids=FILLERS)

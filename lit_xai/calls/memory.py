@@ -47,9 +47,13 @@ def images_a_call(model: Model, images: Images, max_batch: Size = AUTO) -> int:
     """
     check_size(max_batch)
     known, key = learned(model), key_of(images)
-    if max_batch == AUTO and images.device.type == "cuda" and key not in known and len(images):
-        known[key] = power_of_two(allocated(model, images), free(images.device))
-    wanted = (MOST if images.device.type == "cuda" else CPU_IMAGES) if max_batch == AUTO else int(max_batch)
+    if max_batch != AUTO:
+        wanted = int(max_batch)
+    elif images.device.type == "cuda" and len(images):
+        wanted = known.get((AUTO, *key)) or power_of_two(allocated(model, images), free(images.device))
+        known[AUTO, *key] = wanted
+    else:
+        wanted = CPU_IMAGES
     return per_call(images, min(wanted, known.get(key, wanted)))
 
 

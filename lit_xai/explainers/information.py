@@ -66,9 +66,9 @@ class Several(Contrast):
         number = whole.shape[1]
         if isinstance(self.classes, Tensor):
             chosen = self.classes[targets]
-            if not self.of and not 0 <= int(self.classes.min()) <= int(self.classes.max()) < number:
-                chosen = self.classes
-                raise UsageError(f"targets must lie in 0..{number - 1}, found {chosen.min()}..{chosen.max()}")
+            low, high = (0, 0) if self.of else (int(self.classes.min()), int(self.classes.max()))
+            if not 0 <= low <= high < number:
+                raise UsageError(f"targets must lie in 0..{number - 1}, found {low}..{high}")
         elif self.classes == "top2":
             chosen = whole.topk(2).indices
         else:
@@ -137,7 +137,8 @@ def information_maps(
     windows, several = walk.windows(height, width), Several(classes, unit, len(images))
     rng = SampleRng.default(len(images), rng)
     ig = sweep(model, images, which, windows, filler, [several], rng, draws, precision, max_batch, incremental)[0]
-    pmi = torch.cat(several.pmi).unflatten(0, (len(images), len(windows))).transpose(1, 2).flatten(0, 1)
+    pmi = torch.cat(several.pmi)[-len(images) * len(windows) :]  # of the last walk, where one had to be made again
+    pmi = pmi.unflatten(0, (len(images), len(windows))).transpose(1, 2).flatten(0, 1)
     chosen, p = several.of
     return Information(
         windows.covering_mean(pmi).unflatten(0, chosen.shape).to(images.dtype),

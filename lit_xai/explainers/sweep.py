@@ -208,7 +208,8 @@ def sweep(
     out = images.new_empty(len(contrasts), len(images) * len(windows), dtype=torch.float64)
     with torch.inference_mode(), evaluating(model):
         whole = softmax_of(model, images, images, size, precision)
-        outputs = Outputs(model, images, windows, size, precision, incremental, trusted=refill.whole is not None)
+        trusted = refill.whole is not None
+        outputs = Outputs(model, images, windows, draws, size, precision, incremental, trusted)
 
         def ask(chunk: Chunk) -> None:
             t, s = top[chunk.variant, None], left[chunk.variant, None]
@@ -221,7 +222,11 @@ def sweep(
             for c, contrast in enumerate(contrasts):
                 out[c, chunk.start : chunk.stop] = contrast(before, hidden, targets[chunk.image])
 
-        walk(model, images, len(windows), size, ask, most=max(1, AHEAD * size // groups[0]))
+        most = max(1, min(outputs.together(), AHEAD * size // groups[0]))
+        walk(model, images, len(windows), max(size, most), ask, most)
+    if bool(outputs.changed):  # what a filler changed elsewhere, patches do not show: the model answers for all
+        incremental = "never"
+        return sweep(model, images, targets, windows, filler, contrasts, rng, draws, precision, max_batch, incremental)
     return out.view(len(contrasts), len(images), len(windows))
 
 
@@ -229,13 +234,24 @@ class Outputs:
     """Softmax of images with one window refilled, a row each: incremental where that is exact and pays.
 
     Args:
-        model, images, windows, max_batch, precision: as in `sweep`.
+        model, images, windows, draws, max_batch, precision: as in `sweep`.
         mode: `auto`, `always` or `never`.
         trusted: the filler cannot change what is visible; else that is looked at.
+
+    Attributes:
+        changed: whether it was found to have done so, and what was answered from patches is void; on the images' device.
     """
 
     def __init__(
-        self, model: Model, images: Images, windows: Windows, max_batch: int, precision: str, mode: str, trusted: bool
+        self,
+        model: Model,
+        images: Images,
+        windows: Windows,
+        draws: int,
+        max_batch: int,
+        precision: str,
+        mode: str,
+        trusted: bool,
     ) -> None:
         if mode not in MODES:
             raise UsageError(f"incremental must be one of {', '.join(MODES)}, found {mode!r}")
@@ -245,6 +261,9 @@ class Outputs:
             )
         self.model, self.images, self.windows, self.max_batch = Gate.of(model), images, windows, max_batch
         self.precision, self.mode, self.trusted = precision, mode if precision == "float32" else "never", trusted
+        self.changed = torch.zeros((), dtype=torch.bool, device=images.device)
+        ahead = max_batch if images.device.type == "cpu" else AHEAD * max_batch  # there, larger calls are slower
+        self.rows = min(max_batch, len(images) * len(windows) * draws), min(ahead, len(windows) * draws)
         if self.mode != "never" and not self.answers_plainly():
             if mode == "always":
                 raise UsageError(
@@ -265,11 +284,13 @@ class Outputs:
             of_image = chunk.rows(image)
             rows = slice(of_image.start * draws, of_image.stop * draws)
             logits = self.incremental(image)
-            if logits is not None and (self.trusted or self.unchanged(x[rows], keep[of_image], image, draws)):
+            if logits is not None:
+                if not self.trusted:
+                    self.changed |= self.differs(x[rows], keep[of_image], image, draws)
                 first = chunk.start + of_image.start - image * chunk.each
                 some = slice(first, first + of_image.stop - of_image.start)
                 pixels = self.shown(x[rows], some, draws)
-                parts.append(logits(pixels, *(np.repeat(c[some], draws) for c in self.corners)).double().softmax(-1))
+                parts.append(logits.of_all(pixels, *(np.repeat(c[some], draws) for c in self.corners)).double().softmax(-1))
             else:
                 parts.append(softmax_of(self.model, x[rows], self.images, self.max_batch, self.precision))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -281,12 +302,18 @@ class Outputs:
         if self.of_image[0] != image:
             self.of_image = (-1, None)
             one, k = self.images[image : image + 1], self.windows.patch
-            logits = WindowLogits(raw(self.model), one, (k, k), self.max_batch, self.mode, network=self.network)
+            naive, carried = self.rows
+            logits = WindowLogits(raw(self.model), one, (k, k), naive, self.mode, network=self.network, windows=carried)
             self.network = logits.network
             if logits.why:
                 self.mode = "never"  # it is no other for the next image
             self.of_image = image, None if logits.why else logits
         return self.of_image[1]
+
+    def together(self) -> int:
+        """Most rows that are made together: a model call, or as many as a call by patches takes, if that is more."""
+        logits = self.incremental(0)
+        return max(self.max_batch, logits.windows) if logits is not None else self.max_batch
 
     def answers_plainly(self) -> bool:
         """Whether the model may be called without its gate."""
@@ -294,10 +321,10 @@ class Outputs:
             self.model(self.images[:1])
         return self.model.plain
 
-    def unchanged(self, x: Tensor, keep: Tensor, image: int, draws: int) -> bool:
-        """Whether visible pixels are the image's own."""
-        own = (x == self.images[image]).all(1)
-        return bool((own | ~keep.repeat_interleave(draws, dim=0)).all())
+    def differs(self, x: Tensor, keep: Tensor, image: int, draws: int) -> Tensor:
+        """Whether a visible pixel is not the image's own; a scalar that nobody waits for."""
+        other = (x != self.images[image]).any(1)
+        return (other & keep.repeat_interleave(draws, dim=0)).any()
 
     def shown(self, x: Tensor, some: slice, draws: int) -> Tensor:
         """The pixels `[r, c, k, k]` of some windows, of whose `draws` fillings `x` has a row each."""
@@ -386,7 +413,8 @@ class SlidingPatch(Explainer):
     def share(self, model: Model, images: Images) -> float:
         """The share of its passes' time that it is expected to take, where only what a window changes is computed."""
         windows, rows = self.windows(*images.shape[-2:]), images_a_call(model, images, self.max_batch)
-        outputs = Outputs(model, images, windows, rows, self.precision, self.incremental, trusted=True)
+        draws = fillings(self.filler, self.draws)
+        outputs = Outputs(model, images, windows, draws, rows, self.precision, self.incremental, trusted=True)
         with torch.inference_mode(), evaluating(model):
             logits = outputs.incremental(0)
         return logits.share if logits is not None else 1.0

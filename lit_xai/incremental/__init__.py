@@ -22,10 +22,12 @@ from torch import Tensor
 
 from lit_xai.calls import in_format_of
 from lit_xai.errors import UsageError
-from lit_xai.incremental.costs import COSTS, Costs, measure
+from lit_xai.incremental.costs import COSTS, Costs
+from lit_xai.incremental.measuring import measure
 from lit_xai.incremental.network import Network, in_a_line, network_of
 from lit_xai.incremental.operations import NotIncremental
 from lit_xai.incremental.patches import Incremental, Ints
+from lit_xai.incremental.plan import Plan
 
 __all__ = [
     "COSTS",
@@ -49,19 +51,22 @@ ALIKE = 1e-3  # of the largest |logit|: what rounding stays far below
 class WindowLogits:
     """Logits of one image with windows replaced, by the shortest exact way.
 
-    What is kept of model and image may be out of date at any call, since weights can be written without a trace (`.data`). So the
-    model itself answers the first window of every call, too; where the answers differ, everything is computed anew.
+    What is kept of model and image may be out of date when it is called again, since weights can be written without a trace
+    (`.data`). So the model itself answers the first window of every call, too; where the answers differ, everything is computed
+    anew. A sweep, in which neither changes, asks `of_all`, that spares this pass.
 
     Args:
         model: images in [0, 1] to logits, in evaluation mode.
         image: `[1, c, h, w]`.
         patch: height and width of the windows, in pixels.
-        rows: most windows in a call, as for the model itself.
+        rows: most images in a call of the model itself.
         mode: `auto` carries patches where it is possible and pays by prediction, `always` where it is possible, `never`
             calls the model.
         costs: of the device; None takes `COSTS`.
         memory: most bytes of feature maps to keep.
         network: the model as it was traced for another image; None traces it.
+        windows: most windows in a call by patches, for which its time is predicted; None = `rows`. Above `rows`, they are no more
+            than what holds as much memory as the model's own call; what they are is the attribute.
 
     Attributes:
         network: the traced model; None where it is not.
@@ -83,6 +88,7 @@ class WindowLogits:
         costs: Costs | None = None,
         memory: int = MEMORY,
         network: Network | None = None,
+        windows: int | None = None,
     ) -> None:
         if mode not in MODES:
             raise UsageError(f"incremental must be one of {', '.join(MODES)}, found {mode!r}")
@@ -93,6 +99,7 @@ class WindowLogits:
         ):
             raise UsageError(f"windows of {patch[0]} x {patch[1]} do not fit an image of shape {tuple(image.shape)}")
         self.model, self.image, self.patch, self.rows = model, image, patch, rows
+        self.windows = rows if windows is None else windows
         self.mode, self.costs, self.network, self.memory = mode, costs, network, memory
         self.incremental: Incremental | None = None
         self.why, self.kept, self.share = "incremental=never", 0, 1.0
@@ -131,9 +138,12 @@ class WindowLogits:
             raise NotIncremental(f"nothing is known of the speed of {device.type}")
         self.network = network = self.network or network_of(self.model)
         try:
-            plan = network.plan(tuple(self.image.shape), self.patch, self.rows, known, device)
+            plan = self.planned(network, known)
+            self.windows = plan.rows
             if self.mode == "auto" and plan.share > GAIN:
-                raise NotIncremental(f"it would take {plan.share:.2f} of the model's own time")
+                raise NotIncremental(
+                    f"it would take {plan.share:.2f} of the model's own time at {plan.rows} windows a call"
+                )
             if plan.kept > self.memory:
                 raise NotIncremental(
                     f"{plan.kept / 1e6:.0f} MB of feature maps are more than memory={self.memory / 1e6:.0f} MB"
@@ -143,6 +153,16 @@ class WindowLogits:
             raise  # a command that goes on otherwise where memory was short would give other last bits
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError) as e:
             raise NotIncremental(f"its traced form does not run ({in_a_line(e)})") from None
+
+    def planned(self, network: Network, costs: Costs) -> Plan:
+        """How far patches are carried, and how many windows a call takes."""
+        windows = self.windows
+        while True:
+            shape = tuple(self.image.shape)
+            plan = network.plan(shape, self.patch, windows, costs, self.image.device, self.rows)
+            if windows <= self.rows or plan.held * windows <= plan.held_by_model * self.rows:
+                return plan
+            windows = max(self.rows, windows // 2)
 
     def __call__(self, pixels: Float[Tensor, "r c k l"], top: Any, left: Any) -> Float[Tensor, "r n"]:
         """Row t is the image with the window at `top[t]`, `left[t]` replaced by `pixels[t]`."""
@@ -170,11 +190,12 @@ class WindowLogits:
         return self.incremental is not None and not torch.is_autocast_enabled(self.image.device.type)
 
     def of_all(self, pixels: Tensor, top: Ints, left: Ints) -> Tensor:
-        """All windows, `rows` in a call."""
+        """All windows, some in a call, by what is kept."""
+        rows = self.windows if self.carries else self.rows
         return torch.cat(
             [
-                self.of_rows(pixels[i : i + self.rows], top[i : i + self.rows], left[i : i + self.rows])
-                for i in range(0, max(1, len(top)), self.rows)
+                self.of_rows(pixels[i : i + rows], top[i : i + rows], left[i : i + rows])
+                for i in range(0, max(1, len(top)), rows)
             ]
         )
 

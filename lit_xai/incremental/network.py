@@ -161,6 +161,7 @@ class Network:
         self.constants: dict[str, Any] = {}
         self.order = {node: i for i, node in enumerate(graph.nodes)}
         self.renamed: dict[str, str] = {}
+        self.shaped: dict[tuple[int, ...], list[Step]] = {}
         self.plans: dict[Any, Plan] = {}
         for node in graph.nodes:
             if node.op == "output":
@@ -341,18 +342,26 @@ class Network:
         return env[self.output]
 
     def plan(
-        self, shape: tuple[int, ...], patch: tuple[int, int], rows: int, costs: Costs, device: torch.device
+        self,
+        shape: tuple[int, ...],
+        patch: tuple[int, int],
+        rows: int,
+        costs: Costs,
+        device: torch.device,
+        images: int | None = None,
     ) -> Plan:
-        """Up to where patches are carried, for images of this shape; kept for the next image."""
-        key = (shape, patch, rows, costs)
-        if key not in self.plans:
-            steps = []
+        """Up to where patches are carried, for images of this shape (see `Plan.make`); kept for the next image."""
+        if shape not in self.shaped:
+            steps: list[Step] = []
 
             def note(step: Step, value: Any) -> None:
                 steps.append(replace(step, shape=tuple(value.shape) if isinstance(value, Tensor) else ()))
 
             self.values(torch.zeros(shape, device=device).contiguous(memory_format=torch.channels_last), note)
-            self.plans[key] = Plan.make(steps, self.constants, patch, rows, costs)
+            self.shaped[shape] = steps
+        key = (shape, patch, rows, costs, images)
+        if key not in self.plans:
+            self.plans[key] = Plan.make(self.shaped[shape], self.constants, patch, rows, costs, images)
         return self.plans[key]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,8 @@ from lit_xai.incremental.operations import NotIncremental, Sliding, Step
 from lit_xai.incremental.plan import Plan, reads
 
 AGREE = 1e-4  # relative; a traced network that differs by more from the model on the image itself is not used
+
+FLOAT32: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -52,36 +55,47 @@ def table_of(value: Tensor) -> Table:
     return Table(torch.cat([rows, outside]), value.shape[2], value.shape[3])
 
 
-def places(top: Ints, left: Ints, h: int, w: int, table: Table, fill: float = 0.0) -> Ints:
-    """The table's rows of these parts of the map, `[r, h, w]`."""
+def along(
+    top: Ints, left: Ints, h: int, w: int, height: int, width: int, outside: int, stacked: bool = False
+) -> tuple[Ints, Ints]:
+    """The rows of parts `[h, w]` of a map in a table of its pixels: what `[r, h]` and `[r, w]` sum up to, `outside` and more
+    where a part leaves the map; with `stacked`, every part has a map of its own.
+    """
     ys, xs = top[:, None] + np.arange(h), left[:, None] + np.arange(w)
-    flat = ys[:, :, None] * table.width + xs[:, None, :]
-    if ys[:, 0].min() < 0 or xs[:, 0].min() < 0 or ys[:, -1].max() >= table.height or xs[:, -1].max() >= table.width:
-        out_y, out_x = (ys < 0) | (ys >= table.height), (xs < 0) | (xs >= table.width)
-        flat[out_y[:, :, None] | out_x[:, None, :]] = table.height * table.width + (fill != 0.0)
-    return flat
+    below = (np.arange(len(top)) * height)[:, None] if stacked else 0
+    return (
+        np.where((ys < 0) | (ys >= height), outside, (ys + below) * width),
+        np.where((xs < 0) | (xs >= width), outside, xs),
+    )
 
 
-def on_device(index: Ints, like: Tensor) -> Tensor:
-    """An index where it is used."""
-    return torch.from_numpy(index.reshape(-1)).to(like.device, non_blocking=True)
+def on_device(sides: Sequence[Ints], device: torch.device) -> tuple[Tensor, ...]:
+    """Such sums' terms where they are used: one copy that nothing waits for."""
+    both = torch.from_numpy(np.concatenate(sides, axis=1))
+    if device.type == "cuda":
+        both = both.pin_memory()  # from other memory, a copy waits for all work of the device
+    return both.to(device, non_blocking=True).split([s.shape[1] for s in sides], dim=1)
+
+
+def summed(sides: Sequence[Tensor], outside: int) -> Tensor:
+    """The rows `[r h w]`: whole indices are made on the device, where they are read."""
+    down, across = sides
+    return (down[:, :, None] + across[:, None, :]).clamp_(max=outside).flatten()
 
 
 def surrounded(p: Patch, table: Table, top: Ints, left: Ints, h: int, w: int, fill: float = 0.0) -> Tensor:
     """This part of the map `[r, c, h, w]`, with the patch in it."""
     if p.data.shape[-2:] == (h, w) and np.array_equal(p.top, top) and np.array_equal(p.left, left):
         return p.data
-    n, inner = len(p.top), p.data.shape[-2:]
-    out = table.rows.index_select(0, on_device(places(top, left, h, w, table, fill), table.rows))
-    ys, xs = (p.top - top)[:, None] + np.arange(inner[0]), (p.left - left)[:, None] + np.arange(inner[1])
-    where = (np.arange(n)[:, None, None] * h + ys[:, :, None]) * w + xs[:, None, :]
-    rows = rows_of(p.data)
-    if ys[:, 0].min() < 0 or xs[:, 0].min() < 0 or ys[:, -1].max() >= h or xs[:, -1].max() >= w:
-        inside = ((ys >= 0) & (ys < h))[:, :, None] & ((xs >= 0) & (xs < w))[:, None, :]
-        rows = rows.index_select(0, on_device(np.flatnonzero(inside), rows))
-        where = where[inside]
-    out.index_copy_(0, on_device(where, out), rows)
-    return out.view(n, h, w, -1).permute(0, 3, 1, 2)
+    n, (height, width), rows = len(p.top), p.data.shape[-2:], rows_of(p.data)
+    outside, beside = table.height * table.width + (fill != 0.0), n * h * w
+    around = along(top, left, h, w, table.height, table.width, outside)
+    inside = along(p.top - top, p.left - left, height, width, h, w, beside, stacked=True)
+    index = on_device([*around, *inside], rows.device)
+    out = rows.new_empty(beside + 1, rows.shape[1])  # the last row takes what no output reads
+    torch.index_select(table.rows, 0, summed(index[:2], outside), out=out[:-1])
+    out.index_copy_(0, summed(index[2:], beside), rows)
+    return out[:-1].view(n, h, w, -1).permute(0, 3, 1, 2)
 
 
 def whole_maps(p: Patch, table: Table) -> Tensor:
@@ -90,8 +104,9 @@ def whole_maps(p: Patch, table: Table) -> Tensor:
     if p.data.shape[-2:] == (h, w):
         return p.data
     out = table.rows[: h * w].repeat(n, 1)
-    where = places(p.top, p.left, p.data.shape[2], p.data.shape[3], table) + (np.arange(n) * h * w)[:, None, None]
-    out.index_copy_(0, on_device(where, out), rows_of(p.data))
+    size = p.data.shape[2], p.data.shape[3]
+    index = on_device(along(p.top, p.left, *size, h, w, n * h * w, stacked=True), out.device)
+    out.index_copy_(0, summed(index, n * h * w), rows_of(p.data))
     return out.view(n, h, w, -1).permute(0, 3, 1, 2)
 
 
@@ -104,8 +119,28 @@ def outputs_of(start: Ints, size: int, slides: Sliding, axis: int, side: int) ->
     return np.clip(first, 0, side - number), number
 
 
+def rounds(device: torch.device) -> bool:
+    """Whether convolutions or products of float32 round their factors to TF32 there."""
+    return device.type == "cuda" and any(kind.fp32_precision == "tf32" for kind in FLOAT32)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Factors are not rounded to TF32; the settings, whoever made them and how, are put back."""
+    before = [kind.fp32_precision for kind in FLOAT32]
+    try:
+        for kind in FLOAT32:
+            kind.fp32_precision = "ieee"
+        yield
+    finally:
+        for kind, setting in zip(FLOAT32, before, strict=True):
+            kind.fp32_precision = setting
+
+
 class Incremental:
     """The logits of one image with windows replaced.
+
+    Where the device rounds to TF32, so do they, as the model's own do; whether the traced network is the model is asked without.
 
     Args:
         network: the model.
@@ -128,13 +163,17 @@ class Incremental:
             if step.name in plan.read:
                 self.tables[step.name] = table_of(value)
 
-        found, self.logits = (
-            network.values(image.contiguous(memory_format=torch.channels_last), keep),
-            network.model(image),
-        )
-        if found.shape != self.logits.shape or found.ndim != 2:
-            raise NotIncremental(f"its output is of shape {tuple(self.logits.shape)}, not one row of logits an image")
-        off = float((found - self.logits).abs().max() / self.logits.abs().max().clamp_min(1e-12))
+        maps = image.contiguous(memory_format=torch.channels_last)
+        exact = found, self.logits = network.values(maps, keep), network.model(image)
+        self.shift: Tensor | None = None
+        if rounds(image.device):
+            self.shift = self.logits - found  # the rounding of the folded weights: windows of no effect have none
+            with full_precision():
+                exact = network.values(maps, lambda *_: None), network.model(image)
+        found, own = exact
+        if found.shape != own.shape or found.ndim != 2:
+            raise NotIncremental(f"its output is of shape {tuple(own.shape)}, not one row of logits an image")
+        off = float((found - own).abs().max() / own.abs().max().clamp_min(1e-12))
         if not off <= AGREE:
             raise NotIncremental(f"its traced form differs from it by {off:.1g} on the image itself")
         self.kept = sum(t.rows.numel() * t.rows.element_size() for t in self.tables.values())
@@ -158,7 +197,8 @@ class Incremental:
                 if n not in constants:
                     env.pop(n, None)
         out = env[self.network.output]
-        return whole_maps(out, self.tables[self.network.output]) if isinstance(out, Patch) else out
+        out = whole_maps(out, self.tables[self.network.output]) if isinstance(out, Patch) else out
+        return out if self.shift is None else out + self.shift
 
     def carried(self, step: Step, values: Sequence[Any]) -> Patch:
         """One step on patches."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,14 +21,16 @@ class Plan:
         steps: of the network, with shapes and with what is read.
         cut: index of the first step that runs on whole maps.
         sides: `{step: (height, width)}` of the patches, at most.
+        rows: windows in a call.
         seconds: predicted, of a call.
-        naive: predicted, of the model itself.
+        naive: predicted, of the model itself on as many windows.
         by_step: `{step: (as a patch, whole)}` predicted seconds; infinite where no patch can pass.
     """
 
     steps: list[Step]
     cut: int
     sides: dict[str, tuple[int, int]]
+    rows: int
     seconds: float
     naive: float
     by_step: dict[str, tuple[float, float]]
@@ -43,9 +46,34 @@ class Plan:
         """Bytes of the image's feature maps that are read."""
         return sum(4 * math.prod(s.shape) for s in self.steps if s.name in self.read)
 
+    @property
+    def held(self) -> float:
+        """Most bytes of feature maps that a window of a call holds at once: of patches, what surrounds them, whole maps."""
+        shapes = {s.name: s.shape for s in self.steps}
+        carried = {s.name for s in self.steps[: self.cut] if s.name in self.sides}
+
+        def bytes_of(s: Step) -> float:
+            if s.name in carried:
+                return 4.0 * (s.shape[1] * math.prod(self.sides[s.name]) + picked_values(s, self.sides[s.name], shapes))
+            return 4.0 * (math.prod(s.shape) + sum(math.prod(shapes[n]) for n in s.inputs if n in carried))
+
+        return most_at_once(self.steps, bytes_of)
+
+    @property
+    def held_by_model(self) -> float:
+        """The same of an image in a call of the model itself."""
+        return most_at_once(self.steps, lambda s: 4.0 * math.prod(s.shape))
+
     @staticmethod
-    def make(steps: list[Step], constants: dict[str, Any], patch: tuple[int, int], rows: int, costs: Costs) -> Plan:
-        """The cheapest cut by the cost model."""
+    def make(
+        steps: list[Step],
+        constants: dict[str, Any],
+        patch: tuple[int, int],
+        rows: int,
+        costs: Costs,
+        images: int | None = None,
+    ) -> Plan:
+        """The cheapest cut by the cost model, for `rows` windows in a call; `images` in a call of the model itself, None = as many."""
         sides: dict[str, tuple[int, int]] = {}
         shapes = {s.name: s.shape for s in steps}
         carried, whole, pasted = [], [], []
@@ -78,7 +106,23 @@ class Plan:
             n for i, s in enumerate(steps) for n in s.inputs if n in sides and reads(s, i < cut and s.name in sides)
         }
         by_step = {s.name: (carried[i], whole[i]) for i, s in enumerate(steps)}
-        return Plan(steps, cut, sides, best, sum(whole), by_step, read)
+        images = rows if images is None else images
+        naive = (
+            sum(whole) if images == rows else sum(seconds_of(s, shapes, images, costs) for s in steps) * rows / images
+        )
+        return Plan(steps, cut, sides, rows, best, naive, by_step, read)
+
+
+def most_at_once(steps: list[Step], bytes_of: Callable[[Step], float]) -> float:
+    """Bytes of the values that are alive together, at most."""
+    alive: dict[str, float] = {}
+    most = 0.0
+    for s in steps:
+        alive[s.name] = bytes_of(s)
+        most = max(most, sum(alive.values()))
+        for n in s.last:
+            alive.pop(n, None)
+    return most
 
 
 def reads(step: Step, carried: bool) -> bool:
@@ -144,13 +188,16 @@ def carried_seconds(
     name, work = step.work
     values = step.shape[1] * math.prod(side)
     total = work * (values if step.kind == "sliding" else 0) / vars(costs)[name]
-    picked = 0.0
+    picked = picked_values(step, side, shapes)
+    return costs.patch + rows * (total + 8.0 * values / costs.memory + 8.0 * picked / costs.gather)
+
+
+def picked_values(step: Step, side: tuple[int, int], shapes: dict[str, tuple[int, ...]]) -> float:
+    """Values of the surroundings that a step on patches reads."""
     if step.sliding is not None:
         around = [
             (n - 1) * s + step.sliding.reach(a) + 1
             for a, (n, s) in enumerate(zip(side, step.sliding.stride, strict=True))
         ]
-        picked = shapes[step.inputs[0]][1] * math.prod(around)
-    elif step.kind == "join":
-        picked = sum(shapes[n][1] for n in step.inputs if n in shapes) * math.prod(side)
-    return costs.patch + rows * (total + 8.0 * values / costs.memory + 8.0 * picked / costs.gather)
+        return shapes[step.inputs[0]][1] * math.prod(around)
+    return sum(shapes[n][1] for n in step.inputs if n in shapes) * math.prod(side) if step.kind == "join" else 0.0
