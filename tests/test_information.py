@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
 import itertools
 import math
@@ -10,9 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from lit_xai.calls import Gate
 from lit_xai.core import Filler, Passes
 from lit_xai.errors import UsageError
 from lit_xai.explainers import Information, SlidingPatch, information_maps
+from lit_xai.explainers.half import float32_head
 from lit_xai.explainers.sweep import EPSILON, KL, PMI
 from lit_xai.fillers import UniformNoise
 from lit_xai.fillers.constant import Colour
@@ -416,6 +420,91 @@ def test_maps_are_plain_tensors_of_the_images_type_and_the_model_is_left_as_foun
     assert not any(t.requires_grad or t.is_inference() for t in (found.pmi, found.ig, found.probabilities))
     half = information_maps(convnet, rgb, "top2", UniformNoise(), 4, 4, 2, precision="bf16")
     assert torch.allclose(half.ig, found.ig, atol=0.02)
+
+
+@functools.lru_cache(maxsize=1)
+def trained() -> tuple[nn.Module, Tensor]:
+    """A network that reads most handwritten digits, and some that it has not seen."""
+    from lit_xai.data.sources import digits
+
+    source = digits(16)
+    order = torch.randperm(1797, generator=seeded(0))
+    images, labels = source.train.images(order.tolist()), torch.as_tensor(source.labels)[order]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU()]
+        model = nn.Sequential(*layers, nn.MaxPool2d(4), nn.Flatten(), nn.Linear(64, 10))
+    optimizer = torch.optim.Adam(model.parameters(), 0.02)
+    for part in torch.arange(1600).repeat(3).split(64):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images[part]), labels[part]).backward()
+        optimizer.step()
+    with torch.no_grad():
+        right = model(images[1600:]).argmax(1) == labels[1600:]
+    assert float(right.float().mean()) > 0.85
+    return model.eval(), images[1600:1602]
+
+
+def shifted(by: float, scale: float = 1.0) -> nn.Module:
+    """The trained network, its logits scaled and shifted by a number: softmax does not see the shift, bf16 does."""
+    model = copy.deepcopy(trained()[0])
+    with torch.no_grad():
+        model[-1].weight.mul_(scale)
+        model[-1].bias.mul_(scale).add_(by)
+    return model
+
+
+def in_both(model: nn.Module, images: Tensor) -> list[Information]:
+    options = {"patch": 5, "stride": 2, "draws": 2}
+    return [
+        information_maps(model, images, "top2", UniformNoise(), **options, precision=p) for p in ("float32", "bf16")
+    ]
+
+
+def correlations(a: Tensor, b: Tensor) -> Tensor:
+    a, b = (v.flatten(-2).double() for v in (a, b))
+    a, b = (v - v.mean(-1, keepdim=True) for v in (a, b))
+    return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
+
+
+@pytest.mark.parametrize("by", [0.0, 60.0])
+def test_maps_of_a_trained_network_are_the_same_in_bf16(by):
+    full, half = in_both(shifted(by), trained()[1])
+    assert torch.equal(full.classes, half.classes)
+    assert float(correlations(full.pmi, half.pmi).min()) > 0.999
+    assert float(correlations(full.ig, half.ig).min()) > 0.999
+    assert not torch.equal(full.pmi, half.pmi)
+
+
+def test_what_bf16_would_hide_is_explained_in_float32():
+    model = shifted(0, 1e-3)
+    with torch.no_grad():
+        model[0].bias.add_(50)  # what windows change is rounded away in every feature
+    full, half = in_both(model, trained()[1])
+    assert torch.equal(full.pmi, half.pmi)
+    assert torch.equal(full.ig, half.ig)
+
+
+def test_images_in_bf16_do_not_depend_on_those_beside_them():
+    model, images = shifted(0), trained()[1]
+    both = torch.cat([images, torch.full_like(images[:1], 0.5)])  # of an even image nothing but rounding may be left
+    together = in_both(model, both)[1]
+    for i in range(len(both)):
+        rng = SampleRng.default(len(both), None).take([i])
+        alone = information_maps(*(model, both[i : i + 1], "top2", UniformNoise(), 5, 2, 2), rng=rng, precision="bf16")
+        assert torch.allclose(together.pmi[i], alone.pmi[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_sweep_in_bf16_leaves_no_hooks(raises):
+    model, images = shifted(0), trained()[1]
+    with contextlib.suppress(ValueError), float32_head(Gate.of(model), images):
+        assert sum(len(m._forward_hooks) for m in model.modules()) == 1
+        with torch.autocast("cpu", torch.bfloat16):
+            assert model(images).dtype == torch.float32
+        if raises:
+            raise ValueError
+    assert not any(m._forward_hooks for m in model.modules())
 
 
 @pytest.mark.parametrize(

@@ -48,21 +48,19 @@ class Information:
 
 
 class Several(Contrast):
-    """The information gain; the PMI of several classes of every row it is shown is kept aside.
+    """The information gain, then the PMI of several classes, of every row it is shown.
 
     Its targets are the rows' images, and `classes` is as in `information_maps`.
 
     Attributes:
-        pmi: chunk by chunk.
         of: the classes of every image and their probabilities, `[images, y]` each.
     """
 
     def __init__(self, classes: Int[Tensor, "b y"] | str, unit: str, images: int) -> None:
         self.classes, self.unit, self.images = classes, unit, images
-        self.pmi: list[Tensor] = []
         self.of: tuple[Tensor, ...] = ()
 
-    def __call__(self, whole: Probabilities, hidden: Probabilities, targets: Int[Tensor, "r"]) -> Float[Tensor, "r"]:
+    def __call__(self, whole: Probabilities, hidden: Probabilities, targets: Int[Tensor, "r"]) -> Float[Tensor, "r n"]:
         number = whole.shape[1]
         if isinstance(self.classes, Tensor):
             chosen = self.classes[targets]
@@ -74,11 +72,11 @@ class Several(Contrast):
         else:
             chosen = torch.arange(number, device=whole.device).expand(len(whole), -1)
         before, after = whole.gather(1, chosen), hidden.gather(1, chosen)
-        self.pmi.append(in_unit(torch.log((EPSILON + before) / (EPSILON + after)), self.unit))
+        pmi = in_unit(torch.log((EPSILON + before) / (EPSILON + after)), self.unit)
         self.of = self.of or tuple(t.new_zeros(self.images, t.shape[1]) for t in (chosen, before))
         for mine, rows in zip(self.of, (chosen, before), strict=True):
             mine[targets] = rows  # alike for all rows of an image
-        return KL(self.unit)(whole, hidden, targets)
+        return torch.cat([KL(self.unit)(whole, hidden, targets)[:, None], pmi], dim=1)
 
 
 def information_maps(
@@ -136,9 +134,8 @@ def information_maps(
     walk = SlidingPatch(patch, stride, filler, draws, projection="mean", scale=False)
     windows, several = walk.windows(height, width), Several(classes, unit, len(images))
     rng = SampleRng.default(len(images), rng)
-    ig = sweep(model, images, which, windows, filler, [several], rng, draws, precision, max_batch, incremental)[0]
-    pmi = torch.cat(several.pmi)[-len(images) * len(windows) :]  # of the last walk, where one had to be made again
-    pmi = pmi.unflatten(0, (len(images), len(windows))).transpose(1, 2).flatten(0, 1)
+    found = sweep(model, images, which, windows, filler, [several], rng, draws, precision, max_batch, incremental)[0]
+    ig, pmi = found[..., 0], found[..., 1:].transpose(1, 2).flatten(0, 1)
     chosen, p = several.of
     return Information(
         windows.covering_mean(pmi).unflatten(0, chosen.shape).to(images.dtype),

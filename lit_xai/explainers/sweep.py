@@ -48,6 +48,7 @@ from lit_xai.core import (
     scaled,
 )
 from lit_xai.errors import UsageError
+from lit_xai.explainers.half import in_half
 from lit_xai.explainers.windows import Windows
 from lit_xai.fillers.constant import Colour
 from lit_xai.fillers.refill import Refill
@@ -78,7 +79,7 @@ class Contrast(Component):
 
     @abstractmethod
     def __call__(self, whole: Probabilities, hidden: Probabilities, targets: Int[Tensor, "r"]) -> Float[Tensor, "r"]:
-        """One number a row; float64."""
+        """One number a row, or n `[r, n]`; float64."""
 
 
 def of_target(p: Probabilities, targets: Int[Tensor, "r"]) -> Float[Tensor, "r"]:
@@ -188,11 +189,13 @@ def sweep(
     precision: str = "float32",
     max_batch: Size = AUTO,
     incremental: str = "auto",
-) -> Float[Tensor, "contrasts b windows"]:
-    """Every contrast for every window, from one walk over them. Memory is bounded by `AHEAD` times `max_batch` images, or `GROUP`.
+    some: Sequence[int] | None = None,
+) -> Float[Tensor, "contrasts b windows *n"]:
+    """Every contrast for every window (or for `some`), from one walk over them; n as in `Contrast`.
 
-    A filler without randomness of its own is asked once a window, whatever `draws` says. Where it is exact and pays, only
-    what a window changes in the network is computed anew (`incremental`, see `lit_xai.incremental`).
+    Memory is bounded by `AHEAD` times `max_batch` images, or `GROUP`. A filler without randomness of its own is asked once a
+    window, whatever `draws` says. Where it is exact and pays, only what a window changes in the network is computed anew
+    (`incremental`, see `lit_xai.incremental`). In bf16, see `lit_xai.explainers.half`.
 
     Raises:
         UsageError: draws < 1; max_batch < 1; a filler that returns another shape.
@@ -200,34 +203,41 @@ def sweep(
     if draws < 1:
         raise UsageError(f"draws must be at least 1, found {draws}")
     model, size = Gate.of(model), images_a_call(model, images, max_batch)
+    if precision == "bf16" and some is None:
+        rest = windows, filler, contrasts
+        again = lambda which, p, s: sweep(  # noqa: E731
+            model, images[which], targets[which], *rest, rng.take(which), draws, p, max_batch, incremental, s
+        )
+        return in_half(again, model, images, len(windows))
     refill = Refill(filler, images, rng)
     draws = fillings(refill.filler, draws)
     groups = [min(GROUP, draws - start) for start in range(0, draws, GROUP)]
     top, left = windows.corners(images.device)
     row, column = (torch.arange(side, device=images.device) for side in images.shape[-2:])
-    out = images.new_empty(len(contrasts), len(images) * len(windows), dtype=torch.float64)
+    which = None if some is None else torch.as_tensor(some, device=images.device)
+    number_of, parts = len(windows) if some is None else len(some), dict[int, Tensor]()
     with torch.inference_mode(), evaluating(model):
         whole = softmax_of(model, images, images, size, precision)
         trusted = refill.whole is not None
-        outputs = Outputs(model, images, windows, draws, size, precision, incremental, trusted)
+        outputs = Outputs(model, images, windows, draws, size, precision, incremental, trusted, some)
 
         def ask(chunk: Chunk) -> None:
-            t, s = top[chunk.variant, None], left[chunk.variant, None]
+            window = chunk.variant if which is None else which[chunk.variant]
+            t, s = top[window, None], left[window, None]
             down, across = (row >= t) & (row < t + windows.patch), (column >= s) & (column < s + windows.patch)
             keep, before = ~(down[:, :, None] & across[:, None]), whole[chunk.image]
             hidden = torch.zeros_like(before)
             for g, number in enumerate(groups):
-                x = refill(keep, chunk, chunk.variant * len(groups) + g, number)
+                x = refill(keep, chunk, window * len(groups) + g, number)
                 hidden += outputs(x, keep, chunk, number).view(len(chunk), number, -1).sum(1) / draws
-            for c, contrast in enumerate(contrasts):
-                out[c, chunk.start : chunk.stop] = contrast(before, hidden, targets[chunk.image])
+            parts[chunk.start] = torch.stack([c(before, hidden, targets[chunk.image]) for c in contrasts])
 
         most = max(1, min(outputs.together(), AHEAD * size // groups[0]))
-        walk(model, images, len(windows), max(size, most), ask, most)
+        walk(model, images, number_of, max(size, most), ask, most)
     if bool(outputs.changed):  # what a filler changed elsewhere, patches do not show: the model answers for all
-        incremental = "never"
-        return sweep(model, images, targets, windows, filler, contrasts, rng, draws, precision, max_batch, incremental)
-    return out.view(len(contrasts), len(images), len(windows))
+        given = model, images, targets, windows, filler, contrasts, rng, draws, precision, max_batch
+        return sweep(*given, "never", some)
+    return torch.cat(list(parts.values()), dim=1).unflatten(1, (len(images), number_of))
 
 
 class Outputs:
@@ -252,6 +262,7 @@ class Outputs:
         precision: str,
         mode: str,
         trusted: bool,
+        some: Sequence[int] | None = None,
     ) -> None:
         if mode not in MODES:
             raise UsageError(f"incremental must be one of {', '.join(MODES)}, found {mode!r}")
@@ -270,8 +281,9 @@ class Outputs:
                     "incremental=always is not possible: the model's answer holds its logits, and is not them"
                 )
             self.mode = "never"
-        self.corners = tuple(t.numpy() for t in windows.corners())
-        self.top, self.left = windows.corners(images.device)
+        which = slice(None) if some is None else list(some)
+        self.corners = tuple(t.numpy()[which] for t in windows.corners())
+        self.top, self.left = (t.to(images.device)[which] for t in windows.corners())
         self.of_image: tuple[int, WindowLogits | None] = (-1, None)
         self.network: Network | None = None  # traced once for all images
 
