@@ -249,6 +249,7 @@ class Outputs:
         trusted: the filler cannot change what is visible; else that is looked at.
 
     Attributes:
+        rows: most windows in a call by patches; of one image, and no more than are filled together.
         changed: whether it was found to have done so, and what was answered from patches is void; on the images' device.
     """
 
@@ -273,8 +274,9 @@ class Outputs:
         self.model, self.images, self.windows, self.max_batch = Gate.of(model), images, windows, max_batch
         self.precision, self.mode, self.trusted = precision, mode if precision == "float32" else "never", trusted
         self.changed = torch.zeros((), dtype=torch.bool, device=images.device)
-        ahead = max_batch if images.device.type == "cpu" else AHEAD * max_batch  # there, larger calls are slower
-        self.rows = min(max_batch, len(images) * len(windows) * draws), min(ahead, len(windows) * draws)
+        # Few windows a call are dear where calls are; on the CPU, whose larger calls are slower, they are not looked at.
+        cpu = images.device.type == "cpu"
+        self.rows = max_batch if cpu else min(AHEAD * max_batch, len(windows) * draws)
         if self.mode != "never" and not self.answers_plainly():
             if mode == "always":
                 raise UsageError(
@@ -314,8 +316,8 @@ class Outputs:
         if self.of_image[0] != image:
             self.of_image = (-1, None)
             one, k = self.images[image : image + 1], self.windows.patch
-            naive, carried = self.rows
-            logits = WindowLogits(raw(self.model), one, (k, k), naive, self.mode, network=self.network, windows=carried)
+            most = self.max_batch, self.mode
+            logits = WindowLogits(raw(self.model), one, (k, k), *most, network=self.network, windows=self.rows)
             self.network = logits.network
             if logits.why:
                 self.mode = "never"  # it is no other for the next image
