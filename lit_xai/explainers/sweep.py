@@ -230,7 +230,7 @@ def sweep(
             for g, number in enumerate(groups):
                 x = refill(keep, chunk, window * len(groups) + g, number)
                 hidden += outputs(x, keep, chunk, number).view(len(chunk), number, -1).sum(1) / draws
-            parts[chunk.start] = torch.stack([c(before, hidden, targets[chunk.image]) for c in contrasts])
+            parts[chunk.start] = torch.stack([c(before, hidden, targets[chunk.image]).double() for c in contrasts])
 
         most = max(1, min(outputs.together(), AHEAD * size // groups[0]))
         walk(model, images, number_of, max(size, most), ask, most)
