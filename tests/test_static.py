@@ -411,12 +411,12 @@ def test_draws_see_changed_weights(by):
         filler = module.sampler()
         prepared = filler.prepared(images(3))
         keep = torch.zeros(3, 1, SIDE, SIDE, dtype=torch.bool)
-        prepared([0, 1, 2], keep, SampleRng.default(3))
+        prepared(torch.arange(3), keep, SampleRng.default(3))
         in_secret(module)
         fresh: Any = made(FlowModule, levels=1, steps=2, width=4)
         fresh.load_state_dict(module.state_dict())
-        expected = replace(prepared, filler=fresh.sampler())([0, 1, 2], keep, SampleRng.default(3))
-        assert torch.allclose(prepared([0, 1, 2], keep, SampleRng.default(3)), expected, atol=1e-6)
+        expected = replace(prepared, filler=fresh.sampler())(torch.arange(3), keep, SampleRng.default(3))
+        assert torch.allclose(prepared(torch.arange(3), keep, SampleRng.default(3)), expected, atol=1e-6)
 
 
 def test_decoding_without_a_density_is_the_librarys():

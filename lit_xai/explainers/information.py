@@ -21,7 +21,8 @@ from torch import Tensor
 from lit_xai.calls import AUTO, Size, admitted
 from lit_xai.core import Filler, Images, Maps, Model, Passes, as_filler
 from lit_xai.errors import UsageError
-from lit_xai.explainers.sweep import EPSILON, KL, Contrast, Probabilities, SlidingPatch, in_unit, sweep
+from lit_xai.explainers.contrasts import EPSILON, KL, Contrast, Probabilities, in_unit
+from lit_xai.explainers.sweep import SlidingPatch, sweep
 from lit_xai.rng import SampleRng
 
 PATCH = 8  # K of the paper

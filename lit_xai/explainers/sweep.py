@@ -6,15 +6,13 @@ the same for all. Where a window is refilled several times, the softmax is avera
 
 from __future__ import annotations
 
-import math
-from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from lit_xai.calls import (
@@ -31,10 +29,7 @@ from lit_xai.calls import (
     walk,
 )
 from lit_xai.core import (
-    MAGNITUDE,
     REFERENCE_SIDE,
-    SIGNED,
-    Component,
     Explainer,
     Filler,
     Images,
@@ -43,11 +38,15 @@ from lit_xai.core import (
     Model,
     Passes,
     Targets,
-    TrainedOn,
     as_filler,
     scaled,
 )
 from lit_xai.errors import UsageError
+from lit_xai.explainers.contrasts import EPSILON as EPSILON  # these are named from here by saved configurations
+from lit_xai.explainers.contrasts import KL as KL
+from lit_xai.explainers.contrasts import PMI as PMI
+from lit_xai.explainers.contrasts import Contrast, ProbabilityDifference
+from lit_xai.explainers.contrasts import LogOddsDifference as LogOddsDifference
 from lit_xai.explainers.half import in_half
 from lit_xai.explainers.windows import Windows
 from lit_xai.fillers.constant import Colour
@@ -56,108 +55,8 @@ from lit_xai.fillers.tiles import cut
 from lit_xai.incremental import MODES, Network, WindowLogits
 from lit_xai.rng import SampleRng
 
-EPSILON = 1e-13  # of the published information maps: keeps logarithms finite
 GROUP = 64  # fillings of one window that are made together
 AHEAD = 4  # model calls for which fillings are made together: fillers are faster on more windows
-Probabilities = Float[Tensor, "r k"]
-
-# ----------------------------------------------------------------------------------------------------------- contrasts
-
-
-class Contrast(Component):
-    """How much the output changed: from p(y|x) and the mean p(y|x without the window), positive = evidence for.
-
-    `unit` is that of its values.
-    """
-
-    unit: str
-
-    @property
-    def legend(self) -> Legend:
-        """What the colours of its maps say."""
-        return Legend(SIGNED, unit=self.unit)
-
-    @abstractmethod
-    def __call__(self, whole: Probabilities, hidden: Probabilities, targets: Int[Tensor, "r"]) -> Float[Tensor, "r"]:
-        """One number a row, or n `[r, n]`; float64."""
-
-
-def of_target(p: Probabilities, targets: Int[Tensor, "r"]) -> Float[Tensor, "r"]:
-    """The targets' probabilities."""
-    return p.gather(1, targets[:, None])[:, 0]
-
-
-def in_unit(nats: Tensor, unit: str) -> Tensor:
-    """Nats as `bits` or as `nats`."""
-    if unit not in ("bits", "nats"):
-        raise UsageError(f"unit must be bits or nats, found {unit!r}")
-    return nats / math.log(2) if unit == "bits" else nats
-
-
-@dataclass(frozen=True)
-class ProbabilityDifference(Contrast):
-    """p(c|x) - p(c|x without the window) (Zeiler & Fergus, 2014), in [-1, 1]."""
-
-    unit: ClassVar[str] = "probability"  # type: ignore[misc]
-
-    def __call__(self, whole: Probabilities, hidden: Probabilities, targets: Int[Tensor, "r"]) -> Float[Tensor, "r"]:
-        return of_target(whole, targets) - of_target(hidden, targets)
-
-
-@dataclass(frozen=True)
-class LogOddsDifference(Contrast):
-    """Weight of evidence, log odds(p) - log odds(p without) (Zintgraf et al., 2017).
-
-    Args:
-        unit: `bits` or `nats`.
-        samples: training samples N of the Laplace correction (p N + 1) / (N + classes); 0 = none, None = as many as the
-            predictor was trained on, where that is known (see `fitted`).
-    """
-
-    unit: str = "bits"
-    samples: int | None = 0
-
-    def fitted(self, trained_on: TrainedOn) -> LogOddsDifference:
-        """This contrast with the number of training samples."""
-        return self if self.samples is not None else replace(self, samples=trained_on.samples)
-
-    def __call__(self, whole: Probabilities, hidden: Probabilities, targets: Int[Tensor, "r"]) -> Float[Tensor, "r"]:
-        def odds(p: Tensor) -> Tensor:
-            chosen = of_target(p, targets)
-            if self.samples:
-                chosen = (chosen * self.samples + 1) / (self.samples + p.shape[1])
-            return torch.log((chosen + EPSILON) / (1 - chosen + EPSILON))
-
-        return in_unit(odds(whole) - odds(hidden), self.unit)
-
-
-@dataclass(frozen=True)
-class PMI(Contrast):
-    """Pointwise mutual information of the class and the window, log p(c|x) / p(c|x without)."""
-
-    unit: str = "bits"
-
-    def __call__(self, whole: Probabilities, hidden: Probabilities, targets: Int[Tensor, "r"]) -> Float[Tensor, "r"]:
-        pair = of_target(whole, targets), of_target(hidden, targets)
-        return in_unit(torch.log((EPSILON + pair[0]) / (EPSILON + pair[1])), self.unit)
-
-
-@dataclass(frozen=True)
-class KL(Contrast):
-    """Kullback-Leibler divergence of p(y|x without) from p(y|x): the mean PMI under p(y|x). At least 0."""
-
-    unit: str = "bits"
-
-    @property
-    def legend(self) -> Legend:
-        """It is about all classes together."""
-        return Legend(MAGNITUDE, "darker = more informative, whichever the class; white = 0", self.unit)
-
-    def __call__(self, whole: Probabilities, hidden: Probabilities, targets: Int[Tensor, "r"]) -> Float[Tensor, "r"]:
-        return in_unit((whole * torch.log((EPSILON + whole) / (EPSILON + hidden))).sum(1), self.unit)
-
-
-# -------------------------------------------------------------------------------------------------------------- engine
 
 
 def fillings(filler: Filler, draws: int) -> int:
@@ -304,7 +203,9 @@ class Outputs:
                 first = chunk.start + of_image.start - image * chunk.each
                 some = slice(first, first + of_image.stop - of_image.start)
                 pixels = self.shown(x[rows], some, draws)
-                parts.append(logits.of_all(pixels, *(np.repeat(c[some], draws) for c in self.corners)).double().softmax(-1))
+                parts.append(
+                    logits.of_all(pixels, *(np.repeat(c[some], draws) for c in self.corners)).double().softmax(-1)
+                )
             else:
                 parts.append(softmax_of(self.model, x[rows], self.images, self.max_batch, self.precision))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
