@@ -246,10 +246,21 @@ def test_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_cards_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    assert share("auto", 5, ["0", "1"]).cards == ("0", "1")
+    assert share("auto", 5, ["0", "1"]).cards == ("0", "1", "0", "1", "0")
+    assert share("auto", 5, ["0"]) == Share(5, 1, ("0",) * 5)
     assert share("auto", 5, ["0", "1", "4", "5"], each=2).cards == ("0,1", "4,5")
     assert share(3, 5, ["0", "1"]).cards == ("0", "1", "0")
     assert share("auto", 1, ["0", "1"]).cards == ("0",)
+
+
+def test_processes_that_share_a_card_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LIT_XAI_MEMORY_SHARE", raising=False)
+    shared = Share(3, 1, ("0", "1", "0"))
+    given = [side_by_side.environment_of(shared, job) for job in range(3)]
+    assert [e["LIT_XAI_MEMORY_SHARE"] for e in given] == ["0.5", "1", "0.5"]
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in given] == ["0", "1", "0"]
+    monkeypatch.setenv("LIT_XAI_MEMORY_SHARE", "0.5")  # of a card that others use, too
+    assert side_by_side.environment_of(shared, 0)["LIT_XAI_MEMORY_SHARE"] == "0.25"
 
 
 def test_a_process_that_was_killed_says_by_what(tmp_path: Path) -> None:

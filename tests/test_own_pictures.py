@@ -176,7 +176,7 @@ def test_a_dry_run_lists_every_cost_with_its_mend_the_dearest_first(pictures: Pa
     minutes = [float(re.search(r"about ([\d.]+) min", cost)[1]) for _, cost, _ in costs(text)]
     assert minutes == sorted(minutes, reverse=True)
     assert re.search(r"^total: about [\d.]+ min, \d+ min for all of 2 folds$", text, re.M)
-    assert re.search(r"^explain: 64 maps in 12 shards, .* min on this CPU$", text, re.M)
+    assert re.search(r"^explain: 64 maps in 12 shards, .* min on this CPU, \d+ images a call$", text, re.M)
     assert not list(tmp_path.iterdir()), "a dry run left something"
 
 

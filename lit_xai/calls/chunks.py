@@ -5,7 +5,7 @@ A chunk's indices are made on the device; nothing in a walk waits for it.
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +19,8 @@ from lit_xai.calls.gate import Gate
 from lit_xai.calls.memory import Size, images_a_call, learn
 from lit_xai.core import Images, Model, Targets
 from lit_xai.errors import UsageError
+
+LOG = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -154,11 +156,7 @@ def walk(
         if images.device.type == "cuda":
             torch.cuda.empty_cache()
         learn(model, images, size)
-        warnings.warn(
-            f"{len(chunk)} images a model call do not fit ({failed:.80}): going on with {size}; max_batch={size} begins with them",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        LOG.warning("%d images a model call do not fit (%.80s): going on with %d", len(chunk), failed, size)
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def power_of_two(bytes_of: dict[int, int], room: int) -> int:
         room: bytes that are free.
     """
     (few, small), (many, large) = sorted(bytes_of.items())
-    each = max((large - small) / (many - few), large / many / 8, 1.0)
+    each = max((large - small) / (many - few), large / many / 2, 1.0)
     fits = (ROOM * room - max(0.0, large - many * each)) / each
     return min(MOST, 2 ** int(math.log2(max(1.0, fits))))
 

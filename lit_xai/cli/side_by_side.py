@@ -6,6 +6,7 @@ costs no imports. A step dies with the process that ordered it, also where that 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import multiprocessing
@@ -26,6 +27,7 @@ from lit_xai.errors import UsageError
 CONTEXT = multiprocessing.get_context("forkserver")
 HEAVY = ["lit_xai.train", "lit_xai.explain", "lit_xai.cli.run", "lit_xai.data.sources", "hydra.core.plugins"]
 HEAVY += ["matplotlib.pyplot", "sklearn.datasets", "deel.torchlip", "wandb"]
+MEMORY = "LIT_XAI_MEMORY_SHARE"  # as `lit_xai.calls.memory` reads it
 LOG = "log.txt"  # in the fold's folder: what its commands printed
 TICK = 0.5  # seconds between two looks
 WAITING, RUNNING, DONE = "waiting", "running", "done"
@@ -99,7 +101,8 @@ def share(jobs: Any, most: int, cards: Sequence[str] = (), each: int = 1) -> Sha
     """The processes and threads for at most `most` steps at a time.
 
     Args:
-        jobs: `auto`, which takes every core or card, or how many at once.
+        jobs: how many at once, or `auto`: as many as there are cores; also on cards, which several processes share, but for steps that
+            take several cards each.
         cards: the CUDA devices that are there; empty = on the CPU.
         each: devices of one step.
 
@@ -111,7 +114,7 @@ def share(jobs: Any, most: int, cards: Sequence[str] = (), each: int = 1) -> Sha
         raise UsageError(f"jobs must be auto or a whole number of at least 1, found {jobs}")
     cores = len(os.sched_getaffinity(0))
     groups = [",".join(cards[i : i + each]) for i in range(0, len(cards) - each + 1, each)]
-    jobs = max(1, min(number or len(groups) or cores, most))
+    jobs = max(1, min(number or (len(groups) if each > 1 else cores), most))
     own = os.environ.get("OMP_NUM_THREADS", "")
     threads = max(1, cores // jobs)
     threads = min(threads, int(own)) if own.isdigit() and int(own) else threads
@@ -201,14 +204,20 @@ def start(step: Step, shared: Share, job: int) -> Any:
     """The process of a step."""
     step.state, step.began = RUNNING, time.time()
     step.fold.mkdir(parents=True, exist_ok=True)
+    arguments = step.command, step.arguments, str(step.log), shared.threads, environment_of(shared, job)
+    process = CONTEXT.Process(target=work, args=arguments)
+    process.start()
+    return process
+
+
+def environment_of(shared: Share, job: int) -> dict[str, str]:
+    """The variables of a job's process: its threads, its cards and what of their memory is its own."""
     environment = dict(os.environ, OMP_NUM_THREADS=str(shared.threads))
     if shared.cards:
         environment["CUDA_VISIBLE_DEVICES"] = shared.cards[job]
-    process = CONTEXT.Process(
-        target=work, args=(step.command, step.arguments, str(step.log), shared.threads, environment)
-    )
-    process.start()
-    return process
+        with contextlib.suppress(ValueError):  # the step refuses it
+            environment[MEMORY] = f"{float(environment.get(MEMORY, 1)) / shared.cards.count(shared.cards[job]):.6g}"
+    return environment
 
 
 def finish(step: Step, code: int) -> None:

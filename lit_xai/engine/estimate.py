@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from lit_xai.calls import Gate
 from lit_xai.core import Explainer, Passes, Score
 from lit_xai.engine.job import Job
+from lit_xai.engine.sizes import size_of, sized
 from lit_xai.engine.tasks import Tasks
 from lit_xai.explainers.sweep import SlidingPatch
 from lit_xai.store.names import RANDOM
@@ -58,6 +59,7 @@ class Plan:
         passes, minutes: of all of them.
         costs: of every explainer and score, the dearest first.
         device: where the model was timed, `cpu` or `cuda`.
+        size: images a model call, where nobody says otherwise; 0 = nothing is to be done.
     """
 
     shards: int
@@ -66,11 +68,13 @@ class Plan:
     minutes: float
     costs: tuple[Cost, ...] = ()
     device: str = "cpu"
+    size: int = 0
 
     def __str__(self) -> str:
         return (
             f"{self.maps:,} maps in {self.shards:,} shards, {self.passes.forward:,} forward and "
             f"{self.passes.backward:,} backward passes of one image, about {self.minutes:.1f} min on this {unit(self.device)}"
+            f"{f', {self.size:,} images a call' if self.size else ''}"
         )
 
 
@@ -89,8 +93,11 @@ def plan(*several: Tasks, enough: float = ENOUGH, progress: bool = False) -> Pla
     job, explainers, scores = tasks[0].job, several[0].explainers, several[0].scores
     device = job.device.type
     images, targets, _ = job.batch(next(job.batches(tasks[0].shard)))
+    number = size_of(job)
     height, width = images.shape[-2:]
-    things: dict[str, Explainer | Score] = {f"explainer.{n}": e.fitted(job.trained_on) for n, e in explainers.items()}
+    things: dict[str, Explainer | Score] = {
+        f"explainer.{n}": sized(e.fitted(job.trained_on), number) for n, e in explainers.items()
+    }
     things.update({f"score.{n}": s for n, s in scores.items()})
     each = {name: thing.passes(height, width) for name, thing in things.items()}
     one, two = seconds_per_image(job.model, images, targets, enough, progress)
@@ -121,7 +128,7 @@ def plan(*several: Tasks, enough: float = ENOUGH, progress: bool = False) -> Pla
     costs.sort(key=lambda c: -c.minutes)
     total = sum((c.passes for c in costs), Passes(0))
     maps = sum(len(w.shard) for w in tasks)
-    return Plan(len(tasks), maps, total, sum(c.minutes for c in costs), tuple(costs), device)
+    return Plan(len(tasks), maps, total, sum(c.minutes for c in costs), tuple(costs), device, number)
 
 
 def begun(job: Job, name: str = "*") -> bool:

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 import lit_xai
 from lit_xai.core import Explainer, Score
 from lit_xai.engine.job import Job
+from lit_xai.engine.sizes import keep_size, sized
 from lit_xai.engine.tasks import Task, Tasks
 from lit_xai.errors import UsageError
 from lit_xai.rng import SampleRng
@@ -45,7 +46,8 @@ def compute(tasks: Tasks, progress: bool = True, on_shard: Callable[[str, int, i
     explainers; further maps that it needs are each explainer's own.
     """
     job = tasks.job
-    fitted = {n: s.fitted(job.trained_on) for n, s in tasks.scores.items()}
+    size = keep_size(job) if tasks else 0
+    fitted = {n: sized(s.fitted(job.trained_on), size) for n, s in tasks.scores.items()}
     job.store.remove_temporary()
     observed: dict[tuple[str, int], Tensor | None] = {}
     current: range | None = None
@@ -58,17 +60,19 @@ def compute(tasks: Tasks, progress: bool = True, on_shard: Callable[[str, int, i
             bar.set_description(f"fold {job.store.fold} {task.name}")
             if on_shard is not None:
                 on_shard(f"{task.path.stem} of {task.name}", done, len(tasks), images)
-            run(task, fitted, observed, bar)
+            run(task, size, fitted, observed, bar)
             images += len(task.shard)
     if on_shard is not None:
         on_shard("end", len(tasks), len(tasks), images)
     return len(tasks)
 
 
-def run(task: Task, scores: Mapping[str, Score], observed: dict[tuple[str, int], Tensor | None], bar: Any) -> None:
-    """Compute one shard's missing maps and scores and write it."""
+def run(
+    task: Task, size: int, scores: Mapping[str, Score], observed: dict[tuple[str, int], Tensor | None], bar: Any
+) -> None:
+    """Compute one shard's missing maps and scores, by calls of `size` images, and write it."""
     job, shard = task.job, task.shard
-    explainer = task.spec.explainer.fitted(job.trained_on)
+    explainer = sized(task.spec.explainer.fitted(job.trained_on), size)
     maps, values = [], {name: [] for name in task.missing}  # type: ignore[var-annotated]
     resolved: dict[str, Any] = {}
     details: dict[str, list[Tensor]] = {}

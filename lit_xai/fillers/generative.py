@@ -158,6 +158,7 @@ class Prepared:
 
     Attributes:
         filler, images, code: see `GenerativeFiller`.
+        looked_at: not empty once its draws were found to be numbers.
         key: of filler and images, where whole new images may be kept for whoever asks for the same ones again (another
             explainer, or the same with other superpixels): they do not depend on the mask.
     """
@@ -166,6 +167,7 @@ class Prepared:
     images: Images
     code: Float[Tensor, "b ..."]
     key: Hashable | None = None
+    looked_at: list[bool] = field(default_factory=list, compare=False)
 
     def __call__(
         self, rows: Int[Tensor, "r"], keep: Bool[Tensor, "r n h w"], rng: SampleRng, draws: int = 1
@@ -196,8 +198,10 @@ class Prepared:
                 now = slice(start, start + each)
                 drawn = self.filler.draw(self.images[rows[now]], self.code, rows[now], keep[now], noise[now])
                 out[now] = drawn.clamp(0, 1)
-        if not bool(torch.isfinite(out).all()):
+        # looked at once: nobody waits for every chunk, and a map of what is no number is refused
+        if not self.looked_at and not bool(torch.isfinite(out).all()):
             raise UsageError(f"this {type(self.filler).__name__} drew NaN: train it again with a lower model.lr=")
+        self.looked_at[:] = [True]
         for key, row in zip(keys, out, strict=True) if reuse else ():
             DRAWN.put(key, row.clone(), nbytes(row))
         return out
