@@ -241,6 +241,14 @@ class Filler(Component):
         """Side K of the square windows that it knows, pixels; None where it takes any hole alike."""
         return None
 
+    def in_windows(
+        self, images: Images, keep: Keep, top: Int[Tensor, "b"], left: Int[Tensor, "b"], rng: SampleRng, draws: int = 1
+    ) -> Float[Tensor, "b 1 d c h w"] | None:
+        """The same as the call with one mask an image that hides the K x K window at (top, left) and nothing else, without a look at
+        the masks; None of a filler that has to look.
+        """
+        return None
+
     def window_bits(self, images: Images, top: Int[Tensor, "b"], left: Int[Tensor, "b"]) -> Float[Tensor, "b"] | None:
         """Bits per pixel and channel of the K x K window at (top, left) of every image; None where it has no density."""
         return None

@@ -22,6 +22,7 @@ from scipy import stats
 from torch import Tensor
 
 from conftest import seeded
+from generators import made
 
 MEAN, STD = torch.tensor([0.4, 0.6, 0.5]), torch.tensor([0.25, 0.3, 0.2])
 RNG = SampleRng(5, (3, 8))
@@ -690,3 +691,17 @@ def test_a_filler_that_knows_no_k_needs_a_patch_and_a_stride(options):
     with pytest.raises(UsageError, match="UniformNoise knows no K: set patch= and stride= in pixels") as error:
         SlidingPatch(*options, UniformNoise())(brightness, torch.rand(1, 1, 8, 9), torch.tensor([0]))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_a_window_whose_place_is_known_is_filled_as_a_hole_that_is_looked_at(draws):
+    side, k = 8, 2
+    fill = made(PatchModule, 1, side, patch=k, width=3, depth=1).sampler()
+    top, left = (t.flatten() for t in torch.meshgrid(*[torch.arange(side - k + 1)] * 2, indexing="ij"))
+    images = torch.rand(len(top), 1, side, side, generator=seeded(3))
+    row, column = torch.arange(side), torch.arange(side)
+    down = (row >= top[:, None]) & (row < top[:, None] + k)
+    across = (column >= left[:, None]) & (column < left[:, None] + k)
+    keep = ~(down[:, :, None] & across[:, None])[:, None]
+    rng = SampleRng(3, tuple(range(len(top))))
+    assert torch.equal(fill.in_windows(images, keep, top, left, rng, draws), fill(images, keep, rng, draws))

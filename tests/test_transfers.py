@@ -66,15 +66,15 @@ def waits(file: Path, times: int, images: int, of: Any) -> Counter[str]:
 
 
 # captum draws by NumPy, image by image; whole new images are looked up by key, as a draw costs many passes; a score that explains
-# again makes calls of its own; ROAD's equations are solved on the host; windows of a tile are found there
+# again makes calls of its own; ROAD's equations are solved on the host; the tiles of any other hole than a window are found there
 OTHERS = {"gradient_shap", "lime_g", "mp_g", "sp_g", "pomelo_ddim", "pomelo_flow", "max_sensitivity"}
-OTHERS |= {"road_deletion", "road_insertion", "pmi", "pda", "information_gain", "deletion_infill"}
+OTHERS |= {"road_deletion", "road_insertion", "pda", "deletion_infill"}
 
 
 def free_of_waits(group: str) -> Any:
     """A parameter for every yaml of a group but those; what takes seconds here is slow."""
     files = [f for f in sorted((CONFIGS / group).rglob("*.yaml")) if f.stem not in OTHERS]
-    slow = {f: [pytest.mark.slow] if f.parent.name == "pomelo" else [] for f in files}
+    slow = {f: [pytest.mark.slow] if f.parent.name in ("pomelo", "information") else [] for f in files}
     names = {f: str(f.relative_to(CONFIGS / group).with_suffix("")) for f in files}
     return pytest.mark.parametrize("file", [pytest.param(f, id=names[f], marks=slow[f]) for f in files])
 

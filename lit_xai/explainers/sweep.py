@@ -114,6 +114,7 @@ def sweep(
     top, left = windows.corners(images.device)
     row, column = (torch.arange(side, device=images.device) for side in images.shape[-2:])
     which = None if some is None else torch.as_tensor(some, device=images.device)
+    one_tile = refill.filler.window_side() == windows.patch
     number_of, parts = len(windows) if some is None else len(some), dict[int, Tensor]()
     with torch.inference_mode(), evaluating(model):
         whole = softmax_of(model, images, images, size, precision)
@@ -125,9 +126,9 @@ def sweep(
             t, s = top[window, None], left[window, None]
             down, across = (row >= t) & (row < t + windows.patch), (column >= s) & (column < s + windows.patch)
             keep, before = ~(down[:, :, None] & across[:, None]), whole[chunk.image]
-            hidden = torch.zeros_like(before)
+            hidden, corners = torch.zeros_like(before), (t[:, 0], s[:, 0]) if one_tile else None
             for g, number in enumerate(groups):
-                x = refill(keep, chunk, window * len(groups) + g, number)
+                x = refill(keep, chunk, window * len(groups) + g, number, corners)
                 hidden += outputs(x, keep, chunk, number).view(len(chunk), number, -1).sum(1) / draws
             parts[chunk.start] = torch.stack([c(before, hidden, targets[chunk.image]).double() for c in contrasts])
 

@@ -24,12 +24,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lit_xai.calls import autocast
-from lit_xai.core import Images
+from lit_xai.core import Images, Keep
 from lit_xai.errors import UsageError, at_least, share
+from lit_xai.fillers.base import keys_of
 from lit_xai.fillers.patch_network import DRAWN, HIDDEN, SEEN, PatchNetwork, cut_with_state, middle
-from lit_xai.fillers.tiles import LEVELS, Step, WindowFiller, cut
+from lit_xai.fillers.tiles import LEVELS, OUTSIDE, Step, WindowFiller, cut
 from lit_xai.models.trainable import TrainableSampler
-from lit_xai.rng import Noise, stable_hash
+from lit_xai.rng import Noise, SampleRng, stable_hash
 
 FIT_IMAGES, FIT_WINDOWS = 2000, 20_000  # most images that the least-squares predictions rest on, and windows
 MOST_HOLES = 8  # squares that are hidden or were drawn before, in a training window with holes
@@ -219,6 +220,11 @@ class PatchSampler(WindowFiller):
                 out = module.network(chunk)
             yield out.to(windows.dtype)
 
+    def shown(self, seen: Float[Tensor, "m c s s"], state: Float[Tensor, "m s s"]) -> Float[Tensor, "m c1 s s"]:
+        """The network's input, made where the windows are."""
+        module: Any = self.opened.like(seen)
+        return module.windows(seen, state)
+
     def noise(self, keys: Noise) -> Float[Tensor, "g d c k k"]:
         """Uniform numbers."""
         return keys.uniform((self.module.channels, self.patch, self.patch))
@@ -234,12 +240,44 @@ class PatchSampler(WindowFiller):
     ) -> None:
         """Fill one tile of each of these rows in place; what is known beside the seen was drawn."""
         k, device = self.patch, canvas.device
-        lanes = 1 if first else canvas.shape[1]
         row = torch.tensor(rows, device=device)
         top, left = (torch.tensor(places, device=device) for places in zip(*(s[:2] for s in steps), strict=True))
         known = torch.stack([torch.from_numpy(s.known) for s in steps]).to(device)
         now = cut(state, row, top, left, 3 * k)[:, 0]
         now = torch.where(known & (now == HIDDEN), DRAWN, now)
+        self.fill_places(canvas, row, top, left, now, ~known[:, middle(k), middle(k)], noise, first)
+
+    def in_windows(
+        self, images: Images, keep: Keep, top: Int[Tensor, "b"], left: Int[Tensor, "b"], rng: SampleRng, draws: int = 1
+    ) -> Float[Tensor, "b 1 d c h w"]:
+        """One tile a row, all of it hidden: nothing has to be found out about the masks."""
+        self.check(images)
+        at_least(1, draws=draws)
+        k, rows = self.patch, torch.arange(len(images), device=images.device)
+        with torch.no_grad():
+            canvas = F.pad(images, (k,) * 4)[:, None].repeat(1, draws, 1, 1, 1)
+            state = F.pad(keep.to(images), (k,) * 4, value=OUTSIDE)
+            now = cut(state, rows, top, left, 3 * k)[:, 0]
+            noise = self.noise(keys_of(keep, rng, draws)[:, 0].part(0))
+            hidden = torch.ones(len(images), k, k, dtype=torch.bool, device=images.device)
+            self.fill_places(canvas, rows, top, left, now, hidden, noise, first=True)
+        out = canvas[:, None, ..., k:-k, k:-k]
+        return torch.where(keep[:, :, None, None], images[:, None, None], out)
+
+    def fill_places(
+        self,
+        canvas: Float[Tensor, "r d c hp wp"],
+        row: Int[Tensor, "g"],
+        top: Int[Tensor, "g"],
+        left: Int[Tensor, "g"],
+        now: Float[Tensor, "g s s"],
+        hidden: Bool[Tensor, "g k k"],
+        noise: Float[Tensor, "g d c k k"],
+        first: bool,
+    ) -> None:
+        """Fill what is hidden of one tile of each of these rows in place, given the state of its window's pixels `now`."""
+        k, device = self.patch, canvas.device
+        lanes = 1 if first else canvas.shape[1]
 
         def each(t: Tensor) -> Tensor:
             return t if lanes == 1 else t.repeat_interleave(lanes, dim=0)
@@ -249,13 +287,12 @@ class PatchSampler(WindowFiller):
         seen = cut(flat, each(row) * lanes + lane, each(top), each(left), 3 * k)
         levels = noise.flatten(0, 1)[:, None] if lanes > 1 else noise  # [passes, draws of a pass, c, k, k]
         values, done = [], 0
-        for logits in self.logits(self.module.windows(seen, each(now))):
+        for logits in self.logits(self.shown(seen, each(now))):
             values.append(drawn(logits, levels[done : done + len(logits)]))
             done += len(logits)
         value = torch.cat(values).view(noise.shape).to(canvas.dtype)
         along = torch.arange(k, device=device)
         y, x = (k + top[:, None] + along)[:, :, None], (k + left[:, None] + along)[:, None]
-        hidden = ~known[:, middle(k), middle(k)]
         old = canvas[row[:, None, None], :, :, y, x].permute(0, 3, 4, 1, 2)  # [g, d, c, k, k]
         new = torch.where(hidden[:, None, None], value, old)
         canvas[row[:, None, None], :, :, y, x] = new.permute(0, 3, 4, 1, 2)
@@ -268,7 +305,7 @@ class PatchSampler(WindowFiller):
         state[:, middle(k), middle(k)] = HIDDEN
         truth = levels_of(seen[..., middle(k), middle(k)])
         parts, done = [], 0
-        for logits in self.logits(self.module.windows(seen, state)):
+        for logits in self.logits(self.shown(seen, state)):
             loss = F.cross_entropy(
                 logits.flatten(0, 1), truth[done : done + len(logits)].flatten(0, 1), reduction="none"
             )

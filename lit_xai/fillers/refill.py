@@ -76,7 +76,12 @@ class Refill:
         return one
 
     def __call__(
-        self, keep: Bool[Tensor, "r h w"], chunk: Chunk, variant: Int[Tensor, "r"] | int | None = None, draws: int = 1
+        self,
+        keep: Bool[Tensor, "r h w"],
+        chunk: Chunk,
+        variant: Int[Tensor, "r"] | int | None = None,
+        draws: int = 1,
+        corners: tuple[Int[Tensor, "r"], Int[Tensor, "r"]] | None = None,
     ) -> Float[Tensor, "rows c h w"]:
         """Row t is image `chunk.image[t]` seen through `keep[t]`; `draws` fillings of a row follow each other.
 
@@ -85,6 +90,7 @@ class Refill:
             chunk: of a walk over these images.
             variant: which variant of its image every row is, for its noise; the chunk's own if None, a number for all alike.
             draws: fillings of a row.
+            corners: top and left pixel of the window of the filler's own side that a row hides, where that is all that it hides.
 
         Raises:
             UsageError: the filler returned another shape.
@@ -107,7 +113,9 @@ class Refill:
             out = self.prepared(rows, keep[:, None], rng, draws)
         else:
             segments = self.segments[rows] if self.segments is not None else None
-            out = self.filler(self.images[rows], keep[:, None], rng, draws, segments)
+            shown, masks = self.images[rows], keep[:, None]
+            known = None if corners is None else self.filler.in_windows(shown, masks, *corners, rng, draws)
+            out = self.filler(shown, masks, rng, draws, segments) if known is None else known
         expected = (len(chunk), 1, draws, *self.images.shape[1:])
         if tuple(out.shape) != expected:
             name = type(self.filler).__name__
