@@ -2,6 +2,7 @@
 
 from lit_xai.callbacks.base import Context, Report
 from lit_xai.callbacks.checks import Curves, SanityCheck
+from lit_xai.callbacks.domain import Domain
 from lit_xai.callbacks.explain import Explain, parse_part, score_table
 from lit_xai.callbacks.fillers import FillerReport, SamplerReport
 from lit_xai.callbacks.logged import Logged
@@ -12,6 +13,7 @@ from lit_xai.callbacks.samplers import SamplerTable
 __all__ = [
     "Context",
     "Curves",
+    "Domain",
     "Explain",
     "FillerReport",
     "Gallery",

@@ -32,6 +32,18 @@ OTHERS = 500  # most real images beside the explained ones
 READ = 256  # images read at once
 
 
+def fit_mahalanobis(model: nn.Module, data: FoldData, samples: Int[Tensor, "t"], device: torch.device) -> Mahalanobis:
+    """The Mahalanobis score of these training samples; their classes are predicted where they have no labels."""
+    features, labels = [], []
+    for some in samples.split(READ):
+        found, logits = features_and_logits(model, data.source.train.images(some.tolist()).to(device))
+        features.append(found.cpu())
+        labels.append(data.split.label(some) if data.source.labelled else logits.argmax(1).cpu())
+    if not features:
+        raise UsageError("no images are left to fit the Mahalanobis score to: give more data or lower sampler_images=")
+    return Mahalanobis.fit(torch.cat(features), torch.cat(labels))
+
+
 class SamplerTable(RankZeroReport):
     """Alignment, diversity, locality and cost of every filler's samples of the held-out probes.
 
@@ -87,24 +99,11 @@ class SamplerTable(RankZeroReport):
         real = others[: min(OTHERS, len(others) // 2)]
         return probes, real, others[len(real) :][:TRAINING]
 
-    def fit(self, model: nn.Module, data: FoldData, samples: Int[Tensor, "t"], device: torch.device) -> Mahalanobis:
-        """The Mahalanobis score of these training samples; their classes are predicted where they have no labels."""
-        features, labels = [], []
-        for some in samples.split(READ):
-            found, logits = features_and_logits(model, data.source.train.images(some.tolist()).to(device))
-            features.append(found.cpu())
-            labels.append(data.split.label(some) if data.source.labelled else logits.argmax(1).cpu())
-        if not features:
-            raise UsageError(
-                "no images are left to fit the Mahalanobis score to: give more data or lower sampler_images="
-            )
-        return Mahalanobis.fit(torch.cat(features), torch.cat(labels))
-
     def measure(self, model: nn.Module, data: FoldData, device: torch.device) -> SamplerQuality:
         """The table."""
         probes, others, training = self.chosen(data)
         images, real = (data.source.train.images(s.tolist()).to(device) for s in (probes, others))
-        score = self.fit(model, data, training, device)
+        score = fit_mahalanobis(model, data, training, device)
         labels = data.split.label(probes).to(device)
         targets = explained_classes(
             self.target, labels, lambda: features_and_logits(model, images)[1].argmax(1).clone()

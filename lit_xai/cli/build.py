@@ -10,16 +10,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytorch_lightning as pl
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from lit_xai.cli.schema import config_dir, options
+from lit_xai.core import Filler, as_filler
 from lit_xai.data.folds import FoldData
 from lit_xai.errors import UsageError
 from lit_xai.fitting import accepts
 from lit_xai.models.pretrained import Frame, Given
 from lit_xai.models.trainable import TrainedModule
+from lit_xai.store.names import is_name
 
 T = TypeVar("T")
 HOW = ("_target_", "accelerator", "devices", "num_nodes", "strategy", "num_sanity_val_steps", "profiler")  # not what
@@ -82,7 +86,9 @@ def check_numbers(target: Any, node: Mapping[str, Any], path: str) -> None:
             raise UsageError(f"{path}.{name} must be a whole number, found {value!r}")
 
 
-def build_data(cfg: Mapping[str, Any], fold: int, seed: int, label_noise: float) -> FoldData:
+def build_data(
+    cfg: Mapping[str, Any], fold: int, seed: int, label_noise: float, kind: type[FoldData] = FoldData
+) -> FoldData:
     """The LightningDataModule of a `data` node; keys that FoldData does not take go to its source."""
     node = dict(cfg)
     node.pop("_target_", None)
@@ -91,7 +97,7 @@ def build_data(cfg: Mapping[str, Any], fold: int, seed: int, label_noise: float)
     source = partial(get_object(node.pop("source")["_target_"]), **options)
     augment = [instantiate(t) for t in node.pop("augment", [])]
     kept = {k: v for k, v in node.items() if k in own}
-    return FoldData(source, fold=fold, seed=seed, label_noise=label_noise, augment=augment, **kept)
+    return kind(source, fold=fold, seed=seed, label_noise=label_noise, augment=augment, **kept)
 
 
 def shape_of(data: FoldData) -> dict[str, Any]:
@@ -149,6 +155,26 @@ def build(node: Any, of_kind: Callable[[Any, str], T]) -> dict[str, T]:
     return {name: of_kind(instantiate(n, _convert_="all"), name) for name, n in plain(node or {}).items()}
 
 
+def config_file(group: str, name: str) -> Path | None:
+    """The yaml of a choice: the user's own where there is one, else ours; None where there is neither."""
+    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else ()
+    places = [Path(s.path) for s in sources if s.schema == "file"]
+    return next((f for p in (*places, config_dir()) if (f := p / group / f"{name}.yaml").is_file()), None)
+
+
+def filler_named(name: Any, cfg: Any) -> Filler:
+    """The filler of a yaml, whose places are below the roots of a configuration.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    file = config_file("filler", name) if isinstance(name, str) and is_name(name) else None
+    if file is None:
+        raise UsageError(f"hide={name} is no filler: choose one of {', '.join(options('filler'))}")
+    whole = OmegaConf.create({**OmegaConf.to_container(cfg), "hidden_by": OmegaConf.load(file)})  # type: ignore[dict-item]
+    return build({f"filler.{name}": plain(whole)["hidden_by"]}, as_filler)[f"filler.{name}"]
+
+
 def build_logger(cfg: Mapping[str, Any], folder: Path, run: str, job_type: str) -> Any:
     """The logger of one run of an experiment; the configuration goes on record there."""
     options = dict(cfg["logger"])
@@ -165,6 +191,8 @@ def training_of(cfg: Mapping[str, Any]) -> dict[str, Any]:
         "seed": cfg["seed"],
         "label_noise": cfg["label_noise"],
         "weight_noise": cfg["weight_noise"],
+        **({"hide": cfg["hide"], "hide_cells": cfg["hide_cells"]} if cfg.get("hide") else {}),
+        **({"calibrate": True} if cfg.get("calibrate") else {}),
         "trainer": trainer,
     }
 

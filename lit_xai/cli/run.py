@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from lit_xai.callbacks import (
     Context,
     Curves,
+    Domain,
     Explain,
     FillerReport,
     Gallery,
@@ -37,6 +38,7 @@ from lit_xai.cli.build import (
     build_logger,
     build_module,
     check_targets,
+    filler_named,
     finish,
     fit_pictures,
     is_given,
@@ -52,6 +54,10 @@ from lit_xai.data.folds import FoldData
 from lit_xai.data.images import check_show
 from lit_xai.engine import Tasks
 from lit_xai.errors import UsageError
+from lit_xai.fillers.hiding import Hiding
+from lit_xai.metrics.in_domain import InDomain
+from lit_xai.models.calibration import CalibratedData
+from lit_xai.models.classifier import Classifier
 from lit_xai.models.resnet import stem_for
 from lit_xai.models.trainable import STEPS, SamplerModule, TrainedModule, epochs_for
 from lit_xai.store.files import load_weights, write_atomically
@@ -73,10 +79,7 @@ class Run:
         self.cfg = without_unchosen(self.cfg)
         check_values(self.cfg)
         check_targets(plain(self.cfg))
-        if self.is_sampler and (self.cfg.label_noise or self.cfg.weight_noise):
-            raise UsageError(
-                f"model={self.cfg.model.name} has no use for label_noise and weight_noise: leave them at 0"
-            )
+        self.check_training()
         if not 0 <= self.cfg.fold < self.cfg.data.folds:
             raise UsageError(
                 f"fold={self.cfg.fold} does not exist: folds are 0..{self.cfg.data.folds - 1} "
@@ -85,6 +88,16 @@ class Run:
 
         there = (config["data"] for _, config in self.trained_folds())
         fit_pictures(self.cfg.data, plain(self.cfg.model), there)
+
+    def check_training(self) -> None:
+        """Refuse damage and options of a training that this model has no use for."""
+        c = self.cfg
+        if self.is_sampler and (c.label_noise or c.weight_noise):
+            raise UsageError(f"model={c.model.name} has no use for label_noise and weight_noise: leave them at 0")
+        if (c.hide or c.calibrate) and (self.is_sampler or not self.trainable):
+            raise UsageError(
+                f"model={c.model.name} is no classifier that is trained here: leave hide= and calibrate= alone"
+            )
 
     @property
     def name(self) -> str:
@@ -127,7 +140,13 @@ class Run:
     def data(self) -> FoldData:
         """The data set, its split and loaders."""
         cfg = plain(self.cfg)
-        return build_data(cfg["data"], cfg["fold"], cfg["seed"], cfg["label_noise"])
+        kind = CalibratedData if cfg["calibrate"] else FoldData
+        return build_data(cfg["data"], cfg["fold"], cfg["seed"], cfg["label_noise"], kind)
+
+    @cached_property
+    def hiding(self) -> Hiding | None:
+        """How random cells of the training images are hidden; None = they are seen whole."""
+        return Hiding(filler_named(self.cfg.hide, self.cfg), self.cfg.hide_cells) if self.cfg.hide else None
 
     @cached_property
     def explainers(self) -> dict[str, Explainer]:
@@ -143,13 +162,17 @@ class Run:
 
     @cached_property
     def scores(self) -> dict[str, Score]:
-        """By name."""
-        return build(self.cfg.get("score"), as_score)
+        """By name; those of the network's domain hide as its training did."""
+        found = build(self.cfg.get("score"), as_score)
+        return {n: s.within(self.hiding, f"score.{n}") if isinstance(s, InDomain) else s for n, s in found.items()}
 
     def module(self) -> pl.LightningModule:
         """A fresh module; its initial weights are a function of the seed (the same for every fold)."""
         pl.seed_everything(self.cfg.seed, workers=True, verbose=False)
-        return build_module(plain(self.cfg.model), shape_of(self.data), self.data.colour)
+        module = build_module(plain(self.cfg.model), shape_of(self.data), self.data.colour)
+        if self.hiding is not None and isinstance(module, Classifier):
+            module.hides = partial(self.hiding.fitted(self.data.trained_on).shown, seed=self.cfg.seed)
+        return module
 
     def trained_folds(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         """The folds that lie in this experiment's folder, and the configuration of each."""
@@ -247,6 +270,9 @@ class Run:
         after: list[Report] = [Gallery(self.store, self.explainers), logged]
         if self.cfg.data.folds > 1:
             after.insert(0, Stability(self.store, list(self.explainers), c.seed))
+        if c.checks and self.scores:
+            hiding = self.hiding
+            after.append(Domain(self.store, self.explainers, self.scores, hiding, c.target, c.checks, c.seed))
         if self.fillers:
             after.append(FillerReport(self.store, self.fillers, c.seed, inception=c.get("inception")))
         if c.get("curves"):
@@ -416,7 +442,9 @@ def check_values(cfg: Any) -> None:
     for key in ("label_noise", "weight_noise"):
         if not isinstance(cfg[key], int | float) or not 0 <= cfg[key] <= 1:
             raise UsageError(f"{key} must lie in [0, 1], found {cfg[key]}")
-    for key in ("curves", "explain"):
+    if isinstance(cfg.hide_cells, bool) or not isinstance(cfg.hide_cells, int) or cfg.hide_cells < 2:
+        raise UsageError(f"hide_cells must be a whole number of at least 2, found {cfg.hide_cells}")
+    for key in ("curves", "explain", "calibrate"):
         if not isinstance(cfg.get(key, False), bool):
             raise UsageError(f"{key} must be true or false, found {cfg[key]}")
     pairs = plain(cfg.get("pairs", []))

@@ -9,9 +9,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from lit_xai.cli.build import ELSEWHERE, HOW, read_config
+from lit_xai.cli.build import ELSEWHERE, HOW, config_file, read_config
 from lit_xai.cli.offered import refuse_other_code
-from lit_xai.cli.schema import config_dir, experiment_name, left_open
+from lit_xai.cli.schema import experiment_name, left_open
 from lit_xai.errors import UsageError
 from lit_xai.store.names import RANDOM, explainers_in, fold_paths, is_name
 from lit_xai.store.plans import PLANS, read_plan
@@ -22,6 +22,9 @@ SETTING = (
     "seed",
     "label_noise",
     "weight_noise",
+    "hide",
+    "hide_cells",
+    "calibrate",
     "target",
     "cap",
     "checks",
@@ -129,7 +132,6 @@ def node_of(group: str, name: str, mine: dict[str, Any], known: dict[str, tuple[
 
 def decided_by(experiment: str) -> set[str]:
     """Which of data and model an experiment's file decides."""
-    places = [Path(s.path) for s in HydraConfig.get().runtime.config_sources if s.schema == "file"]
-    files = [p / "experiment" / f"{experiment}.yaml" for p in (*places, config_dir())]
-    text = next(f for f in files if f.is_file()).read_text()
+    file = config_file("experiment", experiment)
+    text = file.read_text() if file is not None else ""
     return set(re.findall(r"override /(data|model):", text)) | set(re.findall(r"^(data|model):", text, re.M))

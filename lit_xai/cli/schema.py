@@ -135,13 +135,14 @@ def keys_of(command: str) -> list[str]:
 
 
 def experiment_name(cfg: Any) -> str:
-    """`name=`, or `<data>-<model>` with the degradations that are on.
+    """`name=`, or `<data>-<model>` with the degradations that are on, and what else its training had.
 
     Raises:
         UsageError: the name leads out of the root folder.
     """
     parts = [f"{cfg.data.name}-{cfg.model.name}"]
-    parts += [f"{k}={cfg[k]}" for k in ("label_noise", "weight_noise") if cfg[k]]
+    parts += [f"{k}={cfg[k]}" for k in ("label_noise", "weight_noise", "hide") if cfg[k]]
+    parts += ["calibrated"] if cfg.calibrate else []
     name = str(cfg.name or "-".join(parts))
     if Path(name).is_absolute() or ".." in Path(name).parts or not Path(name).parts or "\0" in name:
         raise UsageError(

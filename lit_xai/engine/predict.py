@@ -17,7 +17,7 @@ from lit_xai.data.folds import Split
 from lit_xai.data.images import ImageSet, seen
 from lit_xai.engine.job import Job
 from lit_xai.errors import DamagedFile, UsageError
-from lit_xai.models.lipschitz import local_lipschitz
+from lit_xai.models.lipschitz import local_lipschitz, temperature_of
 from lit_xai.store.fold import Predictions, differences
 from lit_xai.store.names import KINDS
 
@@ -137,6 +137,7 @@ def predictions_of(
     own = loss[split.fold_of == fold].mean()
     if not torch.isnan(own):
         meta["loss"] = float(own) if torch.isfinite(own) else None  # JSON knows no infinity
+    meta["temperature"] = temperature_of(job.model)
     if split.k > 1:
         meta["lipschitz"] = lipschitz_of(job, split.held_out(fold))
     out = Predictions(split, fold, predicted, confidence, meta)

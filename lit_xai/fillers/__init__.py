@@ -4,6 +4,7 @@ from lit_xai.fillers.constant import Blur, BlurOrMean, Colour, Mean
 from lit_xai.fillers.diffusion import DDIM, DDIMInpainting
 from lit_xai.fillers.flow import Flow
 from lit_xai.fillers.gaussian import ConditionalGaussian
+from lit_xai.fillers.hiding import Hiding
 from lit_xai.fillers.inpaint import Inpainter
 from lit_xai.fillers.noisy_linear import NoisyLinear
 from lit_xai.fillers.patch import PatchSampler
@@ -19,6 +20,7 @@ __all__ = [
     "DDIMInpainting",
     "Flow",
     "GaussianNoise",
+    "Hiding",
     "Inpainter",
     "Mean",
     "NoisyLinear",

@@ -3,6 +3,7 @@
 from lit_xai.metrics.again import ClassSensitivity, MaxSensitivity
 from lit_xai.metrics.distance import DISTANCES, map_distance
 from lit_xai.metrics.fidelity import Deletion, Insertion, MuFidelity, NegativeEvidence
+from lit_xai.metrics.in_domain import InDomainDeletion, InDomainInsertion, InDomainMuFidelity
 from lit_xai.metrics.infidelity import Infidelity
 from lit_xai.metrics.localisation import (
     BoxIoU,
@@ -26,6 +27,9 @@ __all__ = [
     "Complexity",
     "Deletion",
     "Estimate",
+    "InDomainDeletion",
+    "InDomainInsertion",
+    "InDomainMuFidelity",
     "Infidelity",
     "Insertion",
     "LocalisationError",

@@ -31,6 +31,16 @@ def check_scored(images: Images, maps: Tensor) -> None:
         raise UsageError("a map holds NaN or infinite values: explain that image again, or leave it out")
 
 
+class Hides(Score):
+    """A score that shows the model images with hidden pixels."""
+
+    filler: Filler
+
+    def refill(self, images: Images, rng: SampleRng) -> Refill:
+        """What makes these images."""
+        return Refill(self.filler, images, rng)
+
+
 class OfMaps(Score):
     """A score that makes no model pass of its own; `source` is where it was published."""
 
@@ -48,7 +58,7 @@ class OfMaps(Score):
 # ------------------------------------------------------------------------------------------- drops against sums of the map
 
 
-class Drops(Score):
+class Drops(Hides):
     """The map's sum over random subsets S of an image's pixels, held against the drops of the output without S.
 
     What its heirs hold is said there. The drops do not depend on the map: they are observed once for all explainers.
@@ -58,7 +68,6 @@ class Drops(Score):
     stream: ClassVar[str]  # of the noise
     subsets: int
     output: str
-    filler: Filler
     max_batch: Size
 
     @abstractmethod
@@ -92,7 +101,7 @@ class Drops(Score):
         """The drops f(x) - f(x without S)."""
         model, images, targets = admit(model, images, targets)
         rng = SampleRng.default(len(images), rng)
-        noise, refill = self.noise(rng, images.device), Refill(self.filler, images, rng)
+        noise, refill = self.noise(rng, images.device), self.refill(images, rng)
 
         def make(chunk: Chunk) -> Tensor:
             removed = self.removed(noise[chunk.image].part(chunk.variant), *images.shape[-2:])
@@ -198,7 +207,7 @@ def correlate(a: Float[Tensor, "b n"], b: Float[Tensor, "b n"], how: str) -> Flo
 # ------------------------------------------------------------------------------------------------ deletion, insertion
 
 
-class Walk(Score):
+class Walk(Hides):
     """The target's output as more and more pixels change; what its heirs hold is said there.
 
     Its details are `start` and `end`, the output at the curve's two ends: what an area can be worth at most.
@@ -208,7 +217,6 @@ class Walk(Score):
     what: ClassVar[str] = "pixels"  # that change
     fraction: float  # of them, at the curve's end
     output: str
-    filler: Filler
     max_batch: Size
 
     def keep(self, changed: Tensor) -> Tensor:
@@ -231,7 +239,7 @@ class Walk(Score):
         counts: Int[Tensor, "b t"],
     ) -> Float[Tensor, "b t"]:
         """The output at every point t of every image, where its first `counts` pixels by `position` have changed."""
-        refill = Refill(self.filler, images, rng)
+        refill = self.refill(images, rng)
         place, counts = position.view(-1, *images.shape[-2:]), counts.to(images.device)
 
         def make(chunk: Chunk) -> Tensor:
@@ -298,6 +306,14 @@ class Curve(Walk):
             points = torch.arange(0, last, int(self.step) or max(height, width))
         return torch.cat([points, torch.tensor([last])]).unique()
 
+    def parts(self, height: int, width: int) -> int:
+        """How many parts change one after the other: the pixels."""
+        return height * width
+
+    def position(self, maps: Maps, rng: SampleRng, repeat: int = 0) -> Int[Tensor, "b p"]:
+        """The place of every pixel's part in descending order of the map."""
+        return descending_position(maps, rng, repeat)
+
     def passes(self, height: int, width: int) -> Passes:
         """One forward pass a point and order of the ties."""
         return Passes(len(self.counts(height, width)) * self.repeats)
@@ -320,7 +336,7 @@ class Curve(Walk):
         """The output at every point, with the ties in the order of this repeat."""
         rng = SampleRng.default(len(images), rng)
         counts = self.counts(*images.shape[-2:]).expand(len(images), -1)
-        return self.walk(model, images, targets, rng, descending_position(maps, rng, repeat), counts)
+        return self.walk(model, images, targets, rng, self.position(maps, rng, repeat), counts)
 
     @gated
     def with_details(
@@ -335,7 +351,7 @@ class Curve(Walk):
         """The area, and the output at the curve's ends."""
         check_scored(images, maps)
         height, width = images.shape[-2:]
-        at = self.counts(height, width).to(images.device, torch.float64) / (height * width)
+        at = self.counts(height, width).to(images.device, torch.float64) / self.parts(height, width)
         tied = has_ties(maps) if self.repeats > 1 else maps.new_zeros(len(maps), dtype=torch.bool)
         repeats = range(self.repeats if bool(tied.any()) else 1)
         curves = torch.stack([self.curve(model, images, maps, targets, rng, r).double() for r in repeats])

@@ -12,6 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lit_xai.calls import evaluating
 from lit_xai.errors import UsageError
+from lit_xai.models.calibration import CalibratedData
 from lit_xai.models.lipschitz import Temperature, fitted_temperature, plain
 from lit_xai.models.pretrained import Normalise
 from lit_xai.models.trainable import Trainable, check_choice
@@ -35,9 +36,16 @@ class Classifier(Trainable):
         tau: temperature of `tau_cross_entropy`; the predictor is softmax(tau z), as it is trained.
         hkr_alpha, hkr_margin: weight of the hinge term and margin of `hkr`.
         scale: divide by the standard deviation as well (must be off where the Lipschitz constant counts).
+
+    Attributes:
+        calibration: the positive factor on the predictor's logits that fits images best that the gradient never saw, see
+            `CalibratedData`; None = it was not asked for.
+        hides: `(images, epoch=) -> images` as a training step sees them; None = as they are.
     """
 
     temperature: Tensor
+    calibration: Tensor | None
+    hides: Callable[..., Tensor] | None = None
 
     def __init__(
         self,
@@ -67,33 +75,50 @@ class Classifier(Trainable):
         mean, std = colour
         self.normalise = Normalise(mean, std if scale else [1.0] * len(std))
         self.network = network(channels=channels, classes=classes, side=side)
-        self.label_smoothing, self.loss_name, self.tau = label_smoothing, loss, tau
+        self.label_smoothing, self.loss_name, self.trained_tau = label_smoothing, loss, tau
         self.hkr_alpha, self.hkr_margin = hkr_alpha, hkr_margin
         self.classes = classes
         self.register_buffer("temperature", torch.tensor(1.0), persistent=loss == "hkr")
+        self.register_buffer("calibration", None)
         self.val_accuracy = MulticlassAccuracy(classes, average="micro")
         self.test_accuracy = nn.ModuleList([MulticlassAccuracy(classes, average="micro") for _ in range(2)])
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         return self.network(self.normalise(images))
 
+    @property
+    def tau(self) -> float:
+        """The factor on the network's outputs that it is trained at."""
+        return {"tau_cross_entropy": self.trained_tau, "hkr": float(self.temperature)}.get(self.loss_name, 1.0)
+
     def predictor(self) -> nn.Module:
-        """The network to explain: evaluation mode, plain layers, normalisation first, and the temperature it is trained at last."""
+        """The network to explain: evaluation mode, plain layers, normalisation first; last the temperature that it is trained at,
+        times the calibration.
+        """
         layers = [self.normalise, plain(self.network)]
-        tau = {"tau_cross_entropy": self.tau, "hkr": float(self.temperature)}.get(self.loss_name, 1.0)
+        tau = self.tau if self.calibration is None else self.tau * float(self.calibration)
         return nn.Sequential(*layers, *([Temperature(tau)] if tau != 1 else [])).eval()
 
     def on_train_end(self) -> None:
-        """HKR trains at no temperature: the one that fits the training folds best is kept with the weights."""
+        """HKR trains at no temperature: the one that fits the training folds best is kept with the weights. Then the calibration."""
         if self.loss_name == "hkr" and self.data is not None:
             samples = self.data.split.training(self.data.fold)[:FITTED]
-            images, labels = self.data.source.train.images(samples.tolist()), self.data.split.label(samples)
-            with torch.no_grad(), evaluating(self):
-                parts = [self(x.to(self.device)).cpu() for x in images.split(250)]
-            self.temperature.fill_(fitted_temperature(torch.cat(parts), labels))
+            self.temperature.fill_(fitted_temperature(*self.answers(samples)))
+        if isinstance(self.data, CalibratedData):
+            logits, labels = self.answers(self.data.kept_back)
+            self.calibration = self.temperature.new_tensor(fitted_temperature(logits * self.tau, labels, prior=True))
+
+    def answers(self, samples: Tensor) -> tuple[Float[Tensor, "n k"], Tensor]:
+        """The network's outputs for samples of the data set, in evaluation mode, and their labels."""
+        images = self.data.source.train
+        with torch.no_grad(), evaluating(self):
+            parts = [self(images.images(part.tolist()).to(self.device)).cpu() for part in samples.split(250)]
+        return torch.cat(parts), self.data.split.label(samples)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
-        """A checkpoint of before says no temperature: it is 1 then."""
+        """A checkpoint of before says no temperature: it is 1 then. One of a calibrated network says its calibration."""
+        if f"{prefix}calibration" in state_dict:
+            self.calibration = torch.ones_like(self.temperature)
         if self.loss_name == "hkr":
             state_dict.setdefault(f"{prefix}temperature", torch.tensor(1.0))
         super()._load_from_state_dict(state_dict, prefix, *more)
@@ -107,13 +132,15 @@ class Classifier(Trainable):
         import deel.torchlip as lip
 
         if self.loss_name == "tau_cross_entropy":
-            return lip.TauCrossEntropyLoss(self.tau, label_smoothing=self.label_smoothing)(logits, labels)
+            return lip.TauCrossEntropyLoss(self.trained_tau, label_smoothing=self.label_smoothing)(logits, labels)
         one_hot = nn.functional.one_hot(labels, self.classes)
         return lip.HKRMulticlassLoss(alpha=self.hkr_alpha, min_margin=self.hkr_margin)(logits, one_hot)
 
     def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """The training loss of a batch."""
         images, labels = batch
+        if self.hides is not None:
+            images = self.hides(images, epoch=self.current_epoch)
         return self.loss(self(images), labels)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:

@@ -89,6 +89,8 @@ class Audit:
                 "leaderboard": evidence.leaderboard(s, v.methods, v.standing(), cost, self.column("faithful")),
                 "plane": evidence.plane(s),
                 "distances": evidence.distances(s),
+                "calibration": evidence.calibration(self.ensemble),
+                "domain": evidence.domain(self.ensemble),
                 "slices": evidence.slices(self.ensemble, s, self.classes),
                 "cases": pictures.chosen(
                     self.ensemble, s, self.column("faithful"), self.column("points"), self.classes
@@ -104,6 +106,11 @@ class Audit:
         return {
             "architecture": model.get("name"),
             "network": model.get("network"),
+            "training": {
+                k: v
+                for k in ("hide", "hide_cells", "calibrate")
+                if (v := config.get(k)) and config.get(k.partition("_")[0])
+            },
             "data": {k: v for k, v in data.items() if isinstance(v, str | int | float)},
             "checkpoints": {str(f): p.meta.get("checkpoint") for f, p in e.predictions.items()},
             "classes": len(self.classes) or (int(e.split.labels.max()) + 1 if len(e.split.labels) else 0),

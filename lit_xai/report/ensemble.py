@@ -94,7 +94,7 @@ class Ensemble:
     @staticmethod
     def require_same(first: Predictions, other: Predictions, store: FoldStore) -> None:
         """Two folds must share data, split and seed."""
-        own = {"checkpoint", "fold", "lipschitz", "loss", "version", "code", "checksum", "format"}
+        own = {"checkpoint", "fold", "lipschitz", "loss", "temperature", "version", "code", "checksum", "format"}
         a, b = ({k: v for k, v in p.meta.items() if k not in own} for p in (first, other))
         difference = differences(a, b)
         if difference or not torch.equal(first.split.fold_of, other.split.fold_of):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -14,11 +16,13 @@ from torch import Tensor
 from lit_xai import explainers
 from lit_xai.core import Explainer, Passes
 from lit_xai.errors import UsageError
+from lit_xai.metrics.calibration import calibration_error, reliability
 from lit_xai.metrics.measures import MEASURES
 from lit_xai.metrics.statistics import Estimate, mean_estimate
 from lit_xai.report.ensemble import Ensemble
 from lit_xai.report.page import plane as points_of_plane
 from lit_xai.report.summary import Summary, class_of
+from lit_xai.store.names import DOMAIN, HELD_OUT, NOISE
 
 BINS = 24  # of a histogram
 CLASSES = 20  # most classes that are slices of their own: those with most probes
@@ -76,6 +80,48 @@ def parts(ensemble: Ensemble, samples: Int[Tensor, "p"], classes: Sequence[str] 
     for name, quarter in zip(QUARTERS, samples[known][sure[known].argsort(stable=True)].chunk(4), strict=False):
         out["confidence", name] = quarter.sort().values
     return {key: inside for key, inside in out.items() if len(inside)}
+
+
+# --------------------------------------------------------------------------------------------- what predictors know
+
+
+def calibration(ensemble: Ensemble) -> dict[int, dict[str, Any]]:
+    """By fold: the expected calibration error on V_i, its null, the reliability of every bin, and the predictor's temperature."""
+    out = {}
+    for f, p in ensemble.predictions.items():
+        own = p.split.fold_of == f
+        if bool(own.any()) and bool((p.split.labels >= 0).all()):
+            e = calibration_error(p.confidence[own], p.correct[own], ensemble.seed)
+            found = {"error": {**short(e), "null": e.null}, "bins": reliability(p.confidence[own], p.correct[own])}
+            out[f] = {**found, "temperature": p.meta.get("temperature")}
+    return out
+
+
+def domain(ensemble: Ensemble) -> dict[str, dict[str, Any]]:
+    """Of every score: how far the images lie that it shows the networks, and whether they were trained on such.
+
+    `distance` is the squared Mahalanobis distance in units of the held-out images' mean of the same fold (1 = as far as they),
+    `beyond` the share that lies farther than 95 of 100 held-out images (.05 = as they); both with 95 % intervals over probes.
+    Two further rows: `held out`, those themselves, and `noise`, images of uniform noise.
+    """
+    rows: dict[str, list[tuple[float, float, str]]] = {}
+    for f in ensemble.folds:
+        with contextlib.suppress(OSError, KeyError, ValueError, csv.Error):  # absent, or not as we write it
+            with open(ensemble.stores[f].root / DOMAIN, newline="") as file:
+                there = [
+                    (r["shown_by"], float(r["mahalanobis"]), float(r["beyond"]), r["trained_on"])
+                    for r in csv.DictReader(file)
+                ]
+            own = [d for name, d, _, _ in there if name == HELD_OUT]
+            for name, d, share, said in there if own else ():
+                rows.setdefault(name, []).append((d * len(own) / sum(own), share, said))
+    out = {}
+    for name in sorted(rows, key=lambda n: (n in (HELD_OUT, NOISE), n)):
+        far, past, trained = zip(*rows[name], strict=True)
+        values = {"distance": far, "beyond": past}
+        known = {k: short(mean_estimate(torch.tensor(v), ensemble.seed, RESAMPLES)) for k, v in values.items()}
+        out[name] = {**known, "trained_on": None if name in (HELD_OUT, NOISE) else set(trained) == {"yes"}}
+    return out
 
 
 # --------------------------------------------------------------------------------------------------------------- costs

@@ -14,6 +14,8 @@ RANDOMISED, REPEATED = "randomised", "repeated"
 CHECKS = (RANDOMISED, REPEATED)
 KINDS = (RANDOM, DISAGREEMENTS, DECISIONS, *CHECKS)
 PREDICTIONS, THUMBNAILS = "predictions.safetensors", "thumbnails.safetensors"
+DOMAIN = "domain.csv"  # how far the images lie that scores show a network
+HELD_OUT, NOISE = "held out", "noise"  # its rows that are of no score
 NAME = re.compile(r"(\d{9,})-(\d{9,})\.safetensors")
 
 

@@ -1,0 +1,91 @@
+"""Random cells of a grid, hidden by a filler: what a network is trained to see, and what scores in its domain show it.
+
+A network that never saw an image with a hole is asked about strangers when a score removes pixels. Trained on images with holes,
+it is asked what it knows (Hooker et al., 2019; Hesse et al., NeurIPS 2024; Zheng et al., ICLR 2025).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from lit_xai.core import Component, Filler, Images, Segments
+from lit_xai.errors import UsageError
+from lit_xai.rng import Noise, SampleRng, stable_hash
+from lit_xai.segments import Grid
+
+CELLS = 7  # a side of the grid
+IMAGES = 0.5  # share of the training images that have something hidden
+MOST = 0.5  # largest share of the cells of one image that are hidden
+
+
+def keys_by_content(images: Images) -> Int[Tensor, "b"]:
+    """A 64-bit number of every image: a hash of its pixels, whatever batch it is in.
+
+    A sum of the pixels' bits times odd random numbers, in wrapping integers: the same on every device and in every order.
+    """
+    bits = images.float().flatten(1).contiguous().view(torch.int32).long()
+    odd = Noise(torch.tensor(stable_hash("content"), device=images.device)).bits(bits.shape[1]) | 1
+    return (bits * odd).sum(1)
+
+
+@dataclass(frozen=True)
+class Hiding(Component):
+    """Cells of a grid, hidden by a filler.
+
+    Args:
+        filler: what stands where a cell is hidden.
+        cells: a side of the grid, at least 2.
+    """
+
+    filler: Filler
+    cells: int = CELLS
+
+    def __post_init__(self) -> None:
+        if isinstance(self.cells, bool) or not isinstance(self.cells, int) or self.cells < 2:
+            raise UsageError(f"a grid of cells to hide needs at least 2 a side, found {self.cells}")
+
+    def grid(self, images: Images) -> Int[Tensor, "h w"]:
+        """The cell of every pixel, 0..cells²-1, as equal as the image size allows.
+
+        Raises:
+            UsageError: images of fewer pixels a side.
+        """
+        height, width = images.shape[-2:]
+        label = Grid(self.cells).label(np.empty((height, width, 3), dtype=np.float32))
+        return torch.from_numpy(label).to(images.device)
+
+    def segments(self, images: Images) -> Segments:
+        """The same for every image: the superpixels that a filler is told of."""
+        return self.grid(images).expand(len(images), -1, -1)
+
+    def places(self, cells: Tensor, images: Images) -> Tensor:
+        """What every cell has, `[*r, cells²]`, at each of its pixels, `[*r, h, w]`."""
+        return cells[..., self.grid(images)]
+
+    def drawn(self, noise: Noise) -> Bool[Tensor, "*r n"]:
+        """The hidden cells of every key: none with probability 1 - `IMAGES`, else a share that is uniform in [0, `MOST`]."""
+        number = self.cells**2
+        hides, share = noise.part(0).uniform((2,)).unbind(-1)
+        count = torch.where(hides < IMAGES, (share * (int(MOST * number) + 1)).long(), 0)
+        rank = noise.part(1).order(number).argsort(-1)
+        return rank < count[..., None]
+
+    @torch.no_grad()
+    def shown(self, images: Images, seed: int, epoch: int) -> Images:
+        """The images as a network in training sees them, a function of seed, epoch and image: not of the batch or the process."""
+        keys = keys_by_content(images)
+        start = Noise(torch.tensor(stable_hash(seed, "hide", epoch), device=images.device))
+        hidden = self.drawn(start.part(keys))
+        rows = hidden.any(1).nonzero()[:, 0]
+        if not len(rows):
+            return images
+        some, keep = images[rows], ~self.places(hidden[rows], images)
+        rng = SampleRng(stable_hash(seed, "hide", epoch), tuple(keys[rows].tolist()))
+        out = images.clone()
+        out[rows] = self.filler(some, keep[:, None], rng, 1, self.segments(some))[:, 0, 0].to(images.dtype)
+        return out
