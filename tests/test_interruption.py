@@ -24,6 +24,7 @@ from test_commands import run, shards
 
 OPTIONS = ["fold=0", "logger=csv", "data.batch_size=20", "explainer=[saliency,random]"]
 OPTIONS += ["+data.augment=[{_target_:torchvision.transforms.RandomHorizontalFlip}]"]
+OPTIONS += ["hide=uniform_noise", "name=digits-resnet18"]
 SMALL = ["data.train_subset=300", "data.folds=2", "data.probes_per_fold=9", "data.size=16", "model.network.width=4"]
 SMALL += ["checks=0"]
 SMALL += ["trainer.max_epochs=3", "score=[mufidelity]", "score.mufidelity.subsets=12", "shard_size=8", "progress=false"]

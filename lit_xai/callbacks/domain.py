@@ -119,7 +119,8 @@ class Domain(RankZeroReport):
         ]
         rng = SampleRng(self.seed, tuple(others[:NOISES].tolist()))
         noise = known.distance(model, rng.noise("domain").uniform(on.data.source.shape).to(on.device))
-        rows += [[NOISE, int(s), float(d), float(known.beyond(d)), ""] for s, d in zip(others, noise, strict=False)]
+        beyond = known.beyond(noise)
+        rows += [[NOISE, int(s), float(d), float(b), ""] for s, d, b in zip(others, noise, beyond, strict=False)]
         labels, predictions = on.data.split.label(probes), self.store.read_predictions()
         targets = explained_classes(self.target, labels, lambda: predictions.of(probes)).to(on.device)
         for name, score in asked.items():

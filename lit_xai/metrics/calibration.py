@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lit_xai.metrics.statistics import RESAMPLES, Estimate, basic_interval, finish, resamples, share_estimate
+from lit_xai.metrics.statistics import LEVEL, RESAMPLES, Estimate, basic_interval, finish, resamples, share_estimate
 from lit_xai.rng import Noise, stable_hash
 
 BINS = 15  # of equal width
@@ -26,9 +26,9 @@ def calibration_error(
 ) -> Estimate:
     """The expected calibration error: sum over bins of n_j / n |accuracy_j - mean confidence_j|, in [0, 1].
 
-    A sum of absolute values lies above what it estimates, and that of a resample higher still: the interval is the basic one over
-    samples. `null` is its mean over predictors that are as sure and perfectly calibrated (each image right with the probability
-    that is its confidence): what so few images leave of an error of 0.
+    A sum of absolute values lies above what it estimates. `null` is its mean over predictors that are as sure and perfectly calibrated
+    (each image right with the probability that is its confidence): what so few images leave of an error of 0. The interval is the
+    basic one over samples, and reaches down to 0 where one in twenty of those predictors has as large an error.
 
     Args:
         confidence: the probability of the predicted class.
@@ -42,8 +42,11 @@ def calibration_error(
     draws = torch.cat([(c @ own).abs().sum(1) / n for c in resamples(torch.zeros(n).long(), n_resamples, seed)])
     uniform = Noise(torch.tensor(stable_hash(seed, "calibrated"))).parts(CALIBRATED).uniform((n,), torch.float64)
     drawn = confidence.double() - (uniform < confidence.double()).double()
-    null = float((drawn @ bins).abs().sum(1).mean() / n)
-    return finish(value, draws, basic_interval, samples=n, null=null)
+    nulls = (drawn @ bins).abs().sum(1) / n
+    found = finish(value, draws, basic_interval, samples=n, null=float(nulls.mean()))
+    if value <= float(torch.quantile(nulls, LEVEL)) and not found.few:
+        found.low = 0.0
+    return found
 
 
 def reliability(confidence: Float[Tensor, "n"], correct: Bool[Tensor, "n"]) -> list[dict[str, Any]]:

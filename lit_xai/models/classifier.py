@@ -103,17 +103,17 @@ class Classifier(Trainable):
         """HKR trains at no temperature: the one that fits the training folds best is kept with the weights. Then the calibration."""
         if self.loss_name == "hkr" and self.data is not None:
             samples = self.data.split.training(self.data.fold)[:FITTED]
-            self.temperature.fill_(fitted_temperature(*self.answers(samples)))
+            self.temperature.fill_(fitted_temperature(*self.answers(self.data, samples)))
         if isinstance(self.data, CalibratedData):
-            logits, labels = self.answers(self.data.kept_back)
+            logits, labels = self.answers(self.data, self.data.kept_back)
             self.calibration = self.temperature.new_tensor(fitted_temperature(logits * self.tau, labels, prior=True))
 
-    def answers(self, samples: Tensor) -> tuple[Float[Tensor, "n k"], Tensor]:
-        """The network's outputs for samples of the data set, in evaluation mode, and their labels."""
-        images = self.data.source.train
+    def answers(self, data: Any, samples: Tensor) -> tuple[Float[Tensor, "n k"], Tensor]:
+        """The network's outputs for samples of a `FoldData`, in evaluation mode, and their labels."""
+        images = data.source.train
         with torch.no_grad(), evaluating(self):
             parts = [self(images.images(part.tolist()).to(self.device)).cpu() for part in samples.split(250)]
-        return torch.cat(parts), self.data.split.label(samples)
+        return torch.cat(parts), data.split.label(samples)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
         """A checkpoint of before says no temperature: it is 1 then. One of a calibrated network says its calibration."""

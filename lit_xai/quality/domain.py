@@ -30,7 +30,9 @@ class Recorder(nn.Module):
         return self.model(x)
 
 
-def shown_by(score: Score, model: nn.Module, image: Images, map_: Maps, target: Targets, rng: SampleRng) -> Images:
+def shown_by(
+    score: Score, model: nn.Module, image: Images, map_: Maps, target: Targets, rng: SampleRng
+) -> Float[Tensor, "n c h w"]:
     """The images that a score shows the model to judge one map, evenly over its calls at most `SHOWN` of them."""
     recorder = Recorder(model)
     score(recorder, image, map_, target, rng)
