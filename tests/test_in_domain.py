@@ -199,6 +199,12 @@ def test_deletion_of_pixels_shows_what_no_training_did(convnet, rgb, targets) ->
     assert float((shown == 0).all(1).flatten(1).float().mean(1).max()) == 1
 
 
+def test_a_curve_is_drawn_over_the_shares_at_which_it_was_walked() -> None:
+    assert InDomainDeletion(filler=BLACK, cells=7).span(28, 28) == (0.0, 24 / 49)
+    assert InDomainInsertion(filler=BLACK, cells=7).span(28, 28) == (25 / 49, 1.0)
+    assert Deletion(fraction=0.5).span(28, 28) == (0.0, 0.5)
+
+
 def test_ties_of_cells_are_broken_at_random_by_the_sample() -> None:
     score = InDomainDeletion(filler=BLACK, cells=3, repeats=2)
     maps = torch.zeros(3, 9, 9)
@@ -231,7 +237,7 @@ def test_a_network_that_was_trained_on_whole_images_is_refused_and_a_filler_that
     "make",
     [
         lambda: InDomainDeletion(filler=BLACK, fraction=0.6).counts(8, 8),
-        lambda: InDomainInsertion(filler=BLACK, step=0.5).counts(8, 8),
+        lambda: InDomainInsertion(filler=BLACK, step=0).counts(8, 8),
         lambda: InDomainMuFidelity(filler=BLACK, share=0.6),
         lambda: InDomainMuFidelity(filler=BLACK, grid=3),
         lambda: InDomainMuFidelity(filler=BLACK, definition="xplique"),

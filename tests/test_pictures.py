@@ -92,7 +92,9 @@ PICTURES: dict[str, Callable[[Path, list[str]], object]] = {
     "one image": one_image,
     "sanity": sanity,
     "degradation": degradation,
-    "curves": lambda path, names: draw.curves({n: torch.rand(5, 3) for n in names}, 1.0, path, names[0], names[1]),
+    "curves": lambda path, names: draw.curves(
+        {n: torch.rand(5, 3) for n in names}, (0.0, 1.0), path, names[0], names[1]
+    ),
     "histograms": lambda path, names: draw.histograms(dict.fromkeys(names, (noise(9), noise(9))), path, names[0]),
     "samples": lambda path, names: draw.samples(
         torch.rand(1, 3, 8, 8), torch.arange(64).view(1, 8, 8) > 9, torch.rand(1, 2, 3, 8, 8), path, names[0]

@@ -152,11 +152,12 @@ class Curves(RankZeroReport):
         """Walk and draw."""
         for name, score in self.scores.items():
             lines = self.lines(score.fitted(on.data.trained_on), on)
+            span = score.span(*on.data.source.shape[1:])
             path = self.store.root / f"curves-{name}.png"
             rows = [
                 [e, x, *values]
                 for e, line in lines.items()
-                for x, values in zip(grid(line, score.fraction), line.tolist(), strict=True)
+                for x, values in zip(grid(line, *span), line.tolist(), strict=True)
             ]
             columns = ["explainer", "share", "probability", "probability_low", "probability_high"]
             write_csv(path.with_suffix(".csv"), columns, rows)
@@ -164,7 +165,7 @@ class Curves(RankZeroReport):
             title = (
                 f"{self.store.root.parent.name}, fold {on.data.fold}: {name}, {number} held-out probes{too_few(number)}"
             )
-            draw.curves(lines, score.fraction, path, title, score.what)
+            draw.curves(lines, span, path, title, score.what)
             on.dashboard.picture(f"curves/{name}", path)
             print(f"curve: {path}", flush=True)
 
@@ -187,6 +188,6 @@ class Curves(RankZeroReport):
         return out
 
 
-def grid(line: Tensor, end: float) -> list[float]:
+def grid(line: Tensor, begin: float, end: float) -> list[float]:
     """The shares of pixels at which a curve has its points."""
-    return np.linspace(0, end, len(line)).round(6).tolist()
+    return np.linspace(begin, end, len(line)).round(6).tolist()

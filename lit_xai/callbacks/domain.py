@@ -26,10 +26,10 @@ from lit_xai.store.fold import FoldStore, MapReader
 from lit_xai.store.names import DOMAIN, HELD_OUT, NOISE, RANDOM
 
 TRAINING, OTHERS, NOISES = (
-    1000,
-    300,
+    500,
+    200,
     20,
-)  # images that the distance is fitted to, held-out ones beside, and of uniform noise
+)  # images: those the distance is fitted to, held-out ones beside, and uniform noise
 COLUMNS = ("checkpoint", "shown_by", "sample", "mahalanobis", "beyond", "trained_on")
 
 

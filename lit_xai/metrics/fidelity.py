@@ -219,6 +219,10 @@ class Walk(Hides):
     output: str
     max_batch: Size
 
+    def span(self, height: int, width: int) -> tuple[float, float]:
+        """The shares of the changed parts at the curve's two ends."""
+        return 0.0, self.fraction
+
     def keep(self, changed: Tensor) -> Tensor:
         """Which pixels are visible, given those that have changed."""
         return ~changed

@@ -81,14 +81,19 @@ class CellCurve(InDomain, Curve):
         return (self.cells or CELLS) ** 2
 
     def counts(self, height: int, width: int) -> Int[Tensor, "t"]:
-        """How many cells have changed at every point: up to `fraction` of them, in steps of `step` (0 = one)."""
-        if not 0 < self.fraction <= MOST or self.step < 0 or self.step != int(self.step) or self.repeats < 1:
+        """How many cells have changed at every point: up to `fraction` of them, in steps of `step`."""
+        if not 0 < self.fraction <= MOST or self.step < 1 or self.step != int(self.step) or self.repeats < 1:
             found = f"{self.fraction}, {self.step}, {self.repeats}"
             raise UsageError(
                 f"in the network's domain are fractions in (0, {MOST}], in steps of whole cells, with repeats >= 1, found {found}"
             )
         last = int(self.fraction * self.parts(height, width))
-        return torch.cat([torch.arange(0, last, int(self.step) or 1), torch.tensor([last])]).unique()
+        return torch.cat([torch.arange(0, last, int(self.step)), torch.tensor([last])]).unique()
+
+    def span(self, height: int, width: int) -> tuple[float, float]:
+        """The shares of the changed cells at the curve's two ends."""
+        counts = self.counts(height, width)
+        return tuple(float(counts[i]) / self.parts(height, width) for i in (0, -1))  # type: ignore[return-value]
 
     def position(self, maps: Maps, rng: SampleRng, repeat: int = 0) -> Int[Tensor, "b p"]:
         """The place of every pixel's cell in descending order of the cells."""
@@ -113,7 +118,7 @@ class InDomainDeletion(CellCurve):
     """Area under the probability as the most important cells are hidden, up to half of them: lower is better, at most .5.
 
     Args:
-        step: cells a step, 0 = one.
+        step: cells a step.
         fraction: share of the cells that is hidden in the end, in (0, .5].
         repeats: random orders of the ties that the area is averaged over.
         output: `probability` or `logit`.
@@ -121,7 +126,7 @@ class InDomainDeletion(CellCurve):
         max_batch: most images per model call.
     """
 
-    step: float = 0
+    step: float = 1
     fraction: float = MOST
     filler: Filler | None = None  # type: ignore[assignment]
     cells: int | None = None
@@ -135,7 +140,7 @@ class InDomainInsertion(CellCurve):
     is whether the others are enough. The arguments are those of `InDomainDeletion`.
     """
 
-    step: float = 0
+    step: float = 1
     fraction: float = MOST
     filler: Filler | None = None  # type: ignore[assignment]
     cells: int | None = None

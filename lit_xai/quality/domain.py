@@ -13,28 +13,36 @@ from lit_xai.quality.plausibility import penultimate
 from lit_xai.quality.sampler import Mahalanobis
 from lit_xai.rng import SampleRng
 
-SHOWN = 32  # most images of a probe that are looked at
+SHOWN = 16  # most images of a probe that are looked at
 BEYOND = 0.95  # the quantile of held-out images that an image lies beyond
 
 
 class Recorder(nn.Module):
-    """A model that keeps what it is shown."""
+    """In the place of a model: it keeps what it is shown, and says nothing of it (all logits are 0).
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        classes: how many logits.
+        like: the model, whose device and precision its caller looks at.
+    """
+
+    def __init__(self, classes: int, like: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.like, self.classes = like, classes
         self.seen: list[Images] = []
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         self.seen.append(x.detach().clone())
-        return self.model(x)
+        return x.new_zeros(len(x), self.classes)
 
 
 def shown_by(
     score: Score, model: nn.Module, image: Images, map_: Maps, target: Targets, rng: SampleRng
 ) -> Float[Tensor, "n c h w"]:
-    """The images that a score shows the model to judge one map, evenly over its calls at most `SHOWN` of them."""
-    recorder = Recorder(model)
+    """The images that a score shows the model to judge one map, evenly over its calls at most `SHOWN` of them.
+
+    The model itself is not called: it costs nothing but the making of the images.
+    """
+    recorder = Recorder(int(target.max()) + 2, model)
     score(recorder, image, map_, target, rng)
     seen = torch.cat(recorder.seen)
     return seen[torch.linspace(0, len(seen) - 1, min(SHOWN, len(seen))).round().long()]

@@ -150,12 +150,14 @@ def stability_plane(
     return [save(figure, path.with_suffix(suffix)) for suffix in (".png", ".pdf")]
 
 
-def curves(lines: Mapping[str, Tensor], end: float, path: Path, title: str = "", what: str = "pixels") -> Path:
+def curves(
+    lines: Mapping[str, Tensor], span: tuple[float, float], path: Path, title: str = "", what: str = "pixels"
+) -> Path:
     """The probability along a walk, one line an explainer, with its interval as a band.
 
     Args:
         lines: `{explainer: [points, 3]}`, mean, low and high.
-        end: share of the pixels that has changed at the last point.
+        span: shares of the pixels that have changed at the first and at the last point.
         path: where the picture goes.
         title: above it.
         what: which pixels.
@@ -166,7 +168,7 @@ def curves(lines: Mapping[str, Tensor], end: float, path: Path, title: str = "",
     axis = axes[0, 0]
     for number, (name, line) in enumerate(lines.items()):
         colour, values = colormaps["tab10" if len(lines) <= 10 else "tab20"](number), line.numpy()
-        at = np.linspace(0, end, len(values))
+        at = np.linspace(*span, len(values))
         axis.plot(at, values[:, 0], label=name, color=colour, linewidth=1.4)
         axis.fill_between(at, values[:, 1], values[:, 2], color=colour, alpha=0.12, linewidth=0)
     axis.set_xlabel(f"share of the {what}")
