@@ -16,12 +16,11 @@ from lit_xai.data.sources import digits
 from lit_xai.errors import UsageError
 from lit_xai.metrics.calibration import BINS, CALIBRATED, calibration_error, in_bins, reliability
 from lit_xai.models import Classifier
-from lit_xai.models.calibration import CalibratedData
+from lit_xai.models.calibration import SPREAD, CalibratedData
 from lit_xai.models.lipschitz import fitted_temperature, temperature_of
 from lit_xai.report import evidence
 from lit_xai.report.ensemble import Ensemble
 from lit_xai.store.files import load_weights, save_weights
-from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -90,30 +89,27 @@ def test_the_bins_of_the_picture_sum_up_to_the_error() -> None:
 # ------------------------------------------------------------------------------------------------------- the temperature
 
 
-@pytest.mark.parametrize("prior", [False, True])
-def test_the_temperature_that_sharpened_the_logits_is_found_again(prior: bool) -> None:
+@pytest.mark.parametrize("spread", [math.inf, SPREAD])
+def test_the_temperature_that_sharpened_the_logits_is_found_again(spread: float) -> None:
     z, labels = answers(20_000, 3.0)
-    assert fitted_temperature(z, labels, prior) == pytest.approx(1 / 3, rel=0.04)
+    assert fitted_temperature(z, labels, spread) == pytest.approx(1 / 3, rel=0.04)
 
 
-def test_of_images_that_are_all_right_the_temperature_is_the_closed_form_of_the_prior() -> None:
+@pytest.mark.parametrize("right", [1.0, 0.8])
+def test_of_few_images_the_temperature_is_the_most_probable_one(right: float) -> None:
+    z, labels = torch.zeros(50, 2, dtype=torch.float64), (torch.arange(50) < 50 * right).long()
+    z[:, 1] = 0.7
+    tau = torch.linspace(0.2, 8, 780_001, dtype=torch.float64)
+    p, n = torch.sigmoid(0.7 * tau), 50 * right
+    posterior = n * p.log() + (50 - n) * (1 - p).log() - (tau.log() / 0.5) ** 2 / 2
+    assert fitted_temperature(z, labels, 0.5) == pytest.approx(float(tau[posterior.argmax()]), rel=1e-4)
+
+
+def test_without_anything_known_beforehand_images_that_are_all_right_ask_for_a_large_one() -> None:
     z = torch.zeros(50, 2)
     z[:, 1] = 0.7
-    # sigmoid(.7 tau) = 51 / 52
-    assert fitted_temperature(z, torch.ones(50).long(), prior=True) == pytest.approx(math.log(51) / 0.7, rel=1e-4)
-    assert fitted_temperature(z, torch.ones(50).long()) > 100  # without it, any number that is large
-
-
-def test_the_prior_shares_what_the_label_lacks_among_the_others() -> None:
-    z, labels = answers(60)
-
-    def loss(tau: float) -> float:
-        logp = (tau * z).log_softmax(1)
-        own = logp.gather(1, labels[:, None])[:, 0]
-        return -float((61 / 62 * own + (logp.sum(1) - own) / (62 * 3)).mean())
-
-    expected = minimize_scalar(loss, bounds=(0.01, 20), method="bounded", options={"xatol": 1e-9}).x
-    assert fitted_temperature(z, labels, prior=True) == pytest.approx(expected, rel=1e-3)
+    assert fitted_temperature(z, torch.ones(50).long()) > 100
+    assert 1 < fitted_temperature(z, torch.ones(50).long(), SPREAD) < math.e**2
 
 
 # -------------------------------------------------------------------------------------------------- what is kept back

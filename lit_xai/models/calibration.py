@@ -15,6 +15,7 @@ from lit_xai.errors import UsageError
 from lit_xai.rng import Noise, stable_hash
 
 SHARE = 0.1  # of the training folds
+SPREAD = 0.5  # of the temperature's logarithm beforehand: a factor of e either way is two standard deviations
 LEAST = 10  # images, below which a temperature is noise
 
 

@@ -12,7 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lit_xai.calls import evaluating
 from lit_xai.errors import UsageError
-from lit_xai.models.calibration import CalibratedData
+from lit_xai.models.calibration import SPREAD, CalibratedData
 from lit_xai.models.lipschitz import Temperature, fitted_temperature, plain
 from lit_xai.models.pretrained import Normalise
 from lit_xai.models.trainable import Trainable, check_choice
@@ -106,7 +106,7 @@ class Classifier(Trainable):
             self.temperature.fill_(fitted_temperature(*self.answers(self.data, samples)))
         if isinstance(self.data, CalibratedData):
             logits, labels = self.answers(self.data, self.data.kept_back)
-            self.calibration = self.temperature.new_tensor(fitted_temperature(logits * self.tau, labels, prior=True))
+            self.calibration = self.temperature.new_tensor(fitted_temperature(logits * self.tau, labels, SPREAD))
 
     def answers(self, data: Any, samples: Tensor) -> tuple[Float[Tensor, "n k"], Tensor]:
         """The network's outputs for samples of a `FoldData`, in evaluation mode, and their labels."""

@@ -91,21 +91,19 @@ def temperature_of(model: nn.Module) -> float:
     return float(model[-1].tau) if isinstance(model, nn.Sequential) and without_temperature(model) is not None else 1.0  # type: ignore[arg-type]
 
 
-def fitted_temperature(logits: Float[Tensor, "n k"], labels: Tensor, prior: bool = False) -> float:
+def fitted_temperature(logits: Float[Tensor, "n k"], labels: Tensor, spread: float = math.inf) -> float:
     """The tau in [.01, 10,000] that makes the mean of -log softmax(tau z)[label] least.
 
     Args:
         logits, labels: z, and the classes.
-        prior: take the label's probability as (n + 1) / (n + 2) in the place of 1, the others sharing what is left: where all n
-            images are told rightly, the tau that fits best would be infinite (Platt, 1999).
+        spread: standard deviation of log tau about 0 before any image was seen (the maximum a posteriori); without one, the tau that
+            fits images that are all told rightly is as large as may be.
     """
-    z, n, k = logits.double(), len(logits), logits.shape[1]
-    smoothing = (
-        k / ((k - 1) * (n + 2)) if prior else 0.0
-    )  # torch spreads it over all classes, the label's own among them
+    z = logits.double()
 
     def loss(log_tau: float) -> float:
-        return float(nn.functional.cross_entropy(z * math.exp(log_tau), labels, label_smoothing=smoothing))
+        fit = float(nn.functional.cross_entropy(z * math.exp(log_tau), labels))
+        return fit + (log_tau / spread) ** 2 / (2 * len(z))
 
     return math.exp(minimize_scalar(loss, bounds=(math.log(1e-2), math.log(1e4)), method="bounded").x)
 
