@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -16,7 +15,6 @@ from torch import Tensor
 from lit_xai.core import Component, Filler, Images, Segments
 from lit_xai.errors import UsageError
 from lit_xai.rng import Noise, SampleRng, stable_hash
-from lit_xai.segments import Grid
 
 CELLS = 7  # a side of the grid
 IMAGES = 0.5  # share of the training images that have something hidden
@@ -50,14 +48,18 @@ class Hiding(Component):
             raise UsageError(f"a grid of cells to hide needs at least 2 a side, found {self.cells}")
 
     def grid(self, images: Images) -> Int[Tensor, "h w"]:
-        """The cell of every pixel, 0..cells²-1, as equal as the image size allows.
+        """The cell of every pixel, 0..cells²-1, as equal as the image size allows: `lit_xai.segments.Grid`, on the images' device.
 
         Raises:
             UsageError: images of fewer pixels a side.
         """
         height, width = images.shape[-2:]
-        label = Grid(self.cells).label(np.empty((height, width, 3), dtype=np.float32))
-        return torch.from_numpy(label).to(images.device)
+        if self.cells > min(height, width):
+            raise UsageError(
+                f"a grid of {self.cells} cells a side does not fit images of {height} x {width} pixels: set hide_cells="
+            )
+        row, column = (torch.arange(n, device=images.device) * self.cells // n for n in (height, width))
+        return row[:, None] * self.cells + column
 
     def segments(self, images: Images) -> Segments:
         """The same for every image: the superpixels that a filler is told of."""
@@ -78,14 +80,8 @@ class Hiding(Component):
     @torch.no_grad()
     def shown(self, images: Images, seed: int, epoch: int) -> Images:
         """The images as a network in training sees them, a function of seed, epoch and image: not of the batch or the process."""
-        keys = keys_by_content(images)
-        start = Noise(torch.tensor(stable_hash(seed, "hide", epoch), device=images.device))
-        hidden = self.drawn(start.part(keys))
-        rows = hidden.any(1).nonzero()[:, 0]
-        if not len(rows):
-            return images
-        some, keep = images[rows], ~self.places(hidden[rows], images)
-        rng = SampleRng(stable_hash(seed, "hide", epoch), tuple(keys[rows].tolist()))
-        out = images.clone()
-        out[rows] = self.filler(some, keep[:, None], rng, 1, self.segments(some))[:, 0, 0].to(images.dtype)
-        return out
+        keys, own = keys_by_content(images), stable_hash(seed, "hide", epoch)
+        hidden = self.drawn(Noise(torch.tensor(own, device=images.device)).part(keys))
+        keep = ~self.places(hidden, images)
+        shown = self.filler(images, keep[:, None], SampleRng(own, keys), 1, self.segments(images))[:, 0, 0]
+        return shown.to(images.dtype)
