@@ -3,7 +3,8 @@
 python docs/deeper.py in_domain checkpoints/shapes-resnet18 checkpoints/shapes-resnet18-hide=mean
 python docs/deeper.py calibration checkpoints/digits-resnet18-calibrated checkpoints/digits-lipschitz-calibrated
 
-The folds are trained first: train data=shapes [hide=mean], train data=digits model=resnet18|lipschitz calibrate=true.
+The folds are trained first, all with fold=0 explain=false: train data=shapes data.size=32 trainer.max_epochs=20 [hide=mean], and
+train data=digits model=resnet18|lipschitz calibrate=true.
 """
 
 from __future__ import annotations
@@ -213,12 +214,21 @@ def calibration(folders: Sequence[Path], fold: int, number: int) -> list[Table]:
         found = {when: changed(m, run, samples) for when, m in models.items()}
         for when, p in said.items():
             e = calibration_error(p.max(1).values, p.argmax(1) == labels)
-            errors = f"{cell(e)} /{e.null:.3f}"
+            errors = f"{cell(e)} /{e.null:.3f}", f"{float(nn.functional.nll_loss(p.log(), labels)):.4f}"
             walks = [cell(mean_estimate(found[when][n])) for n in ("deletion", "insertion", "LIME R²")]
-            rows.append([folder.name, when, f"{temperature_of(models[when]):.2f}", errors, *walks, ""])
+            rows.append([folder.name, when, f"{temperature_of(models[when]):.2f}", *errors, *walks, ""])
         alike = 1 - map_distance(found["before"]["LIME"], found["after"]["LIME"])
         rows[-1][-1] = cell(mean_estimate(alike.double()))
-    columns = ("network", "", "temperature", "expected calibration error /null", "deletion ↓", "insertion ↑", "LIME R²")
+    columns = (
+        "network",
+        "",
+        "temperature",
+        "calibration error /null",
+        "cross-entropy",
+        "deletion ↓",
+        "insertion ↑",
+        "LIME R²",
+    )
     title = (
         f"before and after calibration: error on all of V_{fold}, the rest on {number} held-out images, for the predicted class; "
         "last, the rank correlation of LIME's maps before and after"
