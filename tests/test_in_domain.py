@@ -14,7 +14,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from lit_xai.callbacks.domain import HELD_OUT, NOISE
 from lit_xai.cli.build import filler_named, training_of
-from lit_xai.cli.run import Run
+from lit_xai.cli.run import Run, check_values
 from lit_xai.cli.schema import config_dir
 from lit_xai.core import Filler, Score
 from lit_xai.errors import UsageError
@@ -288,13 +288,13 @@ def test_the_folder_says_that_its_network_was_trained_with_parts_hidden(hidden: 
     assert "holds another configuration (hide: grey there, None here" in plain.stderr
     other = run("explain", hidden, "name=digits-resnet18-hide=grey", "hide=mean", small=FEW, check=False)
     assert "hide: grey there, mean here" in other.stderr
-    coarser = ["hide=grey", "score=[deletion]", *(o for o in FEW if "cells" not in o), "hide_cells=3"]
-    assert "hide_cells: 4 there, 3 here" in run("train", hidden, *coarser, small=[], check=False).stderr
 
 
 def test_a_folder_that_says_nothing_of_hiding_is_a_plain_networks() -> None:
     known = {"data": {}, "model": {}, "seed": 0, "label_noise": 0.0, "weight_noise": 0.0}
     assert training_of({**known, "hide": None, "hide_cells": 7, "calibrate": False}) == training_of(known)
+    hidden = {**known, "hide": "mean", "calibrate": False}
+    assert training_of({**hidden, "hide_cells": 7}) != training_of({**hidden, "hide_cells": 4})
 
 
 def test_a_later_command_hides_as_the_folder_does_and_has_nothing_left_to_do(hidden: Path) -> None:
@@ -327,7 +327,6 @@ def test_the_page_has_how_far_the_images_of_each_score_lie(hidden: Path) -> None
     ("options", "says"),
     [
         (["score=[in_domain/deletion]"], "train it by python -m lit_xai.train hide=mean"),
-        (["hide=mean", "hide_cells=1"], "hide_cells must be a whole number of at least 2"),
         (["calibrate=true", "data.train_subset=60"], "needs 10: give more data or leave it out"),
     ],
 )
@@ -344,6 +343,14 @@ def test_a_sampler_hides_nothing_and_is_not_calibrated(option: str) -> None:
         cfg: Any = compose("train", overrides=["model=ddim", option])
     with pytest.raises(UsageError, match="model=ddim is no classifier that is trained here"):
         Run(cfg, "train")
+
+
+@pytest.mark.parametrize("cells", [1, 2.5, True])
+def test_cells_that_are_no_grid_are_refused_by_their_option(cells: float) -> None:
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        cfg: Any = compose("train", overrides=["hide=mean", f"hide_cells={cells}"])
+    with pytest.raises(UsageError, match="hide_cells must be a whole number of at least 2"):
+        check_values(cfg)
 
 
 @pytest.mark.parametrize("name", ["meen", "../score/deletion", ["mean"], ""])
