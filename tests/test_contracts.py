@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,10 @@ def every(group: str) -> Any:
     return pytest.mark.parametrize("file", files, ids=names)
 
 
-def build(file: Path) -> Any:
-    """The object of a yaml; what is fitted to data is."""
+def build(file: Path, change: Callable[[Any], Any] = lambda node: node) -> Any:
+    """The object of a yaml, its content changed; what is fitted to data is."""
     node = OmegaConf.to_container(OmegaConf.load(file))
-    made = instantiate(shrunk(node), _convert_="all")
+    made = instantiate(change(shrunk(node)), _convert_="all")
     made = made.within(Hiding(Mean(), 4)) if isinstance(made, InDomain) else made
     return made.fitted(TrainedOn((0.4,), samples=100))
 

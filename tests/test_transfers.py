@@ -9,15 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from hydra.utils import instantiate
-from lit_xai.core import TrainedOn
 from lit_xai.explainers import Saliency
 from lit_xai.rng import SampleRng
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from conftest import seeded
-from test_contracts import CONFIGS, COUNTS, network_for, shrunk
+from test_contracts import CONFIGS, COUNTS, build, network_for
 from transfers import Counted, There, moved
 
 
@@ -38,11 +35,6 @@ def grown(node: Any, times: int) -> Any:
     return {**node, **more, **({"max_batch": 4} if "max_batch" in node else {})}
 
 
-def built(file: Path, times: int) -> Any:
-    node = grown(shrunk(OmegaConf.to_container(OmegaConf.load(file))), times)
-    return instantiate(node, _convert_="all").fitted(TrainedOn((0.4,), samples=100))
-
-
 def network(file: Path) -> nn.Module:
     """A small one that the method of this yaml takes."""
     if file.parent.name == "attention":
@@ -53,7 +45,7 @@ def network(file: Path) -> nn.Module:
 
 def waits(file: Path, times: int, images: int, of: Any) -> Counter[str]:
     """What a call on so many images copies and reads."""
-    thing, model = built(file, times), network(file)
+    thing, model = build(file, lambda node: grown(node, times)), network(file)
     x, targets = torch.rand(images, 1, 16, 16, generator=seeded(1)), torch.arange(images) % 4
     rng = SampleRng(7, tuple(range(images)))
     with Counted() as counted:
