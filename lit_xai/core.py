@@ -177,6 +177,23 @@ def refuse_channels(things: Mapping[str, Component], channels: int, group: str =
         raise UsageError(f"images have {channels} channels: {'; '.join(why)}; or leave these out")
 
 
+class MaskedSum(NamedTuple):
+    """A map whose value at pixel p is sum_n weights_np f(keep_n x + (1 - keep_n) fill), with masks, fill and weights that are the same
+    for every image x.
+
+    Attributes:
+        keep: in [0, 1].
+        fill: what stands where nothing is kept.
+        weights: float64.
+        output: f: the explained class's `logit` or softmax `probability`.
+    """
+
+    keep: Float[Tensor, "b n h w"]
+    fill: Images
+    weights: Float[Tensor, "b n h w"]
+    output: str
+
+
 class Explainer(Component):
     """A frozen dataclass of hyper-parameters; the model is given to the call and nothing is kept.
 
@@ -196,6 +213,17 @@ class Explainer(Component):
     ) -> tuple[Maps, dict[str, Float[Tensor, "b"]]]:
         """The maps, and what the method knows about them: one number an image each, by name."""
         return self(model, images, targets, rng).detach(), {}
+
+    def masked_sum(self, images: Images, rng: SampleRng | None = None) -> MaskedSum:
+        """The method as a weighted sum of outputs at masked images, with these samples' noise.
+
+        Raises:
+            UsageError: it is none, or its masks, fill or weights move with the image; the message says which.
+        """
+        raise UsageError(
+            f"{type(self).__name__} is no sum of outputs at masked images, and so has no certificate: take RISE, SlidingPatch, or "
+            "Lime on a grid"
+        )
 
     def passes(self, height: int, width: int) -> Passes:
         """What one image costs; of a method that does not say, one forward and one backward pass."""

@@ -18,7 +18,7 @@ FLOORS = [
     {"core"},
     {"fitting"},
     {"calls", "data"},
-    {"segments", "incremental", "store"},
+    {"segments", "incremental", "sequential", "store"},
     {"cluster"},
     {"models"},
     {"fillers"},

@@ -25,6 +25,7 @@ from lit_xai.core import (
     Images,
     Legend,
     Maps,
+    MaskedSum,
     Model,
     Passes,
     Scores,
@@ -32,11 +33,12 @@ from lit_xai.core import (
     Targets,
 )
 from lit_xai.errors import UsageError
-from lit_xai.explainers.surrogate import LEVEL, Block, Surrogate, fit, is_settled
+from lit_xai.explainers.surrogate import LEVEL, Block, Surrogate, fit, is_settled, solved
+from lit_xai.fillers.constant import constant_colour
 from lit_xai.fillers.refill import Refill
 from lit_xai.fillers.simple import SegmentMean
 from lit_xai.rng import Noise, SampleRng
-from lit_xai.segments import Quickshift, Segmenter, segment_counts
+from lit_xai.segments import Grid, Quickshift, Segmenter, segment_counts, to_pixels
 
 BLOCK = 256  # perturbed images of one sample that are drawn together; memory is bounded by it
 Seen = tuple[Tensor, Tensor, Tensor]  # features, responses and weights of a block, where the images are
@@ -340,6 +342,35 @@ class Lime(Explainer):
             samples,
             torch.tensor(settled, dtype=torch.bool),
         )
+
+    def masked_sum(self, images: Images, rng: SampleRng | None = None, segments: Segments | None = None) -> MaskedSum:
+        """The surrogate's coefficients as sums of the outputs; `segments` are superpixels that do not move with the image."""
+        if segments is None and type(self.segments) is not Grid:
+            raise UsageError(
+                f"superpixels by {type(self.segments).__name__} move with the image: certificates need a grid, "
+                "segments._target_=lit_xai.segments.Grid, or superpixels of one's own"
+            )
+        sees_masks = type(self.representation) is OnOff and type(self.kernel) in (CosineKernel, ShapleyKernel)
+        if not sees_masks or self.samples == "auto" or self.precision != "float32":
+            kinds = (type(self.representation).__name__, type(self.kernel).__name__, self.samples, self.precision)
+            raise UsageError(
+                "certificates need a surrogate that sees masks alone (OnOff, CosineKernel or ShapleyKernel), a number of samples and "
+                f"float32, found {', '.join(map(str, kinds))}"
+            )
+        fill = constant_colour(self.perturbation.filler, images)
+        segments = self.segments(images) if segments is None else segments.to(images.device)
+        counts, number = segment_counts(segments), self.most
+        own = torch.arange(int(counts.max()), device=images.device) < counts[:, None]
+        noise = SampleRng.default(len(images), rng).repeated(self.repeat).noise("lime", images.device)
+        visible = self.perturbation.visible(noise, range(number), own)
+        keep = visible.gather(2, segments.flatten(1)[:, None].expand(-1, number, -1)).unflatten(2, images.shape[-2:])
+        weights = []
+        for z, count, labels in zip(visible, counts, segments, strict=True):
+            each = count.expand(number)
+            rows = Rows(images, segments, torch.zeros_like(each), z, fill[:1].expand(number, -1, -1, -1), each)
+            shares = solved(z[:, : int(count)].double().cpu(), self.kernel(rows).cpu(), self.ridge)
+            weights.append(to_pixels(shares[1:].mT.contiguous(), labels.cpu().expand(number, -1, -1)))
+        return MaskedSum(keep.to(images.dtype), fill, torch.stack(weights).to(images.device), self.output)
 
     def block(
         self,

@@ -138,6 +138,22 @@ def fit(
     return theta, freedom[:, None, None] * (inverse @ meat @ inverse), r2
 
 
+def solved(design: Float[Tensor, "n d"], weight: Float[Tensor, "n"], ridge: float) -> Float[Tensor, "p n"]:
+    """By how much each parameter (the intercept first) grows with each response, of the fit of one image.
+
+    Raises:
+        UsageError: the design is singular.
+    """
+    whole = torch.cat([torch.ones(len(design), 1, dtype=torch.float64), design], dim=1)
+    weighted = whole * weight[:, None]
+    penalty = torch.full(whole.shape[1:], ridge, dtype=torch.float64)
+    penalty[0] = 0
+    factor, info = torch.linalg.cholesky_ex(weighted.mT @ whole + penalty.diag())
+    if int(info):
+        raise UsageError("the surrogate has a singular design: draw more samples, or set ridge > 0")
+    return torch.cholesky_solve(weighted.mT, factor)
+
+
 def is_settled(theta: Float[Tensor, "p"], covariance: Float[Tensor, "p p"], count: int, level: float) -> bool:
     """Whether every one of the five largest coefficients exceeds every other one, at this level."""
     if count <= TOP:

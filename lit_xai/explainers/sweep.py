@@ -35,6 +35,7 @@ from lit_xai.core import (
     Images,
     Legend,
     Maps,
+    MaskedSum,
     Model,
     Passes,
     Targets,
@@ -49,7 +50,7 @@ from lit_xai.explainers.contrasts import Contrast, ProbabilityDifference
 from lit_xai.explainers.contrasts import LogOddsDifference as LogOddsDifference
 from lit_xai.explainers.half import in_half
 from lit_xai.explainers.windows import Windows
-from lit_xai.fillers.constant import Colour
+from lit_xai.fillers.constant import Colour, constant_colour
 from lit_xai.fillers.refill import Refill
 from lit_xai.fillers.tiles import cut
 from lit_xai.incremental import MODES, Network, WindowLogits
@@ -354,3 +355,24 @@ class SlidingPatch(Explainer):
         )[0]
         spread = windows.covering_mean if self.projection == "mean" else windows.upsampled
         return spread(values).to(images.dtype)
+
+    def masked_sum(self, images: Images, rng: SampleRng | None = None) -> MaskedSum:
+        """The whole image and its windows, with the windows' shares of every pixel, of a probability's difference."""
+        if type(self.contrast) is not ProbabilityDifference or self.precision != "float32":
+            found = f"{type(self.contrast).__name__}, {self.precision}"
+            raise UsageError(
+                f"certificates of a sliding patch are of the contrast ProbabilityDifference in float32, found {found}"
+            )
+        windows = self.windows(*images.shape[-2:])
+        top, left = windows.corners(images.device)
+        row, column = (torch.arange(side, device=images.device) for side in images.shape[-2:])
+        down, across = (
+            (at >= first[:, None]) & (at < first[:, None] + windows.patch) for at, first in ((row, top), (column, left))
+        )
+        hidden = down[:, :, None] & across[:, None]
+        spread = windows.covering_mean if self.projection == "mean" else windows.upsampled
+        shares = spread(torch.eye(len(windows), dtype=torch.float64, device=images.device))
+        keep = torch.cat([torch.ones_like(hidden[:1]), ~hidden]).to(images.dtype)
+        weights = torch.cat([shares.sum(0, keepdim=True), -shares])
+        both = (t.expand(len(images), -1, -1, -1) for t in (keep, weights))
+        return MaskedSum(next(both), constant_colour(self.filler, images), next(both), "probability")

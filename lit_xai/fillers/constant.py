@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from lit_xai.core import LUMA, REFERENCE_SIDE, Images, Model, Segments, TrainedOn, scaled
+from lit_xai.core import LUMA, REFERENCE_SIDE, Filler, Images, Model, Segments, TrainedOn, scaled
 from lit_xai.errors import UsageError
 from lit_xai.fillers.base import BackgroundFiller
 
@@ -105,3 +105,17 @@ class BlurOrMean(BackgroundFiller):
         """The blurred images, or the mean colour."""
         filler = self.mean if min(images.shape[-2:]) < self.below else self.blur
         return filler.background(images, segments)
+
+
+def constant_colour(filler: Filler, images: Images) -> Images:
+    """What a filler paints where that is one colour, whatever the image.
+
+    Raises:
+        UsageError: it is another filler.
+    """
+    if type(filler) not in (Colour, Mean):
+        raise UsageError(
+            f"{type(filler).__name__} paints with what it sees, so that masks alone do not say what changes: certificates need a "
+            "colour, filler._target_=lit_xai.fillers.Colour or Mean"
+        )
+    return filler.background(images)  # type: ignore[return-value]

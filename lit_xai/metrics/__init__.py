@@ -17,6 +17,7 @@ from lit_xai.metrics.localisation import (
 )
 from lit_xai.metrics.robustness import robustness_table, similarities
 from lit_xai.metrics.simplicity import Complexity, Sparseness
+from lit_xai.metrics.soft_stability import SoftStability
 from lit_xai.metrics.stability import MeGe, ReCo
 from lit_xai.metrics.statistics import Estimate
 
@@ -43,6 +44,7 @@ __all__ = [
     "NegativeEvidence",
     "PointingGame",
     "ReCo",
+    "SoftStability",
     "Sparseness",
     "map_distance",
     "robustness_table",

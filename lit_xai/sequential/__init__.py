@@ -1,0 +1,1 @@
+"""When enough has been drawn: intervals that hold at every look, and which places of an order they decide."""
