@@ -18,7 +18,7 @@ from lit_xai.models import resnet18
 from lit_xai.rng import SampleRng
 from torch import nn
 
-from benchmarks.harness import Cell, Report, Target, alternate, ratio, seconds, spread
+from benchmarks.harness import Cell, Report, Target, alternate, ratio, spread
 from benchmarks.setting import bare_forward
 
 IMAGES, CHUNK, SIDE, CLASSES = 2, 64, 32, 10
@@ -26,12 +26,6 @@ STEPS, DRAWS = (50, 10), 16  # draws of an image
 POMELO_STEPS, POMELO_SAMPLES = 10, {"DDIM": 64, "flow": 256}
 ROUNDS, MORE = 3, 2  # short pieces of work take so many rounds more
 OVERHEAD = 1.10
-# on a GPU: the sizes of configs/model/ddim_64.yaml and flow_64.yaml, draws of one image, and what POMELO's authors took
-DDIM_64 = {"width": [128, 128, 256, 256], "layers": 2, "attention": 2, "noise": "linear"}
-FLOW_64 = {"levels": 4, "steps": 48, "width": 512}
-GPU_SIDE, GPU_CHUNK, GPU_DRAWS, GPU_STEPS = 64, 256, 1024, 50
-PAPER = {"flow": 5.0, "DDIM": 35.0}  # seconds per 1,000 samples, RTX 3090 Ti
-FASTER = 3.0
 
 Work = Callable[[], object]
 
@@ -199,55 +193,11 @@ def pomelo(report: Report, rounds: int, kind: str) -> None:
     report.targets.append(Target(f"{name} over bare passes of sampler and classifier", over, OVERHEAD))
 
 
-# ---------------------------------------------------------------------------------------------------------------- GPU
-
-
-def large_samplers() -> Iterator[tuple[str, str, GenerativeFiller]]:
-    """Kind, precision and sampler of RGB images of 64 px; a flow computes in float32 whatever is asked for."""
-    torch.manual_seed(0)
-    glow = FlowModule(channels=3, side=GPU_SIDE, **FLOW_64).eval().requires_grad_(False)  # type: ignore[arg-type]
-    yield "flow", "float32", replace(glow.sampler(), max_batch=GPU_CHUNK)
-    denoiser = DDIMModule(channels=3, side=GPU_SIDE, **DDIM_64).sampler()  # type: ignore[arg-type]
-    for precision in ("bf16", "float32"):
-        yield "DDIM", precision, replace(denoiser, steps=GPU_STEPS, precision=precision, max_batch=GPU_CHUNK)
-
-
-def on_gpu(report: Report) -> None:
-    """Seconds per 1,000 samples of one image beside the paper's; its encoding counts."""
-    image = smooth(1, 3, GPU_SIDE).cuda()
-    hidden = torch.zeros(1, 1, GPU_SIDE, GPU_SIDE, dtype=torch.bool, device=image.device)
-    for kind, precision, sampler in large_samplers():
-        prepared = sampler.prepared(image)
-        prepared(torch.zeros(1, dtype=torch.long, device=image.device), hidden, SampleRng.default(1), GPU_CHUNK)  # warm
-        encode = synchronised(lambda s=sampler: s.prepared(image))  # type: ignore[misc]
-        draws = synchronised(lambda p=prepared: p([0], hidden, SampleRng.default(1), GPU_DRAWS))  # type: ignore[misc]
-        draw = draws / GPU_DRAWS * 1000
-        name = f"{kind}{f' n = {GPU_STEPS}' if kind == 'DDIM' else ''}, {GPU_SIDE} px RGB, {precision}"
-        report.rows.append([name, GPU_DRAWS, None, None, None, None, None, None, encode, draw])
-        target = f"{name}: the paper's {PAPER[kind]:g} s per 1,000 samples over ours"
-        report.targets.append(Target(target, PAPER[kind] / (encode + draw), FASTER, at_least=True))
-    report.notes.append(
-        f"{GPU_SIDE} px: {torch.cuda.get_device_name()}, calls of {GPU_CHUNK}; the paper has an RTX 3090 Ti. "
-        "A flow computes in float32 alone."
-    )
-
-
-def synchronised(work: Work) -> float:
-    """Wall time of one call on the GPU."""
-
-    def run() -> None:
-        work()
-        torch.cuda.synchronize()
-
-    torch.cuda.synchronize()
-    return seconds(run)
-
-
 # -------------------------------------------------------------------------------------------------------------- report
 
 
 def generative(rounds: int = ROUNDS) -> Report:
-    """DDIM alone at few and many steps, POMELO with a DDIM and with a flow; with a GPU also 64 px."""
+    """DDIM alone at few and many steps, POMELO with a DDIM and with a flow."""
     report = Report(
         f"samplers of images: {IMAGES} grey images, {SIDE} px, calls of {CHUNK}, {torch.get_num_threads()} threads",
         [
@@ -273,11 +223,6 @@ def generative(rounds: int = ROUNDS) -> Report:
         "POMELO: superpixels, encoding, draws, classifier (ResNet-18 of width 16) and surrogate; no draw is kept.",
         "What fewer steps cost in quality needs trained weights: reconstruction_rmse (n = 50) and "
         "reconstruction_rmse_10_steps in quality.csv of python -m lit_xai.train model=ddim.",
+        "64 px RGB on a GPU: python -m benchmarks gpu.",
     ]
-    if torch.cuda.is_available():
-        on_gpu(report)
-    else:
-        report.notes.append(
-            f"{GPU_SIDE} px RGB in calls of {GPU_CHUNK}, beside the paper's seconds, needs a GPU: not run."
-        )
     return report

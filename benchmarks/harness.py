@@ -19,21 +19,27 @@ Cell = str | float | int | None
 
 @dataclass(frozen=True)
 class Target:
-    """A number that is promised: `value` must be at most `limit` (at least it, with `at_least`)."""
+    """A number that is promised: `value` must be at most `limit` (at least it, with `at_least`); None = it could not be measured."""
 
     name: str
-    value: float
+    value: float | None
     limit: float
     at_least: bool = False
 
     @property
     def met(self) -> bool:
-        """Whether the promise is kept (NaN keeps none)."""
+        """Whether the promise is kept (neither NaN nor None keeps one)."""
+        if self.value is None:
+            return False
         return self.value >= self.limit if self.at_least else self.value <= self.limit
 
     def __str__(self) -> str:
-        sign = ">=" if self.at_least else "<="
-        return f"{'met   ' if self.met else 'MISSED'} {self.name}: {self.value:.3g} (target {sign} {self.limit:g})"
+        return f"{'met   ' if self.met else 'MISSED'} {self.name}: {text_of(self.value)} (target {self.wanted})"
+
+    @property
+    def wanted(self) -> str:
+        """The limit with its sign."""
+        return f"{'>=' if self.at_least else '<='} {self.limit:g}"
 
 
 @dataclass
@@ -60,6 +66,11 @@ class Report:
             console.print(note, style="dim", highlight=False)
         console.print()
 
+    def said(self) -> str:
+        """The last row in a line."""
+        first, *cells = zip(self.columns, self.rows[-1], strict=True)
+        return ", ".join([text_of(first[1]), *(f"{c} {text_of(v)}" for c, v in cells if v is not None)])
+
     def plain(self) -> dict[str, Any]:
         """JSON-ready."""
         return {
@@ -82,6 +93,17 @@ def seconds(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
+
+
+def finished(work: Callable[[], object], device: torch.device | str) -> Callable[[], None]:
+    """The same work, over when the device has done it."""
+
+    def run() -> None:
+        work()
+        if torch.device(device).type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return run
 
 
 def alternate(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -112,7 +134,9 @@ def spread(times: Mapping[str, Sequence[float]], over: str, under: str) -> str:
 
 def machine() -> dict[str, Any]:
     """What the numbers were measured on."""
+    found = {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda} if torch.cuda.is_available() else {}
     return {
+        **found,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),

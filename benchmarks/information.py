@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from lit_xai.calls import per_call
 from lit_xai.explainers.information import information_maps
@@ -19,8 +18,6 @@ from benchmarks.setting import bare_forward, rows_through
 PATCH, DRAWS, CHUNK, SIDE, CLASSES = 8, 8, 64, 32, 10
 ROUNDS = 3
 OVERHEAD = 1.10
-PAPER = 256  # width of the paper's PatchSampler
-MINUTES, ALIKE = 3.0, 0.999  # VGG19 at 224 px on a GPU
 
 
 def sampler_of(channels: int, side: int, width: int, precision: str = "float32") -> PatchSampler:
@@ -49,7 +46,7 @@ def bare(model: nn.Module, sampler: PatchSampler, images: Tensor, windows: int) 
 
 
 def information(rounds: int = ROUNDS) -> Report:
-    """PMI of every class and IG at 32 px, stride 1 and stride K; with a GPU also VGG19 at 224 px."""
+    """PMI of every class and IG at 32 px, stride 1 and stride K."""
     report = Report(
         f"PMI + IG, K = {PATCH}, N = {DRAWS}, {SIDE} px, ResNet-18 of width 16, PatchSampler of width 32, {torch.get_num_threads()} threads",
         [
@@ -79,36 +76,5 @@ def information(rounds: int = ROUNDS) -> Report:
         report.rows.append([stride, *passes, *seconds, over, spread(times, "ours", "bare")])
         report.targets.append(Target(f"PMI + IG at stride {stride} over bare passes", over, OVERHEAD))
     report.notes = ["One walk gives the PMI of every class and the IG. The sampler's draws of a window share one pass."]
-    if torch.cuda.is_available():
-        vgg(report)
-    else:
-        report.notes.append("VGG19 at 224 px needs a GPU: not run.")
+    report.notes.append("VGG19 at 224 px on a GPU: python -m benchmarks gpu.")
     return report
-
-
-def vgg(report: Report) -> None:
-    """VGG19 at 224 px, stride 1, with the paper's PatchSampler in bf16, and its agreement with float32 at stride 8."""
-    import time
-
-    from torchvision.models import vgg19
-
-    torch.manual_seed(0)
-    model = vgg19().eval().cuda().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    image = nn.functional.interpolate(torch.rand(1, 3, 14, 14), size=224, mode="bilinear").cuda()
-    fillers = {p: sampler_of(3, 224, PAPER, p) for p in ("float32", "bf16")}
-
-    def maps(precision: str, stride: int) -> Tensor:
-        found = information_maps(
-            model, image, "top2", fillers[precision], PATCH, stride, DRAWS, precision=precision, max_batch=1024
-        )
-        return torch.cat([found.pmi[0], found.ig])
-
-    exact, rounded = (maps(p, PATCH).flatten(1).cpu().numpy() for p in ("float32", "bf16"))
-    alike = min(float(np.corrcoef(a, b)[0, 1]) for a, b in zip(exact, rounded, strict=True))
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    maps("bf16", 1)
-    torch.cuda.synchronize()
-    minutes = (time.perf_counter() - began) / 60
-    report.targets.append(Target("VGG19 at 224 px, stride 1, bf16, minutes", minutes, MINUTES))
-    report.targets.append(Target("VGG19: least correlation of bf16 maps with float32", alike, ALIKE, at_least=True))

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
@@ -26,9 +27,21 @@ ROUNDS = 3
 LEAST, MOST = 40_000, 1.1  # images a second on an H100 in bf16; time over bare steps on a CPU
 
 
-def place() -> tuple[torch.device, int, int, int]:
-    """Device, width of the network, steps before and while it is timed."""
-    return (torch.device("cuda", 0), 26, 50, 200) if torch.cuda.is_available() else (torch.device("cpu"), 8, 2, 8)
+@dataclass(frozen=True)
+class Setting:
+    """What is trained, and where: width of the network, steps before and while it is timed."""
+
+    device: torch.device
+    width: int
+    before: int
+    steps: int
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+
+GPU, CPU = Setting(torch.device("cuda", 0), 26, 50, 200), Setting(torch.device("cpu"), 8, 2, 8)
 
 
 def wait(device: torch.device) -> float:
@@ -51,17 +64,17 @@ def module(width: int) -> Classifier:
     return Classifier(lambda **shape: resnet18(**shape, width=width), 1, CLASSES, SIDE)
 
 
-def bare() -> float:
+def bare(setting: Setting) -> float:
     """Images a second of steps on one batch that is there, without Lightning."""
-    device, width, before, steps = place()
-    model = module(width).to(device).train()
+    device, before, steps = setting.device, setting.before, setting.steps
+    model = module(setting.width).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     batch = torch.rand(BATCH, 1, SIDE, SIDE, device=device), torch.arange(BATCH, device=device) % CLASSES
     began = 0.0
     for step in range(before + steps):
         began = wait(device) if step == before else began
         optimizer.zero_grad()
-        with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast("cuda", torch.bfloat16, enabled=setting.on_gpu):
             loss = model.batch_loss(batch)
         loss.backward()
         optimizer.step()
@@ -90,33 +103,35 @@ def data(source: Source, augmented: bool, on_device: bool) -> FoldData:
     return FoldData(lambda: source, folds=2, batch_size=BATCH, **options)  # type: ignore[arg-type]
 
 
+def trained(setting: Setting, source: Source, augmented: bool = False, on_device: bool = True) -> float:
+    """Images a second of a training: in bf16 on a GPU."""
+    clock = Clock(setting.before)
+    with quiet():
+        trainer = pl.Trainer(
+            accelerator="gpu" if setting.on_gpu else "cpu",
+            devices=1,
+            precision="bf16-mixed" if setting.on_gpu else "32-true",
+            max_epochs=1,
+            limit_val_batches=0,
+            callbacks=[clock],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module(setting.width), data(source, augmented, on_device))
+    return BATCH * setting.steps / clock.seconds
+
+
 def training(rounds: int = ROUNDS) -> Report:
     """Images a second: bare steps, trainings in four ways, and the batches of each alone."""
-    device, width, before, steps = place()
-    source, many = images(before + steps), images(100)
+    setting = GPU if torch.cuda.is_available() else CPU
+    source, many = images(setting.before + setting.steps), images(100)
 
-    def trained(augmented: bool, on_device: bool) -> float:
-        clock = Clock(before)
-        with quiet():
-            trainer = pl.Trainer(
-                accelerator="gpu" if device.type == "cuda" else "cpu",
-                devices=1,
-                precision="bf16-mixed" if device.type == "cuda" else "32-true",
-                max_epochs=1,
-                limit_val_batches=0,
-                callbacks=[clock],
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-            )
-            trainer.fit(module(width), data(source, augmented, on_device))
-        return BATCH * steps / clock.seconds
-
-    works: dict[str, Callable[[], float]] = {"bare steps on one batch": bare}
+    works: dict[str, Callable[[], float]] = {"bare steps on one batch": lambda: bare(setting)}
     for augmented, what in ((False, "training"), (True, "training, crops and flips")):
         for on_device, how in ((False, "on_device=false"), (True, "on_device=auto")):
-            works[f"{what}, {how}"] = lambda a=augmented, o=on_device: trained(a, o)
+            works[f"{what}, {how}"] = lambda a=augmented, o=on_device: trained(setting, source, a, o)
     found: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds):
         for name in list(works)[:: 1 if number % 2 == 0 else -1]:
@@ -124,8 +139,8 @@ def training(rounds: int = ROUNDS) -> Report:
     speed = {name: statistics.median(values) for name, values in found.items()}
     floor, ours = speed["bare steps on one batch"], speed["training, on_device=auto"]
     report = Report(
-        f"training: ResNet-18 of width {width}, {SIDE} px, batch {BATCH}, {'bf16' if device.type == 'cuda' else 'float32'} "
-        f"on {device}, {torch.get_num_threads()} threads",
+        f"training: ResNet-18 of width {setting.width}, {SIDE} px, batch {BATCH}, {'bf16' if setting.on_gpu else 'float32'} "
+        f"on {setting.device}, {torch.get_num_threads()} threads",
         ["what", "images/s", "slowest", "time over bare steps"],
     )
     for name, value in speed.items():
@@ -134,7 +149,7 @@ def training(rounds: int = ROUNDS) -> Report:
         for on_device, how in ((False, "one by one"), (True, "as a whole")):
             loader = data(many, augmented, on_device).train_dataloader()
             report.rows.append([f"batches alone on the CPU{what}, {how}", f"{rate(loader):,.0f}", None, None])
-    if device.type == "cuda":
+    if setting.on_gpu:
         report.targets.append(Target("images a second in bf16", ours, LEAST, at_least=True))
     else:
         augmented_over = floor / speed["training, crops and flips, on_device=auto"]
