@@ -79,25 +79,25 @@ class Size:
 
 
 SIZES = {
-    "cuda": {"32 px": Size(32, 4096, 16_384, 8192), "224 px": Size(224, 256, 2048, 1024, classes=1000)},
-    "cpu": {"32 px": Size(16, 16, 16, 8, width=2), "224 px": Size(20, 8, 16, 8, width=2)},
+    "measured": {"32 px": Size(32, 4096, 16_384, 8192), "224 px": Size(224, 256, 2048, 1024, classes=1000)},
+    "tried": {"32 px": Size(16, 16, 16, 8, width=2), "224 px": Size(20, 8, 16, 8, width=2)},
 }
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where it is measured, and how often."""
+    """Where it is measured, and whether the code is only tried, on next to nothing."""
 
     device: torch.device
-
-    @property
-    def small(self) -> bool:
-        """A CPU, where only the code is tried."""
-        return self.device.type == "cpu"
+    small: bool = False
 
     @property
     def rounds(self) -> int:
         return 1 if self.small else ROUNDS
+
+    def size(self, which: str) -> Size:
+        """Of the images of these pixels."""
+        return SIZES["tried" if self.small else "measured"][which]
 
     def pick(self, full: Any, few: Any) -> Any:
         """What a GPU measures, or what a CPU tries."""
@@ -239,7 +239,7 @@ def captum_of(name: str, model: nn.Module, images: Tensor, targets: Tensor, coun
 
 def method_works(place: Place, name: str, which: str) -> tuple[dict[str, Work], str]:
     """A method as shipped, and the same number of model inputs in calls of a good size; what it is of."""
-    size, method = SIZES[place.device.type][which], as_shipped(name, place)
+    size, method = place.size(which), as_shipped(name, place)
     model, passes = classifier(size, place.device), method.passes(size.side, size.side)
     number = max(1, (size.backward if passes.backward else size.forward) // passes.forward)
     images, targets = inputs(number, size, place.device)
@@ -261,7 +261,7 @@ def method_row(place: Place, name: str, which: str) -> Found:
     """Ours over bare calls."""
     works, note = method_works(place, name, which)
     found = contest(place, works, [note])
-    size = SIZES[place.device.type][which]
+    size = place.size(which)
     model, image = classifier(size, place.device), inputs(1, size, place.device)[0]
     found.notes.append(f"max_batch=auto: {images_a_call(model, image)} images")
     return found
@@ -434,15 +434,22 @@ def information_row(place: Place, stride: int, alike: bool) -> Found:
     return Found(seconds(finished(lambda: maps("bf16"), place.device)))
 
 
+def drawn(number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Grey images of 28 px, uint8, of ten classes that are mixed so that predictors are sometimes wrong, and disagree."""
+    g = np.random.default_rng(0)
+    kinds, labels = g.integers(0, 128, (10, 28, 28)).astype(np.float32), g.integers(0, 10, number)
+    share = g.uniform(0.45, 1, (number, 1, 1)).astype(np.float32)
+    mixed = share * kinds[labels] + (1 - share) * kinds[g.integers(0, 10, number)]
+    return (mixed + g.integers(0, 128, (number, 28, 28), dtype=np.uint8)).astype(np.uint8), labels
+
+
 def protocol_row(place: Place) -> Found:
     """Two networks, five folds each, from nothing to both tables in one command, on drawn images as many and large as Fashion-MNIST's."""
     number, extra = place.pick((60_000, []), (200, ["data.folds=2", "explainer=[saliency]", "checks=0"]))
     explainers = "saliency,gradient_input,integrated_gradients,smoothgrad,gradcam,gradcam_plus_plus,rise,random"
     with tempfile.TemporaryDirectory() as folder:
-        g = np.random.default_rng(0)
-        kinds, labels = g.integers(0, 128, (10, 28, 28)), np.arange(number) % 10
-        pictures = (kinds[labels] + g.integers(0, 128, (number, 28, 28))).astype(np.uint8)
-        held = {"test_images": pictures[:100], "test_labels": labels[:100]}
+        pictures, labels = drawn(number)
+        held: dict[str, Any] = {"test_images": pictures[:100], "test_labels": labels[:100]}
         np.savez(Path(folder, "drawn.npz"), train_images=pictures, train_labels=labels, **held)
         command = [
             sys.executable,
@@ -490,7 +497,7 @@ def rows_of() -> list[Row]:
             out.append(Row(title, measured, 5 + windows / 100, limit, tf32=True))
     out.append(Row("flow, 1,000 draws", flow_row, 25, 1.2, of_value=True))
     out.append(Row("DDIM, encode 8 images, bf16", ddim_encode_row, 60, 0.6, of_value=True))
-    out.append(Row("DDIM, 1,000 draws, bf16", ddim_draw_row, 75, 8.0, of_value=True))
+    out.append(Row("DDIM, 1,000 draws, bf16", ddim_draw_row, 50, 8.0, of_value=True))
     out.append(Row("incremental, constants", constants_row, 5, tf32=True))
     alike = functools.partial(information_row, stride=PATCH, alike=True)
     out.append(Row("PMI + IG, bf16 with float32", alike, 15, 0.999, of_value=True, at_least=True, unit="correlation"))
@@ -583,7 +590,8 @@ def gpu(
         protocol: also the whole protocol in processes of its own.
         each: is given the report after every row.
     """
-    place = Place(torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else torch.device("cpu"))
+    on_gpu = device == "cuda"
+    place = Place(torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu"), not on_gpu)
     report = Report(heading(place), COLUMNS)
     began, left_out = time.perf_counter(), []
     with tf32_kept():
@@ -607,7 +615,12 @@ def gpu(
     if left_out:
         report.notes.append(f"left out, since {minutes:g} minutes were over: {'; '.join(left_out)}")
     report.notes.append("bare: model calls of a good size alone; LIME's superpixels are made in the warm-up and kept")
+    let_go()
+    return report
+
+
+def let_go() -> None:
+    """Of the networks, and of what was drawn by them."""
     for cached in (classifier, ddim, glow, incremental.network):
         cached.cache_clear()
     forget()
-    return report

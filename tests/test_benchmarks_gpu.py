@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -13,8 +14,12 @@ from benchmarks import __main__, gpu
 from benchmarks.gpu import METHODS, SIZES, Found, Place, Row
 from benchmarks.harness import Report
 from benchmarks.setting import rows_through
+from lit_xai.incremental import COSTS
+from torch import nn
 
-CPU = Place(torch.device("cpu"))
+from transfers import DEVICE, Counted, moved
+
+CPU = Place(torch.device("cpu"), small=True)
 
 
 def cell(report: Report, name: str, column: str) -> object:
@@ -42,11 +47,37 @@ def test_a_cpu_tries_every_row_and_judges_none():
     assert "numbers mean nothing" in report.title
 
 
-@pytest.mark.parametrize("which", SIZES["cpu"])
+def test_every_tensor_of_a_row_is_on_the_device(monkeypatch):
+    def to(module: nn.Module, *given, **options) -> nn.Module:
+        wanted = given and isinstance(given[0], torch.device | str) and torch.device(given[0]) == DEVICE
+        return moved(module) if wanted else whole(module, *given, **options)
+
+    whole = nn.Module.to
+    monkeypatch.setattr(nn.Module, "to", to)
+    # torch knows no autocast for this device, and tensors that hold others no inference mode
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
+    monkeypatch.setattr(torch, "inference_mode", lambda on=True: torch.no_grad() if on else torch.enable_grad())
+    monkeypatch.setitem(COSTS, DEVICE.type, COSTS["cuda"])
+    monkeypatch.setitem(sys.modules, "captum", None)
+    place = Place(DEVICE, small=True)
+    # Lightning chooses the device of a training; the others differ in size alone from those that are tried
+    others = "training", "incremental, constants", "incremental S", "incremental R", "PMI"
+    rows = [row for row in gpu.rows_of() if not (row.name.startswith(others) or "32 px" in row.name)]
+    try:
+        with Counted():
+            found = {row.name: row.measure(place) for row in rows}
+    finally:
+        gpu.let_go()
+    assert len(found) == 15
+    assert all(f.ours is not None for f in found.values())
+
+
+@pytest.mark.parametrize("which", SIZES["tried"])
 @pytest.mark.parametrize("name", METHODS)
 def test_the_bare_calls_take_as_many_images_as_the_method(name, which):
     done, _ = gpu.method_works(CPU, name, which)
-    size = SIZES["cpu"][which]
+    size = CPU.size(which)
     model = gpu.classifier(size, CPU.device)
     found = {who: rows_through(model, work) for who, work in done.items()}
     ours = found.pop("ours")
