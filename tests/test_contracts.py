@@ -262,6 +262,17 @@ def apply(
     return score(model, images, maps, targets, rng, observed)
 
 
+class Minus(nn.Module):
+    """Logits without those of another image."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("logits", logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - self.logits
+
+
 @every("score")
 class TestScore:
     def test_is_a_frozen_dataclass_with_a_direction_and_a_meaning(self, file):
@@ -283,7 +294,8 @@ class TestScore:
         assert not values.requires_grad
 
     def test_depends_on_the_map(self, file, model, images, maps, targets, masks):
-        score = build(file)
+        score, empty = build(file), model(images.mean(0, keepdim=True)).detach()
+        model = nn.Sequential(model, Minus(empty))  # whose decisions differ between images, for scores of decisions
         values = apply(score, model, images, maps, targets, masks)
         other = maps.flip(1).clamp_min(-1)  # another order, and other values
         assert not torch.equal(values, apply(score, model, images, other, targets, masks))

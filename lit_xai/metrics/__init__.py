@@ -5,6 +5,7 @@ from lit_xai.metrics.distance import DISTANCES, map_distance
 from lit_xai.metrics.fidelity import Deletion, Insertion, MuFidelity, NegativeEvidence
 from lit_xai.metrics.in_domain import InDomainDeletion, InDomainInsertion, InDomainMuFidelity
 from lit_xai.metrics.infidelity import Infidelity
+from lit_xai.metrics.kept_share import KeptShare
 from lit_xai.metrics.localisation import (
     BoxIoU,
     LocalisationError,
@@ -33,6 +34,7 @@ __all__ = [
     "InDomainMuFidelity",
     "Infidelity",
     "Insertion",
+    "KeptShare",
     "LocalisationError",
     "MaskIoU",
     "MaskPrecision",

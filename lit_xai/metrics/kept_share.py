@@ -1,0 +1,87 @@
+"""How much of an image must be kept for its prediction to stay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from lit_xai.calls import AUTO, Chunk, Size, evaluating, gated, in_format_of, walk
+from lit_xai.core import Filler, Images, Maps, Model, Passes, Score, Scores, Targets
+from lit_xai.fillers.constant import BlurOrMean
+from lit_xai.fillers.refill import Refill
+from lit_xai.fitting import describe
+from lit_xai.metrics.conformal import kept_from
+from lit_xai.metrics.fidelity import Insertion, check_scored, descending_position
+from lit_xai.rng import SampleRng
+
+
+@dataclass(frozen=True)
+class KeptShare(Score):
+    """The smallest share of an image's pixels, the highest of its map first, from which on the prediction is that of the whole
+    image, and stays it: in (0, 1] or 0, lower is better.
+
+    The walk is insertion's (Petsiuk et al., 2018): it begins with the filler everywhere and ends with the whole image. Which class the
+    map explains plays no part. Ties of the map are broken at random, from the sample's own stream.
+
+    Args:
+        step: pixels a step; 0 = the image side; below 1, a share of the pixels. The share is known to within a step.
+        filler: what stands where a pixel is not kept.
+        max_batch: most images per model call.
+    """
+
+    step: float = 0
+    filler: Filler = field(default_factory=BlurOrMean)
+    max_batch: Size = AUTO
+    deterministic = True  # but for the order of ties, of which another is as good
+    higher_is_better = False
+
+    def meaning(self) -> dict[str, Any]:
+        """What the number means."""
+        source = "insertion's walk (Petsiuk et al. 2018); smallest share from which on the prediction stays the whole image's"
+        return {**describe(self), "source": source}
+
+    def counts(self, height: int, width: int) -> Int[Tensor, "t"]:
+        """How many pixels are visible at every point."""
+        return Insertion(step=self.step).counts(height, width)
+
+    def passes(self, height: int, width: int) -> Passes:
+        """One forward pass a point."""
+        return Passes(len(self.counts(height, width)))
+
+    @gated
+    def __call__(
+        self,
+        model: Model,
+        images: Images,
+        maps: Maps,
+        targets: Targets,
+        rng: SampleRng | None = None,
+        observed: Tensor | None = None,
+    ) -> Scores:
+        check_scored(images, maps)
+        rng = SampleRng.default(len(images), rng)
+        counts = self.counts(*images.shape[-2:]).to(images.device)
+        predicted = self.predicted(model, images, maps, rng, counts)
+        shares = counts.double() / (images.shape[-2] * images.shape[-1])
+        return kept_from(predicted == predicted[:, -1:], shares)
+
+    def predicted(
+        self, model: Model, images: Images, maps: Maps, rng: SampleRng, counts: Int[Tensor, "t"]
+    ) -> Int[Tensor, "b t"]:
+        """The predicted class at every point."""
+        refill = Refill(self.filler, images, rng)
+        place = descending_position(maps, rng).view(-1, *images.shape[-2:])
+        out = torch.empty(len(images) * len(counts), dtype=torch.long, device=images.device)
+
+        def ask(chunk: Chunk) -> None:
+            kept = place[chunk.image] < counts[chunk.variant].view(-1, 1, 1)
+            logits = model(in_format_of(refill(kept, chunk, 0), images))  # one noise along the whole walk
+            out[chunk.start : chunk.stop] = logits.argmax(-1)
+
+        with torch.inference_mode(), evaluating(model):
+            walk(model, images, len(counts), self.max_batch, ask)
+        return out.view(len(images), len(counts))
