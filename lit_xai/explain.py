@@ -7,7 +7,8 @@ from typing import Any
 from lit_xai.cli.command import command
 
 ABOUT = """Explain and score probes with a trained (or pretrained) predictor. No training; only what is missing is computed.
-probes=random (default) or probes=disagreements (once all folds are trained); part=0/8 does one eighth of the shards.
+probes=random (default), probes=disagreements (once all folds are trained) or probes=test (images that no fold saw: what holds
+for new ones); part=0/8 does one eighth of the shards.
 image=photo.jpg checkpoint=checkpoints/<name>/fold=0/model.ckpt (or model=pretrained) explainer=lime: one picture a method;
 filler=[black,mean,blur]: how plausible images are after each filler; on data with masks, how well it removes the object.
 sanity=[cascading,independent,labels]: do maps change when the model forgets what it learned?

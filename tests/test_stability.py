@@ -391,7 +391,7 @@ def test_a_plain_function_is_resampled_like_its_quick_form():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"better": "more"}, "up, down"), ({"over": "some"}, "equal, both, labels, randomised, repeated, all")],
+    [({"better": "more"}, "up, down"), ({"over": "some"}, "equal, both, labels, randomised, repeated, test, all")],
 )
 def test_options_that_mean_nothing_are_refused(options, message):
     with pytest.raises(UsageError, match=message):

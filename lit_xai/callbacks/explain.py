@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,18 +19,20 @@ from lit_xai.core import Explainer, Score
 from lit_xai.data.folds import Disagreements, FoldData
 from lit_xai.engine import Job, Tasks, explained_classes
 from lit_xai.errors import DamagedFile, UsageError
+from lit_xai.metrics.kept_share import KEPT, KeptShare
 from lit_xai.metrics.localisation import settle
 from lit_xai.models.lipschitz import without_temperature
 from lit_xai.report.dashboard import Dashboard
 from lit_xai.report.ensemble import Ensemble
 from lit_xai.store.files import write_csv
 from lit_xai.store.fold import FoldStore, MapReader, Predictions
-from lit_xai.store.names import CHECKS, DECISIONS, DISAGREEMENTS, RANDOM, RANDOMISED, REPEATED
+from lit_xai.store.names import CHECKS, DECISIONS, DISAGREEMENTS, RANDOM, RANDOMISED, REPEATED, TEST
 from lit_xai.store.plans import plan_text
 from lit_xai.store.shards import Stamp, stamp_of
 
-PASSES = {"random": RANDOM, **{kind: kind for kind in (DISAGREEMENTS, DECISIONS, RANDOMISED, REPEATED)}}
+PASSES = {"random": RANDOM, **{kind: kind for kind in (DISAGREEMENTS, DECISIONS, RANDOMISED, REPEATED, TEST)}}
 FEW_PROBES = 12  # that are explained again, of every fold
+TEST_PROBES = 200  # at most, of images that no fold saw
 SHOWN = 10_000  # rows of the table on the dashboard; the file has them all
 
 
@@ -53,12 +57,14 @@ class Explain(Report):
         store: where results go.
         probes: `random`; `disagreements`, for their labels; `decisions`, the disagreements on which this predictor is wrong, for
             the classes that it says (a pass of its own where `target` is the label); `randomised`, a few held-out random probes by
-            the network with fresh weights; `repeated`, the same with other noise.
+            the network with fresh weights; `repeated`, the same with other noise; `test`, images that no fold saw, whose kept share alone
+            is scored (a chosen `KeptShare`, else the default one).
         seed: of all noise.
         batch_size, shard_size: images per explainer call, probes per file.
         target: the class a map explains: `label` or `prediction`.
         cap: most disagreements explained per fold; None = all.
         checks: probes of `randomised` and `repeated`.
+        tests: most probes of `test`; None = all images that no fold saw.
         part: this job's share of the shards, `i/n`.
         progress: show a bar.
         command: the command and its overrides that compute the same, for `lit_xai.evaluate --status`.
@@ -77,19 +83,27 @@ class Explain(Report):
         target: str = "label",
         cap: int | None = 200,
         checks: int = FEW_PROBES,
+        tests: int | None = TEST_PROBES,
         part: str = "0/1",
         progress: bool = True,
         command: tuple[str, Sequence[str]] = ("explain", ()),
         nodes: Mapping[str, Any] | None = None,
     ) -> None:
         if probes not in PASSES:
-            raise UsageError(f"probes must be random or disagreements, found {probes!r}")
+            raise UsageError(f"probes must be random, disagreements or test, found {probes!r}")
         if target not in ("label", "prediction"):
             raise UsageError(f"target must be label or prediction, found {target!r}")
         self.explainers, self.store, self.probes = dict(explainers), store, probes
-        self.scores = dict(scores) if probes == "random" else {}
+        if tests is not None and (not isinstance(tests, int) or isinstance(tests, bool) or tests < 1):
+            raise UsageError(f"test_probes must be a whole number of at least 1, or null for all, found {tests!r}")
+        chosen: dict[str, Score] = {name: s for name, s in scores.items() if isinstance(s, KeptShare)} or {
+            KEPT: KeptShare()
+        }
+        of_kind: dict[str, dict[str, Score]] = {"random": dict(scores), "test": chosen}
+        self.scores = of_kind.get(probes, {})
         self.seed, self.batch_size, self.shard_size = seed, batch_size, shard_size
-        self.target, self.cap, self.checks, self.part, self.progress = target, cap, checks, parse_part(part), progress
+        self.target, self.cap, self.checks, self.tests = target, cap, checks, tests
+        self.part, self.progress = parse_part(part), progress
         self.command, self.nodes, self.written = command, dict(nodes or {}), 0
 
     @property
@@ -107,8 +121,13 @@ class Explain(Report):
     ) -> Job:
         """The predictor and the probes of this pass; see `classes`."""
         target = self.target if data.source.labelled else "prediction"
-        samples, shared = data.probes, {**data.shared(), "target": target}
-        if self.kind in CHECKS:
+        samples, images, shared = data.probes, data.source.train, {**data.shared(), "target": target}
+        if self.kind == TEST:
+            unseen = data.unseen(self.tests)
+            samples, images, shared = unseen.samples, unseen.images, {**shared, "test": unseen.content}
+            if predictions is not None and not predictions.has(samples):
+                predictions = None  # of fewer of them
+        elif self.kind in CHECKS:
             samples = engine.checked_probes(data.split, samples, data.fold, self.checks)
         elif self.kind != RANDOM:
             samples, shared = self.disagreements(data), {**shared, "cap": self.cap}
@@ -116,13 +135,13 @@ class Explain(Report):
             samples = predictions.wrong_of(samples)
         return Job(
             model=model,
-            images=data.source.train,
+            images=images,
             samples=samples,
             targets=self.classes(samples, data, predictions),
             store=self.store,
             shared=shared,
             trained_on=data.trained_on,
-            truth=data.source.truth,
+            truth=None if self.kind == TEST else data.source.truth,
             kind=self.kind,
             seed=self.seed,
             batch_size=self.batch_size,
@@ -135,7 +154,8 @@ class Explain(Report):
         """The class that each map explains; what is not predicted yet counts as 0."""
         predicted = torch.zeros_like(samples) if predictions is None else predictions.of(samples)
         target = "prediction" if self.kind == DECISIONS else self.target
-        return explained_classes(target, data.split.label(samples), lambda: predicted)
+        split = data.unseen(self.tests).split if self.kind == TEST else data.split
+        return explained_classes(target, split.label(samples), lambda: predicted)
 
     def disagreements(self, data: FoldData) -> Tensor:
         """Those that this fold's predictor explains.
@@ -165,18 +185,33 @@ class Explain(Report):
                 f"softmax(tau z): delete its {self.store.predictions_file.name}, maps/ and disagreements/ (not model.ckpt) and "
                 f"explain again"
             )
-        if predictions is None and self.store.predictions_file.exists() and self.target == "prediction":
-            self.store.read_predictions()  # damaged: the explained classes are not known
+        if predictions is None and self.file.exists() and self.target == "prediction":
+            self.store.read_predictions(self.file)  # damaged: the explained classes are not known
         job = self.job(model, data, device, predictions, checkpoint)
         return Tasks.of(job, self.explainers, self.scores, self.part)
 
+    @property
+    def file(self) -> Path:
+        """Where the predictions of its samples are."""
+        return self.store.test_file if self.kind == TEST else self.store.predictions_file
+
     def known_predictions(self) -> Predictions | None:
         """Those of an earlier run; None if there are none."""
-        if not self.store.predictions_file.exists():
+        if not self.file.exists():
             return None
         with contextlib.suppress(DamagedFile):  # it is written anew
-            return self.store.read_predictions()
+            return self.store.read_predictions(self.file)
         return None
+
+    def predict(self, on: Context, job: Job, show: bool) -> Predictions:
+        """Predictions of all training samples, which are kept; of a pass over test probes, of these, too, and these are meant."""
+        whole = replace(job, images=on.data.source.train, shared={k: v for k, v in job.shared.items() if k != "test"})
+        predictions = engine.predictions_of(whole, on.data.split, on.data.fold, on.rank, on.world, show)
+        if self.kind == TEST:
+            split = on.data.unseen(self.tests).split
+            predictions = engine.predictions_of_tests(job, split, on.rank, on.world, show)
+        on.barrier("predictions")
+        return predictions
 
     def write_plans(self, probes: int) -> None:
         """Say what there is to do."""
@@ -188,8 +223,7 @@ class Explain(Report):
         """Predict, explain, score; `tasks` are what `self.tasks` found for this trained model, if anybody has asked."""
         show = self.progress and on.rank == 0
         job = self.job(on.model, on.data, on.device, self.known_predictions()) if tasks is None else tasks.job
-        predictions = engine.predictions_of(job, on.data.split, on.data.fold, on.rank, on.world, show)
-        on.barrier("predictions")
+        predictions = self.predict(on, job, show)
         now = self.job(job.model, on.data, on.device, predictions, job.checkpoint)
         same = torch.equal(now.samples, job.samples) and torch.equal(now.targets, job.targets)
         if tasks is None or not same:

@@ -32,6 +32,7 @@ from lit_xai.callbacks import (
     SanityCheck,
     Stability,
 )
+from lit_xai.callbacks.explain import TEST_PROBES
 from lit_xai.cli.build import (
     build,
     build_data,
@@ -293,6 +294,7 @@ class Run:
             target=c.target,
             cap=c.cap,
             checks=c.checks,
+            tests=c.get("test_probes", TEST_PROBES),
             part=c.get("part", "0/1"),
             progress=c.progress,
             command=(self.job_type, self.overrides),

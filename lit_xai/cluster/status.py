@@ -27,9 +27,11 @@ from lit_xai.store.names import (
     DISAGREEMENTS,
     KINDS,
     PREDICTIONS,
+    PROBES,
     RANDOM,
     RANDOMISED,
     REPEATED,
+    TEST,
     explainers_in,
     fold_paths,
     is_name,
@@ -116,6 +118,7 @@ class Status:
             DECISIONS: "wrong decisions on them",
             RANDOMISED: "probes by fresh weights",
             REPEATED: "probes with other noise",
+            TEST: "test probes",
         }
         names = [e for rows in self.counts.values() for e in rows]
         first = max(map(len, [*names, *titles.values()]), default=0)
@@ -168,7 +171,7 @@ def status(folder: Path, said: Mapping[Path, Said] = MappingProxyType({})) -> St
         names = planned.union(*(explainers_in(path / kind) for path in paths.values()))
         sizes = {f: read_size(paths.get(f), kind) for f in folds} if names else {}
         shared = (
-            next((s for s in sizes.values() if s), None) if kind == RANDOM else None
+            next((s for s in sizes.values() if s), None) if kind in (RANDOM, TEST) else None
         )  # the same probes in all folds
         counts[kind] = {}
         for name in sorted(names):
@@ -300,7 +303,7 @@ def commands(found: Status) -> list[str]:
             for text, names in groups.items():
                 plan = json.loads(text)
                 more = [f"explainer=[{','.join(names)}]"] if not plan else []
-                more += ["probes=disagreements"] if kind in (DISAGREEMENTS, DECISIONS) else []
+                more += [f"probes={PROBES[kind]}"] if kind in PROBES else []
                 out.append(line(plan, "explain", f, *more))
     return list(dict.fromkeys(out)) or (["python -m lit_xai.evaluate " + shlex.join(place)] if outdated(found) else [])
 

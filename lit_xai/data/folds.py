@@ -18,6 +18,7 @@ from lit_xai.data import groups
 from lit_xai.data.augment import AtOnce, Transform, one_by_one
 from lit_xai.data.images import ImageSet, InMemory, OnDisk, Source, digest
 from lit_xai.data.split import Split
+from lit_xai.data.unseen import Unseen
 from lit_xai.errors import UsageError
 from lit_xai.fitting import TrainedOn
 from lit_xai.rng import SampleRng, stable_hash
@@ -243,6 +244,7 @@ class FoldData(pl.LightningDataModule):
         self.show = show
         self.groups_in, self.folds_in = groups, fold_column
         self.first_epoch, self.first_batch = 0, 0  # whoever resumes says where
+        self.drawn: dict[int | None, Unseen] = {}  # test probes, by their largest number
         self.there: dict[torch.device, InMemory | None] = {}  # the training images on devices
         if probes_per_fold is not None and probes_per_fold < 1:
             raise UsageError(f"data.probes_per_fold must be at least 1, found {probes_per_fold}")
@@ -290,6 +292,12 @@ class FoldData(pl.LightningDataModule):
     def probes(self) -> Int[Tensor, "p"]:
         """The random probes of all folds."""
         return self.split.probes(self.probes_per_fold)
+
+    def unseen(self, most: int | None) -> Unseen:
+        """At most so many random images that no fold saw, see `Unseen.draw`."""
+        if most not in self.drawn:
+            self.drawn[most] = Unseen.draw(self.source, self.split, most, self.grouping.get("groups"))
+        return self.drawn[most]
 
     @cached_property
     def colour(self) -> tuple[tuple[float, ...], tuple[float, ...]]:

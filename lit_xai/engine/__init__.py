@@ -21,7 +21,7 @@ from lit_xai.engine.estimate import (
 )
 from lit_xai.engine.job import Job, explained_classes, files_of, model_hash, read_from
 from lit_xai.engine.loop import check_maps, compute, explain
-from lit_xai.engine.predict import keep_thumbnails, predict, predictions_of
+from lit_xai.engine.predict import keep_thumbnails, predict, predictions_of, predictions_of_tests
 from lit_xai.engine.tasks import Spec, Task, Tasks, masks_digest, specs
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "plan",
     "predict",
     "predictions_of",
+    "predictions_of_tests",
     "read_from",
     "seconds_per_image",
     "setting",

@@ -18,7 +18,7 @@ from lit_xai.engine.job import Job
 from lit_xai.engine.sizes import size_of, sized
 from lit_xai.engine.tasks import Tasks
 from lit_xai.explainers.sweep import SlidingPatch
-from lit_xai.store.names import RANDOM
+from lit_xai.store.names import RANDOM, TEST
 
 # fields that decide how many passes a method takes: the first that helps is named where it shall be cheaper
 COUNTS = ("stride", "step", "masks", "samples", "cap", "steps", "points", "subsets", "draws", "repeats")
@@ -161,7 +161,10 @@ def size(thing: Explainer | Score, height: int, width: int) -> int:
 def fewer_probes(job: Job) -> str | None:
     """The option that brings the number of explained images down to a quarter; None where maps of them are there."""
     each = len(job.samples) // job.shared["folds"]
-    option = "cap" if job.kind != RANDOM else "data.probes_per_fold"
+    if job.kind == TEST:
+        option, each = "test_probes", len(job.samples)
+    else:
+        option = "cap" if job.kind != RANDOM else "data.probes_per_fold"
     return None if each < 2 or begun(job) else f"{option}={max(1, each // 4)}"
 
 

@@ -92,6 +92,35 @@ def lipschitz_of(job: Job, held: Int[Tensor, "n"]) -> float:
     return float(local_lipschitz(job.model, job.images.images(chosen).to(job.device)).max())
 
 
+def predictions_of_tests(job: Job, split: Split, rank: int = 0, world: int = 1, progress: bool = False) -> Predictions:
+    """Predictions of test probes (`split`, see `Unseen`): the store's if they are this checkpoint's of these, else new ones, written by
+    rank 0 beside those of other probes, which other explainers may have.
+    """
+    meta = {**job.shared, "checkpoint": job.checkpoint, **lit_xai.made_by()}
+    own, found = {k: v for k, v in meta.items() if k not in ("test", *lit_xai.made_by())}, None
+    with contextlib.suppress(DamagedFile, UsageError):  # none, or none that can be read
+        found = job.store.read_predictions(job.store.test_file)
+        if any(found.meta.get(k) != v for k, v in own.items()):
+            found = None
+        elif found.meta["test"] == meta["test"] and found.has(split.samples):
+            return found
+    predicted, confidence, _ = predict(
+        job.model, job.images, split.samples, split.labels, job.device, rank, world, progress=progress
+    )
+    columns: list[tuple[Tensor, ...]] = [(split.samples, split.labels, predicted, confidence)]
+    if found is not None:
+        other = ~torch.isin(found.split.samples, split.samples)
+        known = found.split.samples, found.split.labels, found.predicted, found.confidence
+        columns.append(tuple(column[other] for column in known))
+    samples, labels, predicted, confidence = (torch.cat(column) for column in zip(*columns, strict=True))
+    order = samples.argsort()
+    every = Split(samples[order], torch.full_like(samples, -1), labels[order], split.k, split.seed)
+    out = Predictions(every, job.store.fold, predicted[order], confidence[order], meta)
+    if rank == 0:
+        job.store.write_predictions(out, job.store.test_file)
+    return out
+
+
 def keep_thumbnails(job: Job, split: Split, show: Sequence[int] | None = None) -> None:
     """Keep small copies of this fold's held-out probes, at most `MOST`, where there are none yet; `show` as in `seen`."""
     samples, _ = job.store.read_thumbnails()

@@ -17,7 +17,7 @@ from lit_xai.metrics.gaps import PERMUTATIONS, permuted
 from lit_xai.metrics.intervals import PERCENTILE, Interval
 from lit_xai.metrics.pairs import Pairs, source_of
 from lit_xai.metrics.statistics import CHUNK, RESAMPLES, Estimate, across_predictors, resamples
-from lit_xai.store.names import CHECKS
+from lit_xai.store.names import CHECKS, TEST
 
 # the pairs of S_equal; those and S_differ, whose maps explain what each predictor says, or the label; or all
 EQUAL, BOTH, LABELS, ALL = "equal", "both", "labels", "all"
@@ -31,6 +31,7 @@ CHECK_THEM = "run python -m lit_xai.explain for every fold"
 ABSENT = {
     RANDOMISED: f"not explained with fresh weights: {CHECK_THEM}",
     REPEATED: f"not explained with other noise: {CHECK_THEM}",
+    TEST: "no test probes explained: run python -m lit_xai.explain probes=test for every fold",
 }
 VIEWS = ("default", "paper", "xplique")  # tables that `definition=` names
 SHORT = "short"  # the view of the degradation study, and of what training says at its end
@@ -82,7 +83,7 @@ class Measure:
         meaning: its formula in a line.
         better: `up` or `down`.
         over: `equal`; `both` (S_equal and S_differ of decisions) or `labels` (of labels), undefined below `least` disagreeing
-            samples; `randomised` or `repeated` (`Pairs.beside`); or `all`.
+            samples; `randomised` or `repeated` (`Pairs.beside`); `test`, S_equal of the test probes; or `all`.
         interval: how its interval is made of replicates, in which samples are drawn with all their pairs.
         null: its value without any signal; None = it has none of its own.
         distance: the only distance it is defined on; empty = that of the table.
@@ -117,7 +118,7 @@ class Measure:
     def __post_init__(self) -> None:
         for name, found, known in (
             ("better", self.better, ("up", "down")),
-            ("over", self.over, (EQUAL, BOTH, LABELS, *CHECKS, ALL)),
+            ("over", self.over, (EQUAL, BOTH, LABELS, *CHECKS, TEST, ALL)),
         ):
             if found not in known:
                 raise UsageError(f"a measure's {name} must be one of {', '.join(known)}, found {found!r}")
@@ -144,10 +145,12 @@ class Measure:
         """The pairs that it looks at, those of unknown distance among them; None where the distance is another one."""
         if self.over in CHECKS:
             return pairs.beside.get(self.over)
-        of = pairs.on(self.distance)
+        of = pairs.beside.get(TEST) if self.over == TEST else pairs
+        of = None if of is None else of.on(self.distance)
         if of is None or self.over == ALL:
             return of
-        differ = {EQUAL: torch.zeros_like(of.equal), BOTH: of.of_decisions, LABELS: of.of_labels}[self.over]
+        nothing = torch.zeros_like(of.equal)
+        differ = {EQUAL: nothing, TEST: nothing, BOTH: of.of_decisions, LABELS: of.of_labels}[self.over]
         return of.take(of.equal | differ)
 
     def lacks(self, rests_on: Pairs) -> str:
@@ -266,7 +269,7 @@ def of_group(pairs: Pairs, group: Mapping[str, Measure], n_resamples: int) -> di
                 without[name].append(statistic(part))
         each = (
             of_each(sums, of, len(samples))
-            if first.over in (EQUAL, *CHECKS) and replicates(first).prepare is not Drawn
+            if first.over in (EQUAL, TEST, *CHECKS) and replicates(first).prepare is not Drawn
             else {}
         )
     disagreeing = len(known.sample[known.differ].unique())

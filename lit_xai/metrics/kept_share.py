@@ -18,6 +18,8 @@ from lit_xai.metrics.conformal import kept_from
 from lit_xai.metrics.fidelity import Insertion, check_scored, descending_position
 from lit_xai.rng import SampleRng
 
+KEPT = "kept_share"  # its name among scores
+
 
 @dataclass(frozen=True)
 class KeptShare(Score):

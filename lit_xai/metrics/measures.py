@@ -3,7 +3,7 @@
 For a sample x of the held-out fold V_i and every other predictor j, delta = d(phi_i(x), phi_j(x)). Delta belongs to
 S_equal if both predictors are right and to S_differ if exactly one is; both wrong is ignored (Fel et al., 2022).
 
-- MeGe = 1 / (1 + mean(S_equal)).
+- MeGe = 1 / (1 + mean(S_equal)); `mege_test` the same of test probes, images that no fold saw, and of every two predictors.
 - sanity, repeat = mean |rho| of two maps of one predictor: its own, and that of its network with fresh weights (Adebayo et al.,
   2018), or with other noise.
 - ReCo = max over thresholds gamma of TPR + TNR - 1: how well a distance tells agreement from contradiction.
@@ -38,6 +38,7 @@ from lit_xai.metrics.gaps import Gaps, Repeated, Sums
 from lit_xai.metrics.intervals import BASIC, CROSSED, SIGNED
 from lit_xai.metrics.pairs import Pairs
 from lit_xai.metrics.statistics import Estimate, difference
+from lit_xai.store.names import TEST
 
 
 def mege(pairs: Pairs) -> float:
@@ -97,6 +98,7 @@ MEASURES: dict[str, Measure] = {
         over=REPEATED,
         views=(),
     ),
+    "mege_test": MEGE(over=TEST, variant="test probes", views=(), version=1),
     "reco": RECO(
         Weighted(Gaps, Sums.reco),
         f"ReCo: {BALANCED}",

@@ -42,7 +42,7 @@ class Pairs:
         found: how many disagreements the predictors have; None while not all of them are explained.
         mend: the command that explains them, where it is known.
         beside: pairs of two maps of the same predictor, all in `equal`: by `randomised` beside its network with fresh weights, by
-            `repeated` with other noise; i and j are both its fold.
+            `repeated` with other noise; i and j are both its fold. By `test` pairs of two predictors on test probes, which neither saw.
         lacks: why S_differ holds no pair of decisions (`decisions`) or of labels (`labels`) though disagreements were explained, and why a kind is not
             `beside`.
     """

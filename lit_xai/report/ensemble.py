@@ -18,13 +18,13 @@ from lit_xai.data.folds import Disagreements, Split
 from lit_xai.errors import UsageError
 from lit_xai.metrics.distance import distance_of
 from lit_xai.metrics.pairs import Pairs
+from lit_xai.report.tested import VALUES, pairs_of_tests, predictions_of_tests
 from lit_xai.report.unfinished import Share, planned_probes
 from lit_xai.store.fold import FoldStore, MapReader, Predictions, as_slice, common_samples, differences, meaning
-from lit_xai.store.names import CHECKS, DECISIONS, DISAGREEMENTS, RANDOM
+from lit_xai.store.names import CHECKS, DECISIONS, DISAGREEMENTS, RANDOM, TEST
 from lit_xai.store.plans import mend
 from lit_xai.store.shards import Said
 
-VALUES = 1 << 19  # map values of one fold in memory at once
 EXPLAIN_THEM = "run python -m lit_xai.explain probes=disagreements for every fold"
 NO_PAIRS = (*(torch.zeros(0, dtype=t) for t in (torch.float64, torch.bool, torch.bool)), *[torch.zeros(0).long()] * 3)
 
@@ -135,7 +135,7 @@ class Ensemble:
         if (explainer, kind) in self.open:
             return self.open[explainer, kind]
         readers = {f: MapReader(self.stores[f], kind, explainer) for f in self.folds}
-        own = {"checkpoint", "fold", "targets", "files"} | (set() if kind == RANDOM else {"probes"})
+        own = {"checkpoint", "fold", "targets", "files"} | (set() if kind in (RANDOM, TEST) else {"probes"})
         seen: tuple[int, dict[str, Any], dict[str, Any]] | None = None
         for f, r in readers.items():
             if not r.files:
@@ -259,6 +259,9 @@ class Ensemble:
         weight = (number / drawn.clamp_min(1))[self.split.fold(sample)]
         columns = [(d, right_i & right_j, differ, sample, weight, i, j, label & differ)]
         beside = {kind: pairs for kind in CHECKS if (pairs := self.beside(explainer, kind)) is not None}
+        tests = self.readers(explainer, TEST)
+        if all(r.files for r in tests.values()):
+            beside[TEST] = pairs_of_tests(tests, self.predictions_of_tests, distance, self.seed)
         lacks = {} if self.target == "label" else {"labels": "maps explain predictions (target=prediction)"}
         if found is not None:
             both: list[tuple[Mapping[int, Maps], bool]] = [(pass_two, self.target == "label")]
@@ -304,6 +307,11 @@ class Ensemble:
         apart, sample, fold = (torch.cat(column) for column in zip(*columns, strict=True))
         every = torch.ones_like(apart, dtype=torch.bool)
         return Pairs(apart, every, ~every, sample, torch.ones_like(apart), fold, fold, name="spearman", seed=self.seed)
+
+    @cached_property
+    def predictions_of_tests(self) -> dict[int, Predictions]:
+        """What every predictor says of the test probes."""
+        return predictions_of_tests(self.stores, self.predictions)
 
     def thumbnails(self, samples: Tensor) -> Tensor | None:
         """`[p, c, s, s]` uint8, small copies of held-out probes; None where one of them is not kept."""

@@ -18,6 +18,7 @@ from lit_xai.metrics.measures import MEASURES, view
 from lit_xai.report.head import percent
 from lit_xai.report.summary import Row, Summary, class_of
 from lit_xai.report.table import Column, Marked, Table, console
+from lit_xai.report.tested import LARGEST
 
 MOST = 10  # commands at the top of a table
 SIMILARITIES = ("ssim", "hog", "spearman", "stability")
@@ -37,6 +38,12 @@ RANKS = (
 CONSENSUS = (
     "core: share of a map's highest tenth that all folds have in common [95 % interval] /that of maps of different probes; "
     "contradictions: probes that all folds classify rightly while two of their maps differ by more than sampling noise (cases.csv)"
+)
+TESTED = (
+    "of {n} test probes, images that no fold saw. mege_test: MeGe of every two predictors; any two: in 95 % of new images, no two predictors' "
+    "maps are further apart; kept: keeping this share of the most important pixels leaves the prediction of every predictor in 95 % of new "
+    "images (conformal bounds, right with probability .95 or more over the draw of probes and image{given}; [95 % interval for the "
+    "quantile of all images]); every pair and predictor alone: conformal in summary.json"
 )
 ROBUSTNESS = (
     "similarity of the maps of one method's variants, mean over pairs and probes [95 % interval]; stability: distance of "
@@ -173,6 +180,8 @@ def further_tables(summary: Summary, columns: Sequence[str]) -> dict[str, Table]
         ]
         shared = [[name, *shares(found)] for name, found in summary.consensus.items()]
         out["Consensus"] = Table(heads, shared, CONSENSUS, below=summary.nulls)
+    if summary.conformal:
+        out["Test probes"] = tested_table(summary)
     if summary.robustness:
         heads = [Column("family"), *(Column(s, right=True) for s in SIMILARITIES)]
         alike = [[family, *(e.get(s) for s in SIMILARITIES)] for family, e in summary.robustness.items()]
@@ -186,6 +195,23 @@ def further_tables(summary: Summary, columns: Sequence[str]) -> dict[str, Table]
         ]
         out["Differences"] = Table(heads, apart, PAIRS)
     return out
+
+
+def tested_table(summary: Summary) -> Table:
+    """MeGe of the test probes, and the conformal bounds."""
+    heads = [Column("explainer"), Column("mege_test", better="up", right=True)]
+    heads += [Column(n, better="down", right=True, undefined="{reason}") for n in ("any two", "kept")]
+    rows: list[list[Any]] = []
+    for row in summary.rows:
+        if found := summary.conformal.get(row.explainer):
+            bounds = (found.any_two, LARGEST.get(found.distance, math.inf)), (found.by_all, 1.0)
+            texts = [None if b is None else b.estimate(most) for b, most in bounds]
+            rows.append([row.explainer, Marked(row.estimates.get("mege_test"), row.sign("mege_test")), *texts])
+    numbers = sorted({len(c.samples) for c in summary.conformal.values()})
+    coverage = {b.coverage for c in summary.conformal.values() if (b := c.any_two or c.by_all) and not b.reason}
+    given = "".join(f", given these in {100 * low:.1f} to {100 * high:.1f} % of images" for _, low, high in coverage)
+    caption = TESTED.format(n=" or ".join(map(str, numbers)), given=given if len(coverage) == 1 else "")
+    return Table(heads, rows, caption, below=summary.nulls)
 
 
 def shares(found: Mapping[str, Any]) -> list[Any]:

@@ -24,9 +24,10 @@ from lit_xai.report.cases import Seen, cases
 from lit_xai.report.ensemble import Ensemble, family_of
 from lit_xai.report.head import head
 from lit_xai.report.summary import Row, Summary, is_null
+from lit_xai.report.tested import conformal
 from lit_xai.report.unfinished import Share, Unfinished, unfinished
 from lit_xai.store.fold import MapReader, common_samples
-from lit_xai.store.names import DECISIONS, DISAGREEMENTS
+from lit_xai.store.names import DECISIONS, DISAGREEMENTS, TEST
 
 
 def summarise(
@@ -47,6 +48,7 @@ def summarise(
     there: dict[str, tuple[int, int | None]] = {}  # probes, of how many
     differ: dict[str, Share] = {}  # maps of the pass over disagreements
     decided: dict[str, Share] = {}  # and of what wrong predictors say on them
+    tested: dict[str, int] = {}  # maps of test probes
     families = {f: [n for n in names if family_of(n) == f] for f in map(family_of, names)}
     for name in tqdm(names, desc="evaluate", unit="explainer", disable=not progress, leave=False):
         seen = Seen(ensemble)
@@ -57,6 +59,10 @@ def summarise(
         row = Row(name, estimates(pairs_of, MEASURES))
         add_scores(ensemble, row, summary)
         summary.rows.append(row)
+        tests = ensemble.readers(name, TEST)
+        tested[name] = sum(len(r.samples) for r in tests.values())
+        if TEST in pairs_of.beside:
+            summary.conformal[name] = conformal(pairs_of.beside[TEST], tests, ensemble.target)
         there[name] = len(summary.probes[name]), ensemble.planned(ensemble.readers(name))
         pass_two = ensemble.readers(name, DISAGREEMENTS)
         if name == names[0]:
@@ -70,7 +76,9 @@ def summarise(
             add_robustness(ensemble, families[family_of(name)], summary)
     summary.head |= head(ensemble)
     folds = Share(len(ensemble.folds), ensemble.split.k)
-    lack = unfinished(ensemble.root, folds, there, ensemble.folds_with(), differ, decided, explainers, ensemble.said)
+    lack = unfinished(
+        ensemble.root, folds, there, ensemble.folds_with(), differ, decided, tested, explainers, ensemble.said
+    )
     say_what_lacks(summary, lack)
     compare_with_nulls(summary)
     summary.consensus = {
@@ -241,7 +249,7 @@ def nulls_of(summary: Summary, row: Row, column: str) -> dict[str, Estimate]:
         if other.explainer not in summary.nulls or e is None or not math.isfinite(e.low):
             continue
         fixed = summary.at_its_best(other.explainer, column)
-        if not fixed and torch.equal(summary.probes[row.explainer], summary.probes[other.explainer]):
+        if not fixed and summary.alike(row.explainer, other.explainer, column):
             found[other.explainer] = e
     return found
 
@@ -251,7 +259,7 @@ def alike(summary: Summary, rows: Sequence[Row], column: str) -> dict[str, Estim
     groups: dict[bytes, dict[str, Estimate]] = {}
     for row in rows:
         if column in row.estimates:
-            probes = summary.probes[row.explainer].numpy().tobytes()
+            probes = summary.samples_of(row.explainer, column).numpy().tobytes()
             groups.setdefault(probes, {})[row.explainer] = row.estimates[column]
     return max(groups.values(), key=len, default={})
 

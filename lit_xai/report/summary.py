@@ -18,6 +18,8 @@ from lit_xai.errors import UsageError
 from lit_xai.metrics.comparisons import Mark, corrected, share_won, two_sided
 from lit_xai.metrics.measures import MEASURES, paired
 from lit_xai.metrics.statistics import Estimate
+from lit_xai.report.tested import Conformal
+from lit_xai.store.names import TEST
 
 
 def class_of(room: ModuleType, described: Mapping[str, Any]) -> type[Component] | None:
@@ -106,6 +108,7 @@ class Summary:
             the number of `contradictions` of how many `probes`; None where it is not known.
         worst: of every explainer, all folds' small maps `[k, h, w]` of the first cases, by probe.
         probes: which samples every explainer's and family's numbers rest on.
+        conformal: what the test probes say of a new image, by explainer that explains them.
     """
 
     head: dict[str, Any]
@@ -120,6 +123,7 @@ class Summary:
     cases: list[dict[str, Any]] = field(default_factory=list)
     consensus: dict[str, dict[str, Any]] = field(default_factory=dict)
     worst: dict[str, dict[int, Tensor]] = field(default_factory=dict)
+    conformal: dict[str, Conformal] = field(default_factory=dict)
 
     def pair(self, a: str, b: str) -> None:
         """Add the paired differences of two explainers, and of two families of variants.
@@ -141,13 +145,25 @@ class Summary:
         for table in (known, self.robustness):
             for column, one in table.get(a, {}).items():
                 other = table.get(b, {}).get(column)
-                apart = paired(column, one, other) if other is not None and len(one.draws) else None
+                alike = other is not None and len(one.draws) and self.alike(a, b, column)
+                apart = paired(column, one, other) if other is not None and alike else None
                 if other is not None and apart is not None:
                     found.apart[column] = apart
                     won = share_won(one.each, other.each, self.up(column))
                     if math.isfinite(won):
                         found.won[column] = won
         self.pairs[f"{a} - {b}"] = found
+
+    def samples_of(self, name: str, column: str) -> Tensor:
+        """The samples that an explainer's or a family's numbers of a column rest on."""
+        known = MEASURES.get(column)
+        if known is None or known.over != TEST:
+            return self.probes[name]
+        return self.conformal[name].samples if name in self.conformal else torch.zeros(0, dtype=torch.long)
+
+    def alike(self, a: str, b: str, column: str) -> bool:
+        """Whether the numbers of two of them rest on the same samples."""
+        return torch.equal(self.samples_of(a, column), self.samples_of(b, column))
 
     def up(self, column: str) -> bool:
         """Whether higher is better, also of the similarities of variants."""
@@ -208,5 +224,6 @@ class Summary:
             "definitions": self.definitions,
             "robustness": {f: {n: e.plain() for n, e in row.items()} for f, row in self.robustness.items()},
             "pairs": pairs,
+            **({"conformal": {n: c.plain() for n, c in self.conformal.items()}} if self.conformal else {}),
             "consensus": {n: {**c, "core": c["core"].plain()} for n, c in self.consensus.items()},
         }

@@ -17,7 +17,7 @@ from lit_xai.cluster.status import Status, status
 from lit_xai.data.folds import Split
 from lit_xai.data.images import digest
 from lit_xai.store.fold import MapReader
-from lit_xai.store.names import DECISIONS, DISAGREEMENTS, RANDOM, range_of
+from lit_xai.store.names import DECISIONS, DISAGREEMENTS, RANDOM, TEST, range_of
 from lit_xai.store.plans import plan_file, read_plan
 from lit_xai.store.shards import Said
 
@@ -41,6 +41,7 @@ class Unfinished:
         left_out: explainers that no table shows, and the folds that have them.
         disagreements: maps of the pass over disagreements, by explainer, where it was begun and not ended.
         decisions: of what wrong predictors say on them, likewise.
+        tests: of test probes, likewise.
         unscored: shards without a score that others of the same explainer have, by explainer and fold.
         running: processes that are at work on it.
         commands: what completes it, in order.
@@ -52,6 +53,7 @@ class Unfinished:
     left_out: dict[str, list[int]] = field(default_factory=dict)
     disagreements: dict[str, Share] = field(default_factory=dict)
     decisions: dict[str, Share] = field(default_factory=dict)
+    tests: dict[str, Share] = field(default_factory=dict)
     unscored: dict[str, dict[int, int]] = field(default_factory=dict)
     running: int = 0
     commands: list[str] = field(default_factory=list)
@@ -97,6 +99,7 @@ def unfinished(
     have: Mapping[str, Sequence[int]],
     disagreements: Mapping[str, Share],
     decisions: Mapping[str, Share],
+    tests: Mapping[str, int],
     only: Sequence[str] | None = None,
     said: Mapping[Path, Said] = MappingProxyType({}),
 ) -> Unfinished | None:
@@ -109,6 +112,7 @@ def unfinished(
         have: of every explainer of which there is anything, the folds that have it.
         disagreements: by explainer whose pass over disagreements was begun, its maps.
         decisions: its maps of what wrong predictors say on them.
+        tests: of every explainer, how many maps of test probes there are.
         only: explainers that were asked for; None = all.
         said: by shards that were read before.
     """
@@ -126,6 +130,9 @@ def unfinished(
         own = decisions.get(name, Share(0, 0))
         if own.present < own.planned and (own.present or any(planned_by_command(found, DECISIONS, name))):
             out.decisions[name] = own  # a folder that an earlier version left has none of them
+        planned = folds.planned * max(planned_by_command(found, TEST, name), default=0)
+        if tests.get(name, 0) < planned:
+            out.tests[name] = Share(tests.get(name, 0), planned)
         lacking = {f: c.unscored for f, c in found.counts[RANDOM].get(name, {}).items() if c.unscored}
         if lacking:
             out.unscored[name] = lacking
@@ -148,6 +155,7 @@ def message(of: Unfinished, every: Sequence[str]) -> str:
         f"{s.present} of {s.planned} maps of disagreements{names}" for s, names in grouped(of.disagreements, every)
     ]
     parts += [f"{s.present} of {s.planned} maps of wrong decisions{names}" for s, names in grouped(of.decisions, every)]
+    parts += [f"{s.present} of {s.planned} maps of test probes{names}" for s, names in grouped(of.tests, every)]
     shards = {name: sum(lacking.values()) for name, lacking in of.unscored.items()}
     parts += [f"a score is missing in {n} shards{names}" for n, names in grouped(shards, ())]
     return f"{', '.join(parts)}: {NO_RESULT}" if parts else ""

@@ -3,6 +3,7 @@
     fold=3/predictions.safetensors                                    all training samples
     fold=3/maps/<explainer>/000000000-000000063.safetensors           random probes 0..63: maps and scores
     fold=3/disagreements/<explainer>/000000000-000000063.safetensors  disagreements: maps
+    fold=3/test-predictions.safetensors  test/<explainer>/...         test probes: images that no fold saw
     fold=3/thumbnails.safetensors                                     small copies of its held-out probes
 
 Every file is written under a temporary name and renamed, carries a checksum and a fingerprint, and runs no code when it
@@ -32,7 +33,16 @@ from lit_xai.data.threads import side_by_side
 from lit_xai.errors import DamagedFile, UsageError
 from lit_xai.store.files import write_atomically
 from lit_xai.store.names import DISAGREEMENTS as DISAGREEMENTS
-from lit_xai.store.names import FORMAT, PREDICTIONS, RANDOM, THUMBNAILS, explainers_in, shard_name, shard_paths
+from lit_xai.store.names import (
+    FORMAT,
+    PREDICTIONS,
+    RANDOM,
+    TEST_PREDICTIONS,
+    THUMBNAILS,
+    explainers_in,
+    shard_name,
+    shard_paths,
+)
 from lit_xai.store.plans import damaged, mend, plan_file
 from lit_xai.store.shards import Entry, Head, Said, checksum_of, meta_checksum, parse_head, read_open_head
 
@@ -142,6 +152,10 @@ class Predictions:
         """The predicted class of some samples."""
         return self.predicted[torch.searchsorted(self.split.samples, samples)]
 
+    def has(self, samples: Int[Tensor, "p"]) -> bool:
+        """Whether it says something of all of these."""
+        return bool(torch.isin(samples, self.split.samples).all())
+
     def right(self, samples: Int[Tensor, "p"]) -> Bool[Tensor, "p"]:
         """Which of some samples are predicted rightly."""
         return self.correct[torch.searchsorted(self.split.samples, samples)]
@@ -167,8 +181,13 @@ class FoldStore:
         """Where predictions are."""
         return self.root / PREDICTIONS
 
-    def write_predictions(self, p: Predictions) -> None:
-        """All training samples at once."""
+    @property
+    def test_file(self) -> Path:
+        """Where the predictions of test probes are."""
+        return self.root / TEST_PREDICTIONS
+
+    def write_predictions(self, p: Predictions, file: Path | None = None) -> None:
+        """All training samples at once, or the test probes into `test_file`."""
         tensors = {
             "sample": p.split.samples,
             "fold_of": p.split.fold_of,
@@ -177,17 +196,18 @@ class FoldStore:
             "confidence": p.confidence,
         }
         meta = {**p.meta, "fold": p.fold, "folds": p.split.k, "split_seed": p.split.seed}
-        write_tensors(self.predictions_file, tensors, meta)
+        write_tensors(file or self.predictions_file, tensors, meta)
 
-    def read_predictions(self) -> Predictions:
-        """Predictions and split.
+    def read_predictions(self, file: Path | None = None) -> Predictions:
+        """Predictions and split, or of `test_file` those of the test probes, whose folds are -1.
 
         Raises:
             UsageError: they are not there; DamagedFile: they are not whole.
         """
-        if not self.predictions_file.exists():
-            raise UsageError(f"{self.predictions_file} is missing: {mend(self.predictions_file)}")
-        t, meta = read_tensors(self.predictions_file)
+        file = file or self.predictions_file
+        if not file.exists():
+            raise UsageError(f"{file} is missing: {mend(file)}")
+        t, meta = read_tensors(file)
         split = Split(t["sample"], t["fold_of"], t["label"], meta["folds"], meta["split_seed"])
         return Predictions(split, meta["fold"], t["predicted"], t["confidence"], meta)
 

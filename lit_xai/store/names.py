@@ -12,10 +12,17 @@ RANDOM, DISAGREEMENTS, DECISIONS = "maps", "disagreements", "decisions"
 # of held-out probes once more: by the same network with fresh weights, and by the same predictor with other noise
 RANDOMISED, REPEATED = "randomised", "repeated"
 CHECKS = (RANDOMISED, REPEATED)
-KINDS = (RANDOM, DISAGREEMENTS, DECISIONS, *CHECKS)
+TEST = "test"  # of images that no fold saw
+KINDS = (RANDOM, DISAGREEMENTS, DECISIONS, *CHECKS, TEST)
+PROBES = {
+    DISAGREEMENTS: "disagreements",
+    DECISIONS: "disagreements",
+    TEST: "test",
+}  # `probes=` that makes a kind; else random
 PREDICTIONS, THUMBNAILS = "predictions.safetensors", "thumbnails.safetensors"
 DOMAIN = "domain.csv"  # how far the images lie that scores show a network
 HELD_OUT, NOISE = "held out", "noise"  # its rows that are of no score
+TEST_PREDICTIONS = "test-predictions.safetensors"  # of the test probes
 NAME = re.compile(r"(\d{9,})-(\d{9,})\.safetensors")
 
 

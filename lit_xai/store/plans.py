@@ -11,7 +11,7 @@ from typing import Any
 
 from lit_xai.cli.schema import config_dir, options
 from lit_xai.errors import DamagedFile
-from lit_xai.store.names import DECISIONS, DISAGREEMENTS, NAME
+from lit_xai.store.names import NAME, PROBES
 
 LIBRARY = "explain_folds"  # the command in plans that no command but a call of this function left
 PLANS, COMMANDS = "plans", ("train", "explain", LIBRARY)  # where plans are, and the commands that they may name
@@ -28,7 +28,7 @@ def mend(path: Path) -> str:
     place = [f"root={fold.parent.parent}", f"name={fold.parent.name}", fold.name]
     kind = path.parent.parent.name
     more = [f"explainer=[{path.parent.name}]"] if NAME.fullmatch(path.name) else []
-    more += ["probes=disagreements"] if kind in (DISAGREEMENTS, DECISIONS) else []
+    more += [f"probes={PROBES[kind]}"] if kind in PROBES else []
     plan = read_plan(fold / PLANS / kind / f"{path.parent.name}.json")
     if plan.get("withheld"):
         return "run the command that made it"
