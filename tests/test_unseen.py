@@ -16,10 +16,12 @@ from lit_xai.data.unseen import Unseen
 from lit_xai.errors import UsageError
 from lit_xai.explainers import GradientInput, Random
 from lit_xai.metrics import Insertion, KeptShare
+from lit_xai.metrics.conformal import bound
 from lit_xai.models.classifier import Classifier
 from lit_xai.report.ensemble import Ensemble
 from lit_xai.report.show import further_tables
 from lit_xai.report.summarise import summarise
+from lit_xai.report.tested import Conformal
 from lit_xai.rng import SampleRng
 from lit_xai.store.fold import FoldStore, MapReader
 from lit_xai.store.names import TEST
@@ -197,6 +199,14 @@ def test_every_bound_has_its_sentence_rounded_up(folder) -> None:
     )
     low, high = beta(30, 1).ppf([0.025, 0.975])
     assert f"{low:.1%} to {high:.1%}" in found["sentence"]
+
+
+def test_a_kept_share_of_the_whole_image_is_said_to_show_nothing() -> None:
+    whole, half = bound(torch.ones(30)), bound(torch.full((30,), 0.5))
+    plain = Conformal(torch.arange(30), "label", "spearman", {}, None, {0: whole, 1: half}, whole).plain()
+    assert "no smaller one is shown" in plain["kept"]["0"]["sentence"]
+    assert "keeping the share 0.500" in plain["kept"]["1"]["sentence"]
+    assert "any_two" not in plain
 
 
 def test_the_terminal_and_the_page_show_the_test_probes_with_the_nulls_below(folder) -> None:

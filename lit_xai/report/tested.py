@@ -51,12 +51,12 @@ class Conformal:
             "pairs": {
                 f"{i},{j}": said(b, self.apart(f"by the predictors {i} and {j}")) for (i, j), b in self.pairs.items()
             },
-            "kept": {str(f): said(b, self.keeping(f"of predictor {f}")) for f, b in self.kept.items()},
+            "kept": {str(f): said(b, self.keeping(f"of predictor {f}", b)) for f, b in self.kept.items()},
         }
         if self.any_two is not None:
             found["any_two"] = said(self.any_two, self.apart("by any two predictors"))
         if self.by_all is not None:
-            found["kept_by_all"] = said(self.by_all, self.keeping("of every predictor"))
+            found["kept_by_all"] = said(self.by_all, self.keeping("of every predictor", self.by_all))
         about = {"probes": len(self.samples), "target": self.target, "distance": self.distance}
         return {**about, **found}
 
@@ -65,8 +65,10 @@ class Conformal:
         of = "what each says" if self.target == "prediction" else "its label"
         return f"the maps of a new image {whose}, for {of}, are at most {{:.3f}} apart ({self.distance})"
 
-    def keeping(self, whose: str) -> str:
+    def keeping(self, whose: str, b: Bound) -> str:
         """What a bound of kept shares says, with a place for it."""
+        if b.value >= 1:
+            return f"all of a new image's pixels (share {{:.3f}}: no smaller one is shown) leave the prediction {whose}"
         return f"keeping the share {{:.3f}} of a new image's most important pixels leaves the prediction {whose}"
 
 
