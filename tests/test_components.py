@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from lit_xai import engine
+from lit_xai.data.folds import Split
 from lit_xai.errors import UsageError
+from lit_xai.explainers import GradientInput, Image, Random
 from lit_xai.metrics.components import PARTS, components, moments
+from lit_xai.report import audit
+from lit_xai.report.audit import Audit
+from lit_xai.report.compare import compared, comparisons
+from lit_xai.report.ensemble import Ensemble
+from lit_xai.report.summarise import summarise
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from conftest import seeded
+from test_engine import SOURCE, job
+
+METHODS = {"gradient_input": GradientInput(), "image": Image(), "random": Random()}
 
 
 def simulated(seed: int, sizes: tuple[float, ...], n: int = 60, k: int = 4, s: int = 3, p: int = 20) -> Tensor:
@@ -59,3 +74,68 @@ def test_what_differs_between_networks_alone_is_the_networks() -> None:
 def test_too_few_for_components_is_said(n, k, s) -> None:
     with pytest.raises(UsageError, match="need 2 folds, 2 networks and 3 samples"):
         components(torch.rand(n, 3), torch.rand(n, 5), k, s)
+
+
+# ------------------------------------------------------------------------------------------------ two networks on one split
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[Audit]:
+    """Two linear networks a fold, the second of other weights, and both right on many samples."""
+    found = []
+    for network, size in (("one", 0.0), ("other", 0.06)):
+        root = tmp_path_factory.mktemp("networks") / network
+        for fold in (0, 1):
+            work = job(root, fold=fold)
+            split = Split.make(SOURCE.labels, 2, 0, 200)
+            x = SOURCE.train.images(range(400)).flatten(1)
+            fitted = torch.linalg.lstsq(x, torch.nn.functional.one_hot(SOURCE.labels[:400], 10).float()).solution.T
+            noise = torch.randn(fitted.shape, generator=seeded(fold)) * 0.02
+            noise += size * torch.randn(fitted.shape, generator=seeded(5))
+            with torch.no_grad():
+                work.model[1].weight.copy_(fitted + noise)
+                work.model[1].bias.zero_()
+            work = replace(work, checkpoint=None)
+            engine.predictions_of(work, split, fold)
+            engine.explain(work, METHODS, {}, progress=False)
+        ensemble = Ensemble(root)
+        found.append(Audit.of(ensemble, summarise(ensemble, progress=False)))
+    return found
+
+
+def test_maps_of_one_fold_by_two_networks_are_compared_where_both_held_the_sample_out(two) -> None:
+    found, expected = compared(*two)["between"]["gradient_input"], []
+    for fold in (0, 1):
+        readers = [a.ensemble.readers("gradient_input")[fold] for a in two]
+        samples = readers[0].samples
+        samples = samples[two[0].ensemble.split.fold(samples) == fold]
+        right = [a.ensemble.predictions[fold].right(samples).tolist() for a in two]
+        maps = [r.rows(samples).flatten(1).numpy() for r in readers]
+        expected += [1 - abs(spearmanr(*m).statistic) for *m, x, y in zip(*maps, *right, strict=True) if x and y]
+    assert len(expected) > 4
+    assert found["mege"]["value"] == pytest.approx(1 / (1 + np.mean(expected)))
+    assert found["mege"]["pairs"] == len(expected)
+
+
+def test_a_network_beside_itself_has_no_part_in_the_variance(two) -> None:
+    one = compared(two[0], two[0])["between"]["gradient_input"]
+    both = compared(*two)["between"]["gradient_input"]
+    assert one["mege"]["value"] == 1.0
+    assert one["components"]["network"]["value"] == 0.0
+    assert both["components"]["network"]["value"] > both["components"]["fold"]["value"]
+    assert sum(e["value"] for e in both["components"].values()) == pytest.approx(1)
+    assert (both["kind"], both["samples"]) == ("maps", 20)
+
+
+def test_noise_and_the_image_bound_what_two_networks_can_have_in_common(two) -> None:
+    found = compared(*two)["between"]
+    assert found["image"]["mege"]["value"] == 1.0
+    assert found["image"]["components"]["sample"]["value"] == pytest.approx(1)
+    assert found["random"]["components"]["rest"]["value"] > 0.9
+
+
+def test_the_page_shows_what_two_networks_have_in_common(two, tmp_path: Path) -> None:
+    audit.write(two, tmp_path, comparisons(two))
+    text = (tmp_path / "audit.html").read_text()
+    assert "<h4>Reproducibility</h4>" in text
+    assert "gradient_input" in text[text.index("<h4>Reproducibility</h4>") :]

@@ -14,6 +14,7 @@ from lit_xai.metrics.comparisons import ALPHA, holm, two_sided
 from lit_xai.metrics.measures import MEASURES
 from lit_xai.metrics.statistics import LEVEL, Estimate, difference
 from lit_xai.report.audit import Audit
+from lit_xai.report.between import between
 
 PAIRED, UNPAIRED = "paired", "unpaired"
 
@@ -52,7 +53,21 @@ def compared(a: Audit, b: Audit) -> dict[str, Any]:
                 {**about, "value": d.value, "low": d.low, "high": d.high, "samples": d.samples, "better": better}
             )
     left = [row.explainer for row in b.summary.rows if row.explainer not in {r.explainer for r in a.summary.rows}]
-    return {"a": a.name, "b": b.name, "how": how(same, [*left_out, *left]), "rows": rows}
+    return {
+        "a": a.name,
+        "b": b.name,
+        "how": how(same, [*left_out, *left]),
+        "rows": rows,
+        "between": reproduced(a, b, left_out) if same else {},
+    }
+
+
+def reproduced(a: Audit, b: Audit, left_out: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """How alike both networks' maps are on the samples that they held out together, by every method that both have."""
+    distance = a.summary.head["distance"]["name"]
+    names = [row.explainer for row in a.summary.rows if row.explainer not in left_out]
+    found = {name: between(a.ensemble, b.ensemble, name, distance) for name in names}
+    return {name: of.plain() for name, of in found.items() if of is not None}
 
 
 def same_data(a: Audit, b: Audit) -> bool:
