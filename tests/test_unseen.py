@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,30 @@ def test_a_sample_whose_group_a_fold_holds_is_no_test_probe(digits) -> None:
     unseen = Unseen.draw(digits, split, None, groups)
     assert 0 < len(unseen.samples) < 1497
     assert not set(groups[unseen.samples].tolist()) & set(groups[split.samples].tolist())
+
+
+def test_of_a_network_that_is_not_trained_here_every_image_is_unseen(digits) -> None:
+    unlabelled = replace(digits, labels=torch.full_like(digits.labels, -1), classes=())
+    unseen = Unseen.draw(unlabelled, Split.make(unlabelled.labels, 1, 0), None)
+    assert unseen.samples.tolist() == list(range(1797))
+
+
+def test_a_test_split_without_labels_is_none() -> None:
+    source = replace(SOURCE, test_labels=None)
+    with pytest.raises(UsageError, match="has no test split"):
+        Unseen.draw(source, Split.make(source.labels, 3, 0), 10)
+
+
+def test_one_predictor_alone_says_what_it_needs_of_an_image_and_nothing_of_pairs(tmp_path) -> None:
+    data = FoldData(lambda: SOURCE, 0, 1, probes_per_fold=5)
+    on = replace(context(0), data=data)
+    for probes in ("random", "test"):
+        explain(tmp_path, 0, probes).run(on)
+    summary = summarise(Ensemble(tmp_path), progress=False)
+    found = summary.plain()["conformal"]["gradient_input"]
+    assert (found["pairs"], "any_two" in found, found["kept_by_all"]["samples"]) == ({}, False, 30)
+    assert "one predictor alone" in summary.rows[0].estimates["mege_test"].reason
+    assert further_tables(summary, ["insertion"])["Test probes"].texts()[0][1:3] == ["-", ""]
 
 
 def test_fewer_probes_are_some_of_more_and_all_images_are_as_likely() -> None:

@@ -51,23 +51,24 @@ class Unseen:
 
     @staticmethod
     def draw(source: Source, split: Split, most: int | None, groups: Int[Tensor, "n"] | None = None) -> Unseen:
-        """At most `most` random images of the test split, or where the data set has none, of what `train_subset` leaves out.
+        """At most `most` random images of the labelled test split, or where the data set has none, of what `train_subset` leaves out; of all
+        images where nothing is trained on them (one fold).
 
-        Of that, samples whose group lies in a fold are left out, too. All images are as likely, whatever their class, so that another
+        Of what is left out, samples whose group lies in a fold are left out, too. All images are as likely, whatever their class, so that another
         image of the same kind is like one of these. The draw is the same for every fold, and nested across `most`.
 
         Raises:
             UsageError: there are none.
         """
-        if source.test is not None and len(source.test):
+        if source.test is not None and source.test_labels is not None and len(source.test):
             first = len(source.train)
             images: ImageSet = After(source.test, first)
             pool = torch.arange(first, first + len(source.test))
-            labels = torch.full_like(pool, -1) if source.test_labels is None else source.test_labels
+            labels = source.test_labels
         else:
             outside = torch.ones(len(source.train), dtype=torch.bool)
-            outside[split.samples] = False
-            if groups is not None:
+            outside[split.samples] = split.k == 1
+            if groups is not None and split.k > 1:
                 outside &= ~torch.isin(groups, groups[split.samples])
             images, pool = source.train, torch.nonzero(outside)[:, 0]
             labels = source.labels[pool]
