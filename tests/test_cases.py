@@ -105,6 +105,7 @@ def test_the_tail_of_the_noise_is_that_of_normal_noise(share: float) -> None:
     assert found.mean() == pytest.approx(0.8 + 0.2 * norm.ppf(share), abs=0.04)
 
 
+@pytest.mark.slow
 def test_sampling_noise_alone_is_no_contradiction(tmp_path: Path) -> None:
     methods = {"noisy": noisy, "rise": RISE(masks=8)}
     summary = explain_folds(

@@ -120,6 +120,7 @@ def test_every_result_file_is_there(folder: Path) -> None:
     assert not list(folder.rglob("*.tmp")), "temporary files are left"
 
 
+@pytest.mark.slow
 def test_folders_stand_on_one_page_by_name_and_by_path_with_conditions_of_the_users_own(
     finished: Path, folder: Path
 ) -> None:
@@ -293,6 +294,7 @@ def interrupted(name: str, root: Path, ready: str, *options: str, small: list[st
     assert process.wait() == [-signal.SIGKILL], process.text()
 
 
+@pytest.mark.slow
 def test_killed_in_training_and_in_explaining_ends_with_equal_numbers(finished: Path, tmp_path: Path) -> None:
     longer = ["trainer.max_epochs=2", "fold=1", "logger=none"]
     interrupted("train", tmp_path, "last.ckpt", *longer)
@@ -433,6 +435,7 @@ def test_a_damaged_store_is_refused_by_evaluate(finished: Path, tmp_path: Path) 
     assert "run python -m lit_xai." in done.stderr
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_model_is_refused(finished: Path, tmp_path: Path) -> None:
     copy = tmp_path / "other"
     shutil.copytree(finished, copy)

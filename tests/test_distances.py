@@ -7,9 +7,11 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from lit_xai.errors import UsageError
 from lit_xai.metrics import DISTANCES, map_distance
-from lit_xai.metrics.distance import average_ranks, mass, unit_ranks
+from lit_xai.metrics.distance import average_ranks, mass, ranks_there, unit_ranks
 from torch import Tensor
 
 from conftest import seeded
@@ -228,3 +230,10 @@ def test_ranks_have_unit_length_and_no_mean():
     ranks = unit_ranks(random_maps(3))
     assert ranks.norm(dim=1).tolist() == pytest.approx([1, 1, 1])
     assert math.isclose(float(ranks.sum()), 0, abs_tol=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 40), st.integers(1, 8))
+def test_ranks_of_a_device_are_those_of_the_cpu(seed, pixels, levels):
+    maps = torch.randint(levels, (5, pixels), generator=seeded(seed)).float() - 2
+    assert torch.equal(ranks_there(maps), torch.from_numpy(average_ranks(maps.numpy())))

@@ -56,6 +56,7 @@ def test_the_data_set_of_the_page_on_data_is_audited_by_its_scenes(
     assert capsys.readouterr().out.splitlines()[-1] == "('forest', 'water')"
 
 
+@pytest.mark.slow
 def test_a_trained_model_and_a_module_by_folds_are_audited_as_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

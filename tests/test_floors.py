@@ -88,6 +88,10 @@ def test_the_root_is_no_larger_than_it_must_be() -> None:
     assert len(list(PACKAGE.glob("*.py"))) <= 14
 
 
+def test_no_file_is_longer_than_a_reader_stays_with_it() -> None:
+    assert [f.name for f in FILES if len(f.read_text().splitlines()) > 450] == []
+
+
 @pytest.mark.parametrize(
     ("modules", "without"),
     [

@@ -88,6 +88,7 @@ def test_a_finished_generator_is_not_trained_again(finished, name):
     assert "complete: nothing to do" in run("train", finished, "fold=0", small=SMALL[name]).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["inpainter", *SLOWLY])
 def test_a_generator_interrupted_within_an_epoch_ends_with_the_same_weights(finished, tmp_path, name):
     """Averages, two optimizers, noise of the loss: all go on where they were."""

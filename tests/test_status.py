@@ -130,6 +130,7 @@ def test_a_fold_that_is_not_there_is_trained_by_the_command_shown(folder: Path) 
     assert status(folder).complete
 
 
+@pytest.mark.slow
 def test_folds_that_are_only_trained_are_explained_by_the_command_shown(finished: Path, tmp_path: Path) -> None:
     run("train", tmp_path, "-m", "fold=range(2)", "explain=false", small=SMALL)
     found = status(tmp_path / NAME)

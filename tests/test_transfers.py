@@ -63,10 +63,13 @@ OTHERS = {"gradient_shap", "lime_g", "mp_g", "sp_g", "pomelo_ddim", "pomelo_flow
 OTHERS |= {"road_deletion", "road_insertion", "pda", "deletion_infill"}
 
 
+SLOW = ("pomelo", "information", "variants", "replaced", "captum", "in_domain", "generative")
+
+
 def free_of_waits(group: str) -> Any:
     """A parameter for every yaml of a group but those; what takes seconds here is slow."""
     files = [f for f in sorted((CONFIGS / group).rglob("*.yaml")) if f.stem not in OTHERS]
-    slow = {f: [pytest.mark.slow] if f.parent.name in ("pomelo", "information") else [] for f in files}
+    slow = {f: [pytest.mark.slow] if f.parent.name in SLOW else [] for f in files}
     names = {f: str(f.relative_to(CONFIGS / group).with_suffix("")) for f in files}
     return pytest.mark.parametrize("file", [pytest.param(f, id=names[f], marks=slow[f]) for f in files])
 

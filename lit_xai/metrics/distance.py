@@ -61,13 +61,30 @@ def average_ranks(x: np.ndarray) -> np.ndarray:
     return out
 
 
+def ranks_there(x: Float[Tensor, "n p"]) -> Float[Tensor, "n p"]:
+    """The same of a tensor, by operations of its device: what is tied lies between where it begins and where it ends."""
+    ordered, order = x.sort(dim=1)
+    place = torch.arange(x.shape[1], device=x.device).expand(x.shape)
+    begins = torch.ones_like(ordered, dtype=torch.bool)
+    begins[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    ends = begins.roll(-1, dims=1)  # the first value always begins
+    first = torch.where(begins, place, 0).cummax(1).values
+    last = torch.where(ends, place, x.shape[1] - 1).flip(1).cummin(1).values.flip(1)
+    return torch.empty_like(place, dtype=torch.float64).scatter_(1, order, (first + last).double() / 2)
+
+
 def unit_ranks(maps: Float[Tensor, "b ..."]) -> Float[Tensor, "b p"]:
     """Average ranks, centred and scaled to unit length, in float64: the Spearman correlation is then a dot product.
 
-    A constant map becomes NaN. Blocks of rows that fit the cache are ranked one after the other, on all threads (in
-    NumPy, which leaves the other threads alone); the sort of a GPU's maps is the CPU's too.
+    A constant map becomes NaN. On the CPU, blocks of rows that fit the cache are ranked one after the other, on all threads (in
+    NumPy, which leaves the other threads alone); maps of a GPU are ranked there.
     """
-    flat = maps.detach().flatten(1).cpu().numpy()
+    if maps.device.type != "cpu":
+        ranks = ranks_there(maps.detach().flatten(1))
+        ranks -= (ranks.shape[1] - 1) / 2
+        norm = ranks.square().sum(1, keepdim=True).sqrt()
+        return ranks / torch.where(norm > 0, norm, torch.nan)
+    flat = maps.detach().flatten(1).numpy()
     out = np.empty(flat.shape)
 
     def rank(start: int) -> None:
@@ -84,7 +101,7 @@ def unit_ranks(maps: Float[Tensor, "b ..."]) -> Float[Tensor, "b p"]:
     else:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(rank, starts))
-    return torch.from_numpy(out).to(maps.device)
+    return torch.from_numpy(out)
 
 
 def correlation(a: Float[Tensor, "b p"], b: Float[Tensor, "b p"]) -> Float[Tensor, "b"]:
