@@ -108,6 +108,7 @@ def test_two_predictors_get_fresh_weights_of_their_own(folder) -> None:
     assert not torch.allclose(a, b)
 
 
+@pytest.mark.slow
 def test_a_folder_without_them_says_which_command_adds_them_and_the_same_call_does(tmp_path) -> None:
     methods = {"saliency": Saliency()}
     without = explained(tmp_path, methods=methods, checks=0).rows[0].estimates["sanity"]

@@ -454,6 +454,7 @@ def test_a_checkpoint_of_another_model_is_refused(finished: Path, tmp_path: Path
     assert "another model" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_nothing_half_written(finished: Path, tmp_path: Path) -> None:
     copy = tmp_path / "full"
     shutil.copytree(finished, copy)

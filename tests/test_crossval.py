@@ -133,6 +133,7 @@ def by_options(model: Any, images: Tensor, targets: Tensor, rng: Any = None, pow
     return images.mean(1) ** power
 
 
+@pytest.mark.slow
 def test_functions_and_objects_of_any_class_explain(tmp_path: Path) -> None:
     explainers = {
         "function": by_function,

@@ -198,6 +198,7 @@ def test_a_new_explainer_is_offered_where_its_yaml_is(tmp_path: Path) -> None:
     assert "  blurred_gradient:\n    _target_: lit_xai.explainers.blurred_gradient.BlurredGradient" in out
 
 
+@pytest.mark.slow
 def test_a_new_explainer_is_one_file_and_one_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import lit_xai.explainers
 

@@ -209,6 +209,7 @@ def test_fillers_are_measured_on_the_held_out_images(copy):
 # -------------------------------------------------------------------------------------------------------------- checks
 
 
+@pytest.mark.slow
 def test_sanity_has_a_row_for_every_explainer_and_stage_and_a_picture_each_way(copy):
     fold = copy / "digits-resnet18" / "fold=0"
     before = {f: f.read_bytes() for f in fold.rglob("*.safetensors")}
@@ -247,6 +248,7 @@ def test_checks_that_cannot_be_are_refused(finished, options, message):
     assert message in fails("explain", finished, "fold=0", *PMI, *options, small=CLASSIFIER)
 
 
+@pytest.mark.slow
 def test_the_curve_of_negative_evidence_begins_at_the_images_own_probability(copy):
     options = [*PMI[:-1], "score=[variants/negative_evidence]", "curves=true"]
     run("explain", copy, "fold=0", *options, small=CLASSIFIER)

@@ -57,12 +57,14 @@ def reader(finished: Path, name: str) -> MapReader:
     return MapReader(FoldStore(finished / "shapes-resnet18" / "fold=0"), RANDOM, name)
 
 
+@pytest.mark.slow
 def test_the_setting_is_chosen_on_other_probes_than_it_is_reported_on(summary: dict) -> None:
     cell = summary["rows"]["lime"]["localisation_error"]
     assert 0 < cell["samples"] < 6
     assert "chosen on the other" in cell["reason"]
 
 
+@pytest.mark.slow
 def test_the_whole_image_stands_beside_every_score_against_a_mask(finished: Path, summary: dict) -> None:
     lime = reader(finished, "lime")
     samples = lime.samples
@@ -73,6 +75,7 @@ def test_the_whole_image_stands_beside_every_score_against_a_mask(finished: Path
     assert "difference_to_whole_image" not in summary["rows"]["lime"]["deletion"]
 
 
+@pytest.mark.slow
 def test_what_a_method_knows_of_its_maps_is_kept(finished: Path, summary: dict) -> None:
     details = summary["definitions"]["explainers"]["lime"]["details"]
     ends = summary["rows"]["lime"]["deletion"]["details"]
@@ -149,6 +152,7 @@ def test_variants_of_one_method_are_compared_pair_by_pair(finished: Path) -> Non
     assert max(values) <= 1 + 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("explainer", ["lime", "saliency"])
 def test_one_picture_is_explained(finished: Path, tmp_path: Path, explainer: str) -> None:
     photo = tmp_path / "photo.png"

@@ -131,6 +131,7 @@ def test_no_text_is_cut_at_the_edge(kind: str, texts: list[Text], tmp_path: Path
         assert inside, (text.get_text(), box, edge)
 
 
+@pytest.mark.slow
 def test_classes_with_strange_names_are_explained_and_drawn_to_the_end(tmp_path: Path, texts: list[Text]) -> None:
     from PIL import Image
 

@@ -116,6 +116,7 @@ def test_a_score_that_one_fold_got_later_is_missing_in_the_others_until_the_comm
     assert any("deletion" in x for x in lines)
 
 
+@pytest.mark.slow
 def test_a_fold_that_is_not_there_is_trained_by_the_command_shown(folder: Path) -> None:
     before = {k: v for k, v in files(folder).items() if DISAGREEMENTS not in k and DECISIONS not in k}
     shutil.rmtree(folder / "fold=1")
@@ -224,6 +225,7 @@ def test_parts_of_a_job_leave_the_same_plan() -> None:
     assert "rise.masks" in one
 
 
+@pytest.mark.slow
 def test_an_explainer_added_later_is_in_the_commands_of_a_fold_that_is_gone(folder: Path) -> None:
     for fold in (0, 1):
         run(
