@@ -390,8 +390,8 @@ def ddim_draw_row(place: Place) -> Found:
     # as many as in the row before: what is compiled for so many is there
     images = smooth(place.pick(ENCODED, 2), 3, sampler.module.side).to(place.device)
     ours = draws(place, sampler, images, number)
-    passes = sampler.steps * math.ceil(number / sampler.max_batch)
-    found = over_passes(place, ours, ddim_pass(place, sampler.max_batch), passes, sampler.max_batch)
+    passes = sampler.steps * math.ceil(number / sampler.most(place.device))
+    found = over_passes(place, ours, ddim_pass(place, sampler.most(place.device)), passes, sampler.most(place.device))
     found.notes.append("POMELO's authors took 35 s on an RTX 3090 Ti")
     return found
 
@@ -401,13 +401,13 @@ def flow_row(place: Place) -> Found:
     sampler, number = glow(place), place.pick(DRAWN, 4)
     images = smooth(1, 3, sampler.module.side).to(place.device)
     ours, network = draws(place, sampler, images, number), sampler.network(images)
-    z = torch.randn(sampler.max_batch, images[0].numel(), device=place.device)
+    z = torch.randn(sampler.most(place.device), images[0].numel(), device=place.device)
 
     def one() -> None:
         with torch.inference_mode():
             network.decoded(z)
 
-    found = over_passes(place, ours, one, math.ceil(number / sampler.max_batch), sampler.max_batch)
+    found = over_passes(place, ours, one, math.ceil(number / sampler.most(place.device)), sampler.most(place.device))
     found.notes.append("POMELO's authors took 5 s on an RTX 3090 Ti")
     return found
 

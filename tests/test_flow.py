@@ -438,7 +438,7 @@ def test_flows_that_cannot_be_are_refused(options, message):
         ({"mu": float("nan")}, "mu must be a number .* found mu=nan"),
         ({"mu": "half"}, "mu must be a number .* found mu=half"),
         ({"sigma": None}, "found mu=0.5, sigma=None"),
-        ({"max_batch": 0}, "max_batch must be at least 1, found 0"),
+        ({"max_batch": 0}, "max_batch must be at least 1, or auto, found 0"),
     ],
     ids=str,
 )

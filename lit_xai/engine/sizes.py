@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 
 from lit_xai.calls import AUTO, images_a_call
-from lit_xai.core import Component
+from lit_xai.core import Component, Filler
 from lit_xai.engine.job import Job
 from lit_xai.store.files import write_atomically
 from lit_xai.store.plans import PLANS
@@ -72,7 +72,9 @@ def keep_size(job: Job) -> int:
 
 
 def sized(thing: T, size: int) -> T:
-    """The component, and all inside it, with this number in the place of `auto`."""
+    """The component, and all inside it but fillers, which call networks of their own, with this number in the place of `auto`."""
+    if isinstance(thing, Filler):
+        return thing
     inside = {name: sized(component, size) for name, component in thing.components().items()}
     changed = {name: c for name, c in inside.items() if c is not thing.components()[name]}
     if vars(thing).get("max_batch") == AUTO:

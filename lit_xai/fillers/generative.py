@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lit_xai.cache import Cache, digest, nbytes
-from lit_xai.calls import per_call
+from lit_xai.calls import AUTO, Size, check_size, per_call
 from lit_xai.core import Images, Keep, Model, Segments
 from lit_xai.errors import UsageError, at_least
 from lit_xai.fillers.base import keys_of
@@ -23,6 +23,7 @@ from lit_xai.rng import Noise, SampleRng
 
 RANGE = 1e-3  # images may leave [0, 1] by so much
 ENCODED = Cache(1 << 30)  # bytes of encoded images that are kept within a run
+CPU_ROWS, DEVICE_ROWS = 64, 256  # images of a call where nobody says
 DRAWN = Cache(2 << 30)  # and of whole new images
 
 
@@ -32,12 +33,12 @@ class GenerativeFiller(FittedFiller):
 
     Args:
         checkpoint, trained_on, given: see `FittedFiller`.
-        max_batch: most images per network call; fewer of large ones on the CPU (`calls.per_call`).
+        max_batch: most images per network call; `auto` is 256, and on the CPU 64, fewer of large ones.
         compile: `auto` makes passes of the network on a GPU in few shapes, recorded or compiled (see `static.ways_on`), which
             changes what is drawn by rounding; `never`, and a CPU, makes them as they are.
     """
 
-    max_batch: int = 64
+    max_batch: Size = AUTO
     compile: str = field(default="auto", kw_only=True, metadata={"described": False})
 
     turn_off_rate = 1.0
@@ -45,7 +46,7 @@ class GenerativeFiller(FittedFiller):
     fused: ClassVar[bool] = False  # an image takes so many passes that compiling the network pays
 
     def __post_init__(self) -> None:
-        at_least(1, max_batch=self.max_batch)
+        check_size(self.max_batch)
         check_compile(self.compile)
 
     def resolve(self, model: Model, images: Images) -> dict[str, Any]:
@@ -66,10 +67,20 @@ class GenerativeFiller(FittedFiller):
             about: what else decides the call.
         """
         module, ways = self.opened.like(images), self.ways(images.device)
-        key = (id(module), ways, self.max_batch, *about)
+        most = self.most(images.device)
+        key = (id(module), ways, most, *about)
         if key not in self.opened.quick:
-            self.opened.quick[key] = Static(module, make(module), ways, self.max_batch)
+            self.opened.quick[key] = Static(module, make(module), ways, most)
         return self.opened.quick[key]
+
+    def most(self, device: torch.device) -> int:
+        """Most images of a call of the network on a device."""
+        auto = CPU_ROWS if device.type == "cpu" else DEVICE_ROWS
+        return auto if self.max_batch == AUTO else int(self.max_batch)
+
+    def rows(self, images: Images) -> int:
+        """The same of these images: on a CPU fewer of large ones."""
+        return per_call(images, self.most(images.device))
 
     def begin(self, images: Tensor) -> None:
         """What is done once a call, before its loops over chunks and steps: there nothing waits for the device."""
@@ -121,7 +132,7 @@ class GenerativeFiller(FittedFiller):
         self.check(images)
         self.begin(images)
         with torch.no_grad():
-            return torch.cat([self.encode(part) for part in images.split(per_call(images, self.max_batch))])
+            return torch.cat([self.encode(part) for part in images.split(self.rows(images))])
 
     def prepared(self, images: Images) -> Prepared:
         """These images, encoded once for all masks and draws; what comes from a file is kept for whoever asks again.
@@ -133,7 +144,7 @@ class GenerativeFiller(FittedFiller):
         if not self.opened.digest:
             return Prepared(self, images, self.encoded(images))
         ways = self.ways(images.device)  # which decide the rounding
-        key = (repr(describe(self)), self.opened.digest, digest(images), ways, self.max_batch if ways else None)
+        key = (repr(describe(self)), self.opened.digest, digest(images), ways, self.rows(images) if ways else None)
         found = ENCODED.get(key)
         if found is None:
             images = images.clone()
@@ -191,7 +202,7 @@ class Prepared:
             return torch.stack([DRAWN.get(key) for key in keys])
         # where one is missing all are drawn: what a row shares a call with decides its rounding
         out = self.images.new_empty(len(rows), *self.images.shape[1:])
-        each = per_call(self.images, self.filler.max_batch)
+        each = self.filler.rows(self.images)
         self.filler.begin(self.images)
         with torch.no_grad():
             for start in range(0, len(rows), each):
