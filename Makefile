@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN := OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),1) PYTHONWARNINGS=ignore $(BIN)/python -m
 DEMO ?= checkpoints
 
-.PHONY: demo demo-full test test-all test-slurm lint types bench setup clean help
+.PHONY: demo demo-full fast test test-all test-slurm lint types bench setup clean help
 help:
 	@echo "make demo      audit two networks on drawn shapes with a planted shortcut, in minutes"
 	@echo "make demo-full  the same on embedded digits, by every method"
@@ -32,7 +32,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 types: setup
 	$(BIN)/mypy
-test: lint types
+# types and tests side by side: a core would idle
+test: lint
+	@$(MAKE) --no-print-directory -j2 types fast
+fast: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 test-all: lint types
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m 'not slurm'
