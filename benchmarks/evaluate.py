@@ -13,8 +13,9 @@ from typing import Any
 import lit_xai
 import torch
 from lit_xai.data.folds import Disagreements, Split
-from lit_xai.store.fold import FoldStore, Predictions, write_tensors
+from lit_xai.store.fold import FoldStore, Predictions
 from lit_xai.store.names import DISAGREEMENTS, RANDOM
+from lit_xai.store.tensors import write_tensors
 
 from benchmarks.harness import Report, Target
 

@@ -28,8 +28,9 @@ from lit_xai.explainers import RISE, Random, SmoothGrad
 from lit_xai.metrics import Deletion
 from lit_xai.models import resnet18
 from lit_xai.segments import Quickshift
-from lit_xai.store.fold import FoldStore, Predictions, write_tensors
+from lit_xai.store.fold import FoldStore, Predictions
 from lit_xai.store.names import DISAGREEMENTS, RANDOM
+from lit_xai.store.tensors import write_tensors
 
 from benchmarks.evaluate import IDENTITY, peak_gb
 from benchmarks.harness import Report, Target, seconds

@@ -1,14 +1,20 @@
-"""Results that are asked for again within a run, kept while there is room."""
+"""Results that are asked for again within a run, kept while there is room; and what of a device's room is this process's."""
 
 from __future__ import annotations
 
 import hashlib
+import math
+import os
 from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from lit_xai.errors import UsageError
+
+SHARE = "LIT_XAI_MEMORY_SHARE"  # what of a device's memory is this process's, in (0, 1], where several share it
 
 
 class Cache:
@@ -52,3 +58,19 @@ def nbytes(value: Any) -> int:
     if isinstance(value, Tensor):
         return value.numel() * value.element_size()
     return sum(map(nbytes, value)) if isinstance(value, list | tuple) else 0
+
+
+def share_of_memory() -> float:
+    """This process's share of a device's memory, by `LIT_XAI_MEMORY_SHARE`; 1 where it is not set.
+
+    Raises:
+        UsageError: it is no number in (0, 1].
+    """
+    text = os.environ.get(SHARE, "1")
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 < share <= 1:
+        raise UsageError(f"{SHARE}={text} is no share of a device's memory: set a number in (0, 1], or unset it")
+    return share

@@ -23,5 +23,18 @@ def share(prefix: str = "", **values: Any) -> None:
             raise UsageError(f"{prefix}{name} must lie in [0, 1], found {value}")
 
 
+def counted(name: str, value: Any, cap: int) -> int:
+    """A number of at least 1, or `auto`, which is at most `cap`.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if value == "auto":
+        return cap
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UsageError(f"{name} must be a positive number or auto, found {value!r}")
+    return value
+
+
 class DamagedFile(UsageError):
     """A file that is cut, altered or of another kind: explaining writes it again, evaluating refuses it."""

@@ -94,6 +94,18 @@ def side_of(images: Images) -> int:
     return min(images.shape[-2:])
 
 
+def grid_cells(height: int, width: int, cells: int, device: torch.device | None = None) -> Int[Tensor, "h w"]:
+    """The cell of every pixel, 0..cells²-1, of a grid of `cells` a side, as equal as the size allows.
+
+    Raises:
+        UsageError: images of fewer pixels a side.
+    """
+    if not 1 <= cells <= min(height, width):
+        raise UsageError(f"a grid of {cells} cells a side does not fit images of {height} x {width} pixels")
+    row, column = (torch.arange(side, device=device) * cells // side for side in (height, width))
+    return row[:, None] * cells + column
+
+
 @dataclass(frozen=True)
 class Grid(Segmenter):
     """`cells` x `cells` rectangles, as equal as the image size allows."""
@@ -106,10 +118,12 @@ class Grid(Segmenter):
     def label(self, image: Float[np.ndarray, "h w 3"]) -> Int[np.ndarray, "h w"]:
         """The cell of every pixel."""
         height, width = image.shape[:2]
-        if not 1 <= self.cells <= min(height, width):
-            raise UsageError(f"a grid of {self.cells} cells a side does not fit images of {height} x {width} pixels")
-        row, column = (np.arange(side) * self.cells // side for side in (height, width))
-        return row[:, None] * self.cells + column[None]
+        return grid_cells(height, width, self.cells).numpy()
+
+    def __call__(self, images: Images) -> Segments:
+        """The same labels for every image, made where the images are; errors as `grid_cells`."""
+        height, width = images.shape[-2:]
+        return grid_cells(height, width, self.cells, images.device).repeat(len(images), 1, 1)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from lit_xai.explainers import RISE, GradientInput, Saliency, SmoothGrad
 from lit_xai.report.cases import Seen, core, draw_worst, highest, low_quantile
 from lit_xai.report.ensemble import Ensemble
 from lit_xai.report.summarise import summarise
-from lit_xai.store.fold import FoldStore, write_tensors
+from lit_xai.store.fold import FoldStore
 from lit_xai.store.names import THUMBNAILS
+from lit_xai.store.tensors import write_tensors
 from scipy.stats import norm, spearmanr
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset

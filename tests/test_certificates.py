@@ -13,6 +13,7 @@ from lit_xai.explainers.sweep import PMI
 from lit_xai.fillers import Blur, Colour
 from lit_xai.metrics import SoftStability
 from lit_xai.metrics.certificates import Question, attack_radius, attacked, certified_radius, certified_share
+from lit_xai.metrics.kept_share import KeptShare
 from lit_xai.models import lipschitz
 from lit_xai.models.bounds import slopes
 from lit_xai.models.lipschitz import Temperature, local_lipschitz, plain
@@ -360,3 +361,35 @@ def test_added_cells_are_uniform_over_sets():
 def test_soft_stability_without_a_choice_is_refused(options):
     with pytest.raises(UsageError, match="soft stability needs"):
         SoftStability(**options)
+
+
+# ---------------------------------------------------------------------------------------------- answers that are no numbers
+
+
+class Silent(nn.Module):
+    """Answers that are no numbers for images whose first pixel is dark."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = x.flatten(1)[:, :3]
+        return torch.where(x[:, :1, 0, 0] < 0.5, torch.nan, z)
+
+
+@pytest.mark.parametrize(
+    "score",
+    [SoftStability(20, cells=4), SoftStability("auto", cells=4), KeptShare(filler=BLACK)],
+    ids=["soft", "auto", "kept"],
+)
+def test_an_answer_that_is_no_number_is_no_class_that_stays(score):
+    images = torch.rand(2, 1, 8, 8, generator=seeded(0))
+    images[:, 0, 0, 0] = torch.tensor([0.1, 0.9])
+    scores = score(Silent(), images, images[:, 0] + 9 * (torch.arange(64).view(8, 8) == 0), torch.zeros(2).long())
+    assert bool(scores[0].isnan())
+    if not isinstance(score, KeptShare):  # whose walk begins with a dark image
+        assert not bool(scores[1].isnan())
+
+
+def test_a_surrogate_whose_map_is_refused_has_no_certificate_either():
+    images = torch.rand(1, 1, 8, 8, generator=seeded(0))
+    method = Lime(segments=Grid(4), perturbation=Toggle(BLACK), samples=12, ridge=0.0)  # fewer samples than cells
+    with pytest.raises(UsageError, match="singular design"):
+        method.masked_sum(images)

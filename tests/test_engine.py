@@ -19,7 +19,8 @@ from lit_xai.report.ensemble import Ensemble
 from lit_xai.report.head import head, versions
 from lit_xai.report.show import head_lines
 from lit_xai.report.summarise import summarise
-from lit_xai.store.fold import FoldStore, read_tensors, write_tensors
+from lit_xai.store.fold import FoldStore
+from lit_xai.store.tensors import read_tensors, write_tensors
 from torch import Tensor, nn
 
 SOURCE = digits(16)

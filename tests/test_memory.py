@@ -6,8 +6,9 @@ import json
 
 import pytest
 import torch
-from lit_xai.calls import AUTO, images_a_call, share_of_memory
-from lit_xai.calls.memory import MOST, SHARE, power_of_two
+from lit_xai.cache import SHARE, share_of_memory
+from lit_xai.calls import AUTO, images_a_call
+from lit_xai.calls.memory import MOST, power_of_two
 from lit_xai.core import TrainedOn
 from lit_xai.data.images import InMemory
 from lit_xai.engine import Job, Tasks, compute, plan

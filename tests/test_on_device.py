@@ -9,7 +9,8 @@ import pytest
 import torch
 from lit_xai.data import augment, sources
 from lit_xai.data.augment import AtOnce, first_values, one_by_one
-from lit_xai.data.folds import EpochSampler, FoldData, FoldDataset
+from lit_xai.data.batches import EpochSampler, FoldDataset
+from lit_xai.data.folds import FoldData
 from lit_xai.data.images import InMemory, in_memory
 from lit_xai.errors import UsageError
 from lit_xai.models import Classifier, resnet18

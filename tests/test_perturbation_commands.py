@@ -214,6 +214,8 @@ def test_a_nested_object_is_exchanged_by_its_target(tmp_path: Path) -> None:
         ("explainer.sliding_patch.patch=500", "does not fit"),
         ("data.tag=2", "tag"),
         ("explainer.lime.kernel.width=wide", "explainer.lime.kernel.width must be a number"),
+        ("explainer.lime.samples=many", "explainer.lime.samples must be a positive number or auto"),
+        ("explainer.lime.max_batch=0", "explainer.lime.max_batch must be a positive number or auto"),
     ],
 )
 def test_a_mistaken_setting_ends_in_one_line(tmp_path: Path, option: str, message: str) -> None:

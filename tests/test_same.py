@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from lit_xai.store.files import save_weights
-from lit_xai.store.fold import write_tensors
+from lit_xai.store.tensors import write_tensors
 
 ROOT = Path(__file__).resolve().parent.parent
 spec = importlib.util.spec_from_file_location("same", ROOT / "tools" / "same.py")

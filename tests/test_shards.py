@@ -10,9 +10,9 @@ import pytest
 import torch
 from lit_xai.errors import DamagedFile
 from lit_xai.store import shards
-from lit_xai.store.fold import read_tensors, write_tensors
 from lit_xai.store.names import range_of, shard_name, shard_paths
 from lit_xai.store.shards import read_head, verify
+from lit_xai.store.tensors import read_tensors, write_tensors
 
 
 def written(path: Path) -> bytes:

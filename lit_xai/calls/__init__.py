@@ -8,6 +8,7 @@ from lit_xai.calls.chunks import (
     evaluating,
     gradients,
     in_format_of,
+    predicted_rows,
     select_output,
     walk,
 )
@@ -29,13 +30,12 @@ from lit_xai.calls.gate import (
     raw,
     way_to_logits,
 )
-from lit_xai.calls.memory import AUTO, CPU_VALUES, SHARE, Size, check_size, images_a_call, per_call, share_of_memory
+from lit_xai.calls.memory import AUTO, CPU_VALUES, Size, check_size, images_a_call, per_call
 
 __all__ = [
     "AUTO",
     "CPU_VALUES",
     "HALF",
-    "SHARE",
     "SUMS",
     "Chunk",
     "Declared",
@@ -59,10 +59,10 @@ __all__ = [
     "itself",
     "no_class",
     "per_call",
+    "predicted_rows",
     "random_states",
     "raw",
     "select_output",
-    "share_of_memory",
     "walk",
     "way_to_logits",
 ]

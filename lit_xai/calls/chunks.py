@@ -182,13 +182,42 @@ def evaluate_rows(
 
     `make(chunk)` builds the inputs of one, and may be asked for the same rows again. No gradient is recorded.
     """
-    gate = Gate.of(model, targets)
+
+    def of_target(logits: Tensor, chunk: Chunk) -> Tensor:
+        return select_output(logits, targets[chunk.image], output)
+
+    return asked(Gate.of(model, targets), make, images, each, max_batch, of_target, precision)
+
+
+def predicted_rows(
+    model: Model, make: Callable[[Chunk], Tensor], images: Images, each: int, max_batch: Size
+) -> Float[Tensor, "b n"]:
+    """The predicted class for `each` variants of every image, as a number; NaN where a logit is none: what such a model says is not
+    its first class. Else as `evaluate_rows`.
+    """
+
+    def said(logits: Tensor, _: Chunk) -> Tensor:
+        return logits.argmax(1).to(logits.dtype).masked_fill(logits.isnan().any(1), torch.nan)
+
+    return asked(Gate.of(model), make, images, each, max_batch, said)
+
+
+def asked(
+    gate: Gate,
+    make: Callable[[Chunk], Tensor],
+    images: Images,
+    each: int,
+    max_batch: Size,
+    take: Callable[[Float[Tensor, "r k"], Chunk], Float[Tensor, "r"]],
+    precision: str = "float32",
+) -> Float[Tensor, "b n"]:
+    """What `take(logits, chunk)` makes of a model's answers, a number a row."""
     out = torch.empty(len(images) * each, dtype=images.dtype, device=images.device)
 
     def ask(chunk: Chunk) -> None:
         with autocast(images, precision):
             logits = gate(in_format_of(make(chunk), images))
-        out[chunk.start : chunk.stop] = select_output(logits.to(images.dtype), targets[chunk.image], output)
+        out[chunk.start : chunk.stop] = take(logits.to(images.dtype), chunk)
 
     with torch.inference_mode(), evaluating(gate):
         walk(gate, images, each, max_batch, ask)

@@ -7,25 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
+from lit_xai.cache import share_of_memory
 from lit_xai.calls.gate import FAILURES, Gate, raw
-from lit_xai.core import Images, Model
+from lit_xai.core import Auto, Images, Model
 from lit_xai.errors import UsageError
 
-Size = int | str  # images a model call: a number, or `auto`
-AUTO = "auto"
+Size = int | Auto  # images a model call: a number, or `auto`
+AUTO: Auto = "auto"
 CPU_IMAGES = 64  # most images of one call on the CPU,
 CPU_VALUES = 16 * 3 * 224 * 224  # and most pixel values: past some 2 million, activations leave the caches
 MOST = 4096  # images of one call on any device
 TRIED = (8, 16)  # images of the two calls that are measured
 ROOM = 0.5  # of the free memory; masks, noise and other tensors need some, too
-SHARE = "LIT_XAI_MEMORY_SHARE"  # what of the device's memory is this process's, in (0, 1], where several share it
 LEARNED: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], int]] = WeakKeyDictionary()
 
 
@@ -96,22 +95,6 @@ def free(device: torch.device) -> int:
     left, total = torch.cuda.mem_get_info(device)
     held, used = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
     return max(0, min(left + held - used, int(total * share_of_memory()) - used))
-
-
-def share_of_memory() -> float:
-    """This process's share of a device's memory, by `LIT_XAI_MEMORY_SHARE`; 1 where it is not set.
-
-    Raises:
-        UsageError: it is no number in (0, 1].
-    """
-    text = os.environ.get(SHARE, "1")
-    try:
-        share = float(text)
-    except ValueError:
-        share = math.nan
-    if not 0 < share <= 1:
-        raise UsageError(f"{SHARE}={text} is no share of a device's memory: set a number in (0, 1], or unset it")
-    return share
 
 
 def allocated(model: Model, images: Images) -> dict[int, int]:

@@ -19,7 +19,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from lit_xai.cli.schema import config_dir, options
 from lit_xai.core import Filler, as_filler
 from lit_xai.data.folds import FoldData
-from lit_xai.errors import UsageError
+from lit_xai.errors import UsageError, counted
 from lit_xai.fitting import accepts
 from lit_xai.models.pretrained import Frame, Given
 from lit_xai.models.trainable import TrainedModule
@@ -80,6 +80,9 @@ def check_numbers(target: Any, node: Mapping[str, Any], path: str) -> None:
     """Refuse a word where a `_target_` takes numbers alone, by its annotations."""
     for name, parameter in inspect.signature(target).parameters.items():
         annotation, value = str(parameter.annotation), node.get(name)
+        if name in node and re.search(r"\b(Auto|Size)\b", annotation):
+            counted(f"{path}.{name}", value, 1)
+            continue
         if isinstance(value, str) and "str" not in annotation and re.search(r"\b(int|float)\b", annotation):
             raise UsageError(f"{path}.{name} must be a number, found {value!r}")
         if isinstance(value, float) and re.fullmatch(r"int( \| None)?", annotation):

@@ -27,7 +27,7 @@ from lit_xai.errors import UsageError
 CONTEXT = multiprocessing.get_context("forkserver")
 HEAVY = ["lit_xai.train", "lit_xai.explain", "lit_xai.cli.run", "lit_xai.data.sources", "hydra.core.plugins"]
 HEAVY += ["matplotlib.pyplot", "sklearn.datasets", "deel.torchlip", "wandb"]
-MEMORY = "LIT_XAI_MEMORY_SHARE"  # as `lit_xai.calls.memory` reads it
+MEMORY = "LIT_XAI_MEMORY_SHARE"  # as `lit_xai.cache` reads it, which imports torch
 LOG = "log.txt"  # in the fold's folder: what its commands printed
 TICK = 0.5  # seconds between two looks
 WAITING, RUNNING, DONE = "waiting", "running", "done"

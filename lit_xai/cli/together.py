@@ -42,7 +42,8 @@ class Outcome:
         failed = [s for s in self.steps if s.state == FAILED]
         if failed:
             text = "; ".join(f"{s.name}: {s.reason} ({s.log})" for s in failed)
-            fail(f"{len(failed)} of {len(self.steps)} steps failed: {text}; the same command repeats what failed")
+            full = " (jobs=1: one after the other, if they need the memory)" if "out of memory" in text else ""
+            fail(f"{len(failed)} of {len(self.steps)} steps failed: {text}; the same command repeats what failed{full}")
 
 
 def together(every: Sequence[Ensemble], jobs: Any, dry_run: bool = False, reveal: bool = True) -> Outcome:

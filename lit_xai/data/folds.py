@@ -14,12 +14,10 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from lit_xai.cache import share_of_memory
 from lit_xai.data import groups
 from lit_xai.data.augment import AtOnce, Transform
-from lit_xai.data.batches import EpochSampler as EpochSampler
-from lit_xai.data.batches import FoldDataset as FoldDataset
-from lit_xai.data.batches import ShareSampler as ShareSampler
-from lit_xai.data.batches import as_batch as as_batch
+from lit_xai.data.batches import EpochSampler, FoldDataset, ShareSampler, as_batch
 from lit_xai.data.images import ImageSet, InMemory, OnDisk, Source, digest
 from lit_xai.data.split import Split
 from lit_xai.data.unseen import Unseen
@@ -281,7 +279,7 @@ class FoldData(pl.LightningDataModule):
         if self.on_device == "auto" and device.type != "cuda":
             return None
         if self.on_device == "auto" and not why:
-            free = torch.cuda.mem_get_info(device)[0]
+            free = torch.cuda.mem_get_info(device)[0] * share_of_memory()
             large = f"{size / 1e9:.1f} GB of images are more than a tenth of the {free / 1e9:.1f} GB that are free on {device}"
             why = large if size > free / SHARE else None
         try:

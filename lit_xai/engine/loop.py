@@ -20,8 +20,9 @@ from lit_xai.engine.sizes import keep_size, sized
 from lit_xai.engine.tasks import Task, Tasks
 from lit_xai.errors import UsageError
 from lit_xai.rng import SampleRng
-from lit_xai.store.fold import read_shard, write_tensors
+from lit_xai.store.fold import read_shard
 from lit_xai.store.names import RANDOMISED
+from lit_xai.store.tensors import write_tensors
 
 
 def explain(

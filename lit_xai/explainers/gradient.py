@@ -25,8 +25,8 @@ from lit_xai.calls import (
     select_output,
     walk,
 )
-from lit_xai.core import MAGNITUDE, SIGNED, Explainer, Images, Legend, Maps, Model, Passes, Targets
-from lit_xai.errors import UsageError
+from lit_xai.core import MAGNITUDE, SIGNED, Auto, Explainer, Images, Legend, Maps, Model, Passes, Targets
+from lit_xai.errors import UsageError, counted
 from lit_xai.rng import SampleRng
 from lit_xai.sequential.confidence import Stopped, cells, until_decided
 
@@ -205,7 +205,7 @@ class SmoothGrad(Explainer):
     """
 
     count = "samples"
-    samples: int | str = 60
+    samples: int | Auto = 60
     sigma: float = 0.2
     output: str = "logit"
     channels: str = "mean"
@@ -217,8 +217,12 @@ class SmoothGrad(Explainer):
 
     def passes(self, height: int, width: int) -> Passes:
         """One forward and one backward pass a copy; with `auto`, at most that."""
-        most = CAP if self.samples == "auto" else self.samples
-        return Passes(most, most)  # type: ignore[arg-type]
+        return Passes(self.most, self.most)
+
+    @property
+    def most(self) -> int:
+        """The largest number of copies an image can take."""
+        return counted("samples", self.samples, CAP)
 
     @gated
     def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
@@ -232,10 +236,8 @@ class SmoothGrad(Explainer):
         if self.samples == "auto":
             maps, stopped = self.until_decided(model, images, targets, rng)
             return maps, {"samples": stopped.draws.double(), "decided": stopped.decided}
-        if not isinstance(self.samples, int) or self.samples < 1:
-            raise UsageError(f"SmoothGrad needs at least 1 sample or auto, found {self.samples!r}")
         noise = SampleRng.default(len(images), rng).noise("smoothgrad", images.device)
-        weights = torch.full((self.samples,), 1 / self.samples, dtype=torch.float64, device=images.device)
+        weights = torch.full((self.most,), 1 / self.most, dtype=torch.float64, device=images.device)
 
         def noisy(chunk: Chunk) -> Tensor:
             drawn = noise[chunk.image].part(chunk.variant).normal(images.shape[1:])
@@ -263,10 +265,13 @@ class SmoothGrad(Explainer):
                 drawn = noise[b].part(start + chunk.variant).normal(images.shape[1:])
                 x = in_format_of(images[b] + self.sigma * drawn.to(images.dtype), images)
                 maps = reduce_channels(input_gradient(model, x, targets[b], self.output), self.channels).double()
+                places = [cells(maps[chunk.rows(i)]) for i in chunk.images]
+                products = [
+                    p.mT @ p for p in places
+                ]  # nothing is added before: a chunk that does not fit is asked again
                 total.index_add_(0, b, maps)
-                for i in chunk.images:
-                    places = cells(maps[chunk.rows(i)])
-                    pairs[active[i]] += places.mT @ places
+                for i, product in zip(chunk.images, products, strict=True):
+                    pairs[active[i]] += product
 
             walk(model, images[rows], stop - start, self.max_batch, add)
 

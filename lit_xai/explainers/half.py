@@ -46,7 +46,7 @@ def in_half(walk: Walk, model: Gate, images: Images, windows: int) -> Float[Tens
         with float32_head(model, images):
             out[:, rest] = walk(rest, "bf16", list(range(windows)))
     if poor:
-        LOG.info("bf16 hides what windows change in %d of %d images: float32 explains them", len(poor), len(images))
+        LOG.warning("bf16 hides what windows change in %d of %d images: float32 explains them", len(poor), len(images))
         out[:, poor] = walk(poor, "float32", None)
     return out
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from lit_xai.calls import AUTO, Chunk, Size, admit, evaluate_rows, gated
 from lit_xai.core import (
     SIGNED,
+    Auto,
     Component,
     Explainer,
     Filler,
@@ -32,7 +33,7 @@ from lit_xai.core import (
     Segments,
     Targets,
 )
-from lit_xai.errors import UsageError
+from lit_xai.errors import UsageError, counted
 from lit_xai.explainers.surrogate import LEVEL, Block, Surrogate, fit, is_settled, solved
 from lit_xai.fillers.constant import constant_colour
 from lit_xai.fillers.refill import Refill
@@ -239,7 +240,7 @@ class Lime(Explainer):
     perturbation: Toggle = field(default_factory=Toggle)
     representation: OnOff | SegmentDistance = field(default_factory=OnOff)
     kernel: Kernel = field(default_factory=CosineKernel)
-    samples: int | str = 1000
+    samples: int | Auto = 1000
     cap: int = 10_000
     ridge: float = 1.0
     output: str = "probability"
@@ -250,13 +251,9 @@ class Lime(Explainer):
     @property
     def most(self) -> int:
         """The largest number of samples an image can take."""
-        if self.samples == "auto":
-            if self.cap < 1:
-                raise UsageError(f"cap must be a positive number, found {self.cap}")
-            return self.cap
-        if not isinstance(self.samples, int) or self.samples < 1:
-            raise UsageError(f"samples must be a positive number or auto, found {self.samples!r}")
-        return self.samples
+        if self.samples == "auto" and self.cap < 1:
+            raise UsageError(f"cap must be a positive number, found {self.cap}")
+        return counted("samples", self.samples, self.cap)
 
     @property
     def legend(self) -> Legend:

@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lit_xai.calls import AUTO, Chunk, Size, autocast, evaluating, gated, in_format_of, select_output, walk
-from lit_xai.core import RANGE, Explainer, Images, Legend, Maps, MaskedSum, Model, Passes, Targets
-from lit_xai.errors import UsageError
+from lit_xai.core import RANGE, Auto, Explainer, Images, Legend, Maps, MaskedSum, Model, Passes, Targets
+from lit_xai.errors import UsageError, counted
 from lit_xai.rng import Noise, SampleRng
 from lit_xai.sequential.confidence import Stopped, cells, until_decided
 
@@ -38,7 +38,7 @@ class RISE(Explainer):
     """
 
     count = "masks"
-    masks: int | str = 1000
+    masks: int | Auto = 1000
     grid: int = 7
     keep: float = 0.5
     output: str = "logit"
@@ -57,7 +57,7 @@ class RISE(Explainer):
     @property
     def most(self) -> int:
         """The largest number of masks an image can take."""
-        return CAP if self.masks == "auto" else int(self.masks)
+        return counted("masks", self.masks, CAP)
 
     def patterns(
         self, noise: Noise, height: int, width: int
@@ -71,9 +71,8 @@ class RISE(Explainer):
 
     def check(self) -> None:
         """Refuse parameters that draw no masks."""
-        number = self.masks == "auto" or (isinstance(self.masks, int) and self.masks >= 1)
-        if not number or self.grid < 1 or not 0 < self.keep < 1:
-            raise UsageError(f"RISE needs masks >= 1 or auto, grid >= 1 and keep in (0, 1), found {self}")
+        if self.most < 1 or self.grid < 1 or not 0 < self.keep < 1:
+            raise UsageError(f"RISE needs grid >= 1 and keep in (0, 1), found {self}")
 
     def masks_of(self, images: Images) -> Callable[[Noise], Float[Tensor, "r h w"]]:
         """What makes masks of these images' size and type, a key each."""
@@ -155,16 +154,20 @@ class RISE(Explainer):
             def add(chunk: Chunk) -> None:
                 b = rows[chunk.image]
                 masks, outputs = ask(b, noise[b].part(start + chunk.variant))
+                more = []  # nothing is added before all is known: a chunk that does not fit is asked again
                 for i in chunk.images:
                     image, own = active[i], chunk.rows(i)
                     f, m = outputs[own].double(), masks[own].double() - self.keep
-                    if start == 0 and chunk.start <= i * chunk.each:
-                        scalars[image, 0] = f[0]
-                    f, places = f - scalars[image, 0], cells(m)
+                    first = f[0] if start == 0 and chunk.start <= i * chunk.each else scalars[image, 0]
+                    f, places = f - first, cells(m)
                     powers = torch.stack([torch.ones_like(f), f, f * f])
-                    scalars[image, 1] += f.sum()
-                    sums[image] += powers[:2] @ m.flatten(1)
-                    pairs[image] += (places.mT * powers[:, None]) @ places
+                    found = f.sum(), powers[:2] @ m.flatten(1), (places.mT * powers[:, None]) @ places
+                    more.append((image, first, *found))
+                for image, first, total, of_pixels, of_pairs in more:
+                    scalars[image, 0] = first
+                    scalars[image, 1] += total
+                    sums[image] += of_pixels
+                    pairs[image] += of_pairs
 
             walk(model, images[rows], stop - start, self.max_batch, add)
 

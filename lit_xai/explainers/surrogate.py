@@ -111,14 +111,7 @@ def fit(
     penalty = torch.where(own, ridge, 1.0).double()
     penalty[:, 0] = 0
     gram += torch.diag_embed(penalty)
-    factor, info = torch.linalg.cholesky_ex(gram)
-    share = factor.diagonal(dim1=1, dim2=2) ** 2 / gram.diagonal(dim1=1, dim2=2)
-    singular = (info > 0) | ~(share.amin(1) > 1e-10)
-    if bool(singular.any()):
-        raise UsageError(
-            f"the surrogate of image {int(singular.nonzero()[0])} of the batch has a singular design: two superpixels "
-            f"always vary together, or weights are all but zero; draw more samples, widen the kernel, or set ridge > 0"
-        )
+    factor = factored(gram)
     theta = torch.cholesky_solve(right[..., None], factor)[..., 0]
     meat = torch.zeros_like(gram)
     left, spread = torch.zeros_like(mean), torch.zeros_like(mean)
@@ -138,20 +131,34 @@ def fit(
     return theta, freedom[:, None, None] * (inverse @ meat @ inverse), r2
 
 
+def factored(gram: Float[Tensor, "b p p"]) -> Float[Tensor, "b p p"]:
+    """Cholesky factors of penalised Gram matrices.
+
+    Raises:
+        UsageError: one is singular.
+    """
+    factor, info = torch.linalg.cholesky_ex(gram)
+    share = factor.diagonal(dim1=1, dim2=2) ** 2 / gram.diagonal(dim1=1, dim2=2)
+    singular = (info > 0) | ~(share.amin(1) > 1e-10)
+    if bool(singular.any()):
+        raise UsageError(
+            f"the surrogate of image {int(singular.nonzero()[0])} of the batch has a singular design: two superpixels "
+            f"always vary together, or weights are all but zero; draw more samples, widen the kernel, or set ridge > 0"
+        )
+    return factor
+
+
 def solved(design: Float[Tensor, "n d"], weight: Float[Tensor, "n"], ridge: float) -> Float[Tensor, "p n"]:
     """By how much each parameter (the intercept first) grows with each response, of the fit of one image.
 
     Raises:
-        UsageError: the design is singular.
+        UsageError: the design is singular, as of `fit`.
     """
     whole = torch.cat([torch.ones(len(design), 1, dtype=torch.float64), design], dim=1)
     weighted = whole * weight[:, None]
     penalty = torch.full(whole.shape[1:], ridge, dtype=torch.float64)
     penalty[0] = 0
-    factor, info = torch.linalg.cholesky_ex(weighted.mT @ whole + penalty.diag())
-    if int(info):
-        raise UsageError("the surrogate has a singular design: draw more samples, or set ridge > 0")
-    return torch.cholesky_solve(weighted.mT, factor)
+    return torch.cholesky_solve(weighted.mT, factored((weighted.mT @ whole + penalty.diag())[None])[0])
 
 
 def is_settled(theta: Float[Tensor, "p"], covariance: Float[Tensor, "p p"], count: int, level: float) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor
 from lit_xai.core import Component, Filler, Images, Segments
 from lit_xai.errors import UsageError
 from lit_xai.rng import Noise, SampleRng, stable_hash
+from lit_xai.segments import grid_cells
 
 CELLS = 7  # a side of the grid
 IMAGES = 0.5  # share of the training images that have something hidden
@@ -48,18 +49,9 @@ class Hiding(Component):
             raise UsageError(f"a grid of cells to hide needs at least 2 a side, found {self.cells}")
 
     def grid(self, images: Images) -> Int[Tensor, "h w"]:
-        """The cell of every pixel, 0..cells²-1, as equal as the image size allows: `lit_xai.segments.Grid`, on the images' device.
-
-        Raises:
-            UsageError: images of fewer pixels a side.
-        """
+        """The cell of every pixel, on the images' device; errors as `grid_cells`."""
         height, width = images.shape[-2:]
-        if self.cells > min(height, width):
-            raise UsageError(
-                f"a grid of {self.cells} cells a side does not fit images of {height} x {width} pixels: set hide_cells="
-            )
-        row, column = (torch.arange(n, device=images.device) * self.cells // n for n in (height, width))
-        return row[:, None] * self.cells + column
+        return grid_cells(height, width, self.cells, images.device)
 
     def segments(self, images: Images) -> Segments:
         """The same for every image: the superpixels that a filler is told of."""

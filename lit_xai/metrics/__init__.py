@@ -2,7 +2,8 @@
 
 from lit_xai.metrics.again import ClassSensitivity, MaxSensitivity
 from lit_xai.metrics.distance import DISTANCES, map_distance
-from lit_xai.metrics.fidelity import Deletion, Insertion, MuFidelity, NegativeEvidence
+from lit_xai.metrics.drops import MuFidelity
+from lit_xai.metrics.fidelity import Deletion, Insertion, NegativeEvidence
 from lit_xai.metrics.in_domain import InDomainDeletion, InDomainInsertion, InDomainMuFidelity
 from lit_xai.metrics.infidelity import Infidelity
 from lit_xai.metrics.kept_share import KeptShare

@@ -14,7 +14,7 @@ from lit_xai.calls import Gate, admit, evaluate_rows, gated
 from lit_xai.core import Explainer, Images, Maps, Model, Passes, Scores, Targets, as_explainer
 from lit_xai.errors import UsageError
 from lit_xai.metrics.distance import DECIMALS, correlation, scaled_to_one, ssim, unit_ranks
-from lit_xai.metrics.fidelity import OfMaps, check_scored
+from lit_xai.metrics.scored import OfMaps, check_scored
 from lit_xai.rng import SampleRng
 
 

@@ -1,4 +1,4 @@
-"""Faithfulness to one model: muFidelity, deletion, insertion, negative evidence. One number per image."""
+"""Faithfulness to one model: deletion, insertion, negative evidence. One number per image."""
 
 from __future__ import annotations
 
@@ -15,18 +15,14 @@ from lit_xai.core import Filler, Images, Maps, Model, Passes, Scores, Targets
 from lit_xai.errors import UsageError
 from lit_xai.fillers.constant import Blur, Mean
 from lit_xai.fitting import describe
-from lit_xai.metrics.drops import Drops as Drops
-from lit_xai.metrics.drops import MuFidelity as MuFidelity
-from lit_xai.metrics.drops import correlate as correlate
-from lit_xai.metrics.scored import Hides as Hides
-from lit_xai.metrics.scored import OfMaps as OfMaps
-from lit_xai.metrics.scored import check_scored as check_scored
+from lit_xai.metrics.drops import MuFidelity as MuFidelity  # saved configurations name it from here
+from lit_xai.metrics.scored import Detailed, Hides, check_scored
 from lit_xai.rng import SampleRng
 
 # ------------------------------------------------------------------------------------------------ deletion, insertion
 
 
-class Walk(Hides):
+class Walk(Detailed, Hides):
     """The target's output as more and more pixels change; what its heirs hold is said there.
 
     Its details are `start` and `end`, the output at the curve's two ends: what an area can be worth at most.
@@ -70,18 +66,6 @@ class Walk(Hides):
             return refill(self.keep(changed), chunk, 0)  # one noise along the whole curve
 
         return evaluate_rows(model, make, images, targets, counts.shape[1], self.max_batch, self.output)
-
-    @gated
-    def __call__(
-        self,
-        model: Model,
-        images: Images,
-        maps: Maps,
-        targets: Targets,
-        rng: SampleRng | None = None,
-        observed: Tensor | None = None,
-    ) -> Scores:
-        return self.with_details(model, images, maps, targets, rng, observed)[0]
 
 
 @dataclass(frozen=True)

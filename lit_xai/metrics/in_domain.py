@@ -19,7 +19,9 @@ from lit_xai.errors import UsageError
 from lit_xai.fillers.hiding import CELLS, MOST, Hiding
 from lit_xai.fillers.refill import Refill
 from lit_xai.fitting import describe
-from lit_xai.metrics.fidelity import Curve, Hides, MuFidelity, descending_position
+from lit_xai.metrics.drops import MuFidelity
+from lit_xai.metrics.fidelity import Curve, descending_position
+from lit_xai.metrics.scored import Hides
 from lit_xai.rng import Noise, SampleRng
 
 SOURCE = (

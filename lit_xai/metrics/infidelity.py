@@ -15,7 +15,7 @@ from lit_xai.core import scaled as at_side
 from lit_xai.errors import UsageError
 from lit_xai.fillers.constant import Colour
 from lit_xai.fitting import describe
-from lit_xai.metrics.fidelity import Drops
+from lit_xai.metrics.drops import Drops
 from lit_xai.rng import Noise
 
 

@@ -9,13 +9,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lit_xai.calls import AUTO, Chunk, Size, evaluating, gated, in_format_of, walk
+from lit_xai.calls import AUTO, Chunk, Size, gated, predicted_rows
 from lit_xai.core import Filler, Images, Maps, Model, Passes, Score, Scores, Targets
 from lit_xai.fillers.constant import BlurOrMean
 from lit_xai.fillers.refill import Refill
 from lit_xai.fitting import describe
 from lit_xai.metrics.conformal import kept_from
-from lit_xai.metrics.fidelity import Insertion, check_scored, descending_position
+from lit_xai.metrics.fidelity import Insertion, descending_position
+from lit_xai.metrics.scored import check_scored
 from lit_xai.rng import SampleRng
 
 KEPT = "kept_share"  # its name among scores
@@ -24,7 +25,7 @@ KEPT = "kept_share"  # its name among scores
 @dataclass(frozen=True)
 class KeptShare(Score):
     """The smallest share of an image's pixels, the highest of its map first, from which on the prediction is that of the whole
-    image, and stays it: in (0, 1] or 0, lower is better.
+    image, and stays it: in (0, 1] or 0, lower is better. NaN where the model's answer is no number at any point.
 
     The walk is insertion's (Petsiuk et al., 2018): it begins with the filler everywhere and ends with the whole image. Which class the
     map explains plays no part. Ties of the map are broken at random, from the sample's own stream.
@@ -67,23 +68,12 @@ class KeptShare(Score):
         check_scored(images, maps)
         rng = SampleRng.default(len(images), rng)
         counts = self.counts(*images.shape[-2:]).to(images.device)
-        predicted = self.predicted(model, images, maps, rng, counts)
-        shares = counts.double() / (images.shape[-2] * images.shape[-1])
-        return kept_from(predicted == predicted[:, -1:], shares)
-
-    def predicted(
-        self, model: Model, images: Images, maps: Maps, rng: SampleRng, counts: Int[Tensor, "t"]
-    ) -> Int[Tensor, "b t"]:
-        """The predicted class at every point."""
-        refill = Refill(self.filler, images, rng)
+        refill, shares = Refill(self.filler, images, rng), counts.double() / (images.shape[-2] * images.shape[-1])
         place = descending_position(maps, rng).view(-1, *images.shape[-2:])
-        out = torch.empty(len(images) * len(counts), dtype=torch.long, device=images.device)
 
-        def ask(chunk: Chunk) -> None:
+        def make(chunk: Chunk) -> Tensor:
             kept = place[chunk.image] < counts[chunk.variant].view(-1, 1, 1)
-            logits = model(in_format_of(refill(kept, chunk, 0), images))  # one noise along the whole walk
-            out[chunk.start : chunk.stop] = logits.argmax(-1)
+            return refill(kept, chunk, 0)  # one noise along the whole walk
 
-        with torch.inference_mode(), evaluating(model):
-            walk(model, images, len(counts), self.max_batch, ask)
-        return out.view(len(images), len(counts))
+        said = predicted_rows(model, make, images, len(counts), self.max_batch)
+        return kept_from(said == said[:, -1:], shares).masked_fill(said.isnan().any(1), torch.nan)

@@ -16,7 +16,7 @@ from lit_xai.calls import gated
 from lit_xai.core import REFERENCE_SIDE, Images, Maps, Model, Scores, Targets
 from lit_xai.data.truth import boxes, ends, unsaying
 from lit_xai.errors import UsageError
-from lit_xai.metrics.fidelity import OfMaps, check_scored
+from lit_xai.metrics.scored import OfMaps, check_scored
 from lit_xai.rng import SampleRng, stable_hash
 
 Masks = Bool[Tensor, "b h w"]  # True = on the object

@@ -18,7 +18,7 @@ from torch import Tensor
 from lit_xai.core import Maps, Scores, scaled
 from lit_xai.errors import UsageError
 from lit_xai.metrics.distance import correlation, scaled_to_one, ssim, unit_ranks
-from lit_xai.metrics.fidelity import correlate
+from lit_xai.metrics.drops import correlate
 from lit_xai.metrics.statistics import Estimate, mean_estimate
 
 CELL = 16  # side of a HOG cell, pixels at 224 px

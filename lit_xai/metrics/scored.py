@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from lit_xai.core import Filler, Images, Passes, Score
+from lit_xai.core import Filler, Images, Maps, Model, Passes, Score, Scores, Targets
 from lit_xai.errors import UsageError
 from lit_xai.fillers.refill import Refill
 from lit_xai.fitting import describe
@@ -30,6 +32,33 @@ class Hides(Score):
     def refill(self, images: Images, rng: SampleRng) -> Refill:
         """What makes these images."""
         return Refill(self.filler, images, rng)
+
+
+class Detailed(Score):
+    """A score that learns more than its number on the way: the call gives the number alone."""
+
+    @abstractmethod
+    def with_details(
+        self,
+        model: Model,
+        images: Images,
+        maps: Maps,
+        targets: Targets,
+        rng: SampleRng | None = None,
+        observed: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Float[Tensor, "b"]]]:
+        """The score, and what else was learned, one number an image each, by name."""
+
+    def __call__(
+        self,
+        model: Model,
+        images: Images,
+        maps: Maps,
+        targets: Targets,
+        rng: SampleRng | None = None,
+        observed: Tensor | None = None,
+    ) -> Scores:
+        return self.with_details(model, images, maps, targets, rng, observed)[0]
 
 
 class OfMaps(Score):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_xai.calls import gated
 from lit_xai.core import Images, Maps, Model, Scores, Targets
-from lit_xai.metrics.fidelity import OfMaps, check_scored
+from lit_xai.metrics.scored import OfMaps, check_scored
 from lit_xai.rng import SampleRng
 
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from scipy.stats import binomtest
 from torch import Tensor
 
-from lit_xai.calls import AUTO, Chunk, Gate, Size, evaluating, gated, in_format_of, walk
-from lit_xai.core import Filler, Images, Maps, Model, Passes, Score, Scores, Targets
-from lit_xai.errors import UsageError
+from lit_xai.calls import AUTO, Chunk, Gate, Size, gated, predicted_rows
+from lit_xai.core import Auto, Filler, Images, Maps, Model, Passes, Scores, Targets
+from lit_xai.errors import UsageError, counted
 from lit_xai.fillers.constant import Colour
 from lit_xai.fillers.refill import Refill
 from lit_xai.fitting import describe
-from lit_xai.metrics.fidelity import check_scored
+from lit_xai.metrics.scored import Detailed, check_scored
 from lit_xai.rng import Noise, SampleRng
 from lit_xai.segments import Grid, segment_counts, segment_sums
 from lit_xai.sequential.confidence import Bernstein, looks
@@ -27,13 +28,14 @@ CAP, HALF = 2000, 0.05  # most draws of `auto`, and half of the interval that it
 
 
 @dataclass(frozen=True)
-class SoftStability(Score):
+class SoftStability(Detailed):
     """The share of random additions to a map's top cells that leave the predicted class as it is, in [0, 1]: higher is better.
 
     Features are the cells of a grid. The cells with the largest mean stay, the others are filled: that is alpha; alpha' is drawn uniformly
     from all sets that hold alpha and at most `radius` cells more. The details are `low` and `high`, the exact 95 % interval (Clopper and
     Pearson) of the share over all such sets: a certificate for any network, of sets and not of images. With `auto` they are an
-    empirical-Bernstein interval that holds at every look, and `samples` says how many it took.
+    empirical-Bernstein interval that holds at every look, and `samples` says how many it took. All are NaN where an answer of the model is
+    no number.
 
     Args:
         samples: draws of alpha'; `auto` draws until that interval is at most .05 to either side, at most `CAP`.
@@ -45,7 +47,7 @@ class SoftStability(Score):
     """
 
     count = "samples"
-    samples: int | str = 150
+    samples: int | Auto = 150
     cells: int = 7
     share: float = 0.25
     radius: int = 4
@@ -57,8 +59,7 @@ class SoftStability(Score):
         number = self.cells**2
         if self.cells < 2 or not 0 < round(self.share * number) < number:
             raise UsageError(f"soft stability needs 2 cells a side, some kept and some not, found {self}")
-        if self.samples != "auto" and (not isinstance(self.samples, int) or self.samples < 1):
-            raise UsageError(f"soft stability needs at least 1 sample or auto, found {self.samples!r}")
+        counted("samples", self.samples, CAP)
         if not 1 <= self.radius <= number - round(self.share * number):
             raise UsageError(f"soft stability needs a radius of 1 to as many cells as are hidden, found {self}")
 
@@ -76,7 +77,7 @@ class SoftStability(Score):
     @property
     def most(self) -> int:
         """The largest number of draws an image can take."""
-        return CAP if self.samples == "auto" else self.samples  # type: ignore[return-value]
+        return counted("samples", self.samples, CAP)
 
     def added(self, keys: Noise, kept: Bool[Tensor, "b d"]) -> Bool[Tensor, "b n d"]:
         """Sets alpha', of keys `[b, n]`: a size with probability as many sets as it has, its members uniform."""
@@ -90,18 +91,6 @@ class SoftStability(Score):
         last = torch.iinfo(torch.long).max
         order = keys.part(1).bits(kept.shape[1]).masked_fill(kept[:, None], last).argsort(2).argsort(2)
         return (order < size) | kept[:, None]
-
-    @gated
-    def __call__(
-        self,
-        model: Model,
-        images: Images,
-        maps: Maps,
-        targets: Targets,
-        rng: SampleRng | None = None,
-        observed: Tensor | None = None,
-    ) -> Scores:
-        return self.with_details(model, images, maps, targets, rng, observed)[0]
 
     @gated
     def with_details(
@@ -125,34 +114,33 @@ class SoftStability(Score):
         kept = torch.zeros_like(means, dtype=torch.bool).scatter_(1, order[:, : round(self.share * number)], True)
         draws, everyone = noise.part(1), list(range(len(images)))
 
-        def said(active: list[int], sets: Bool[Tensor, "a n d"], start: int) -> Int[Tensor, "a n"]:
+        def said(active: list[int], sets: Bool[Tensor, "a n d"], start: int) -> Float[Tensor, "a n"]:
             """The predicted class of every set."""
             x, own = images[active], labels[active]
             refill = Refill(self.filler, x, rng.take(active), own)
-            found = torch.empty(sets.shape[:2], dtype=torch.long, device=images.device)
 
-            def ask(chunk: Chunk) -> None:
+            def make(chunk: Chunk) -> Tensor:
                 shown = sets[chunk.image, chunk.variant].gather(1, own[chunk.image].flatten(1))
-                filled = refill(shown.view(-1, *images.shape[-2:]), chunk, start + chunk.variant)
-                found.view(-1)[chunk.start : chunk.stop] = gate(in_format_of(filled, images)).argmax(1)
+                return refill(shown.view(-1, *images.shape[-2:]), chunk, start + chunk.variant)
 
-            with torch.inference_mode(), evaluating(gate):
-                walk(gate, x, sets.shape[1], self.max_batch, ask)
-            return found
+            return predicted_rows(gate, make, x, sets.shape[1], self.max_batch).double()
 
         first = said(everyone, kept[:, None], 0)
 
-        def same(active: list[int], start: int, stop: int) -> Bool[Tensor, "a n"]:
-            """Whether the predicted class stays, for draws start..stop-1."""
-            sets = self.added(draws[active].parts(start, stop), kept[active])
-            return said(active, sets, start + 1) == first[active]
+        def same(active: list[int], start: int, stop: int) -> Float[Tensor, "a n"]:
+            """1 where the predicted class stays, else 0, for draws start..stop-1; NaN where it is no class."""
+            found = said(active, self.added(draws[active].parts(start, stop), kept[active]), start + 1)
+            return (found == first[active]).double().masked_fill((found + first[active]).isnan(), torch.nan)
 
         if self.samples == "auto":
             return self.until_known(same, len(images), images.device)
         stays = same(everyone, 0, self.most).sum(1)
-        exact = [binomtest(k, self.most).proportion_ci(LEVEL, method="exact") for k in stays.tolist()]
+        exact = [
+            (k, k) if math.isnan(k) else binomtest(round(k), self.most).proportion_ci(LEVEL, method="exact")
+            for k in stays.tolist()
+        ]
         low, high = (torch.tensor(v, dtype=torch.float64, device=images.device) for v in zip(*exact, strict=True))
-        return stays.double() / self.most, {"low": low, "high": high}
+        return stays / self.most, {"low": low, "high": high}
 
     def until_known(
         self, same: Callable[[list[int], int, int], Tensor], number: int, device: torch.device
@@ -161,10 +149,12 @@ class SoftStability(Score):
         found = torch.zeros(number, 4, dtype=torch.float64)
         sequences, active = [Bernstein(()) for _ in range(number)], list(range(number))
         for start, stop in looks(CAP):
-            for image, stays in zip(active, same(active, start, stop).double().cpu(), strict=True):
+            for image, stays in zip(active, same(active, start, stop).cpu(), strict=True):
                 sequences[image].add(stays)
                 low, high = sequences[image].bounds()
                 found[image] = torch.stack([sequences[image].sum / stop, low, high, torch.tensor(float(stop))])
+                if bool(stays.isnan().any()):
+                    found[image, :3] = torch.nan  # it is known by now, and asked no more
             active = [i for i in active if found[i, 2] - found[i, 1] > 2 * HALF]
             if not active:
                 break

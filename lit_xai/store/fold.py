@@ -41,9 +41,7 @@ from lit_xai.store.names import (
 )
 from lit_xai.store.plans import damaged, mend, plan_file
 from lit_xai.store.shards import Head, Said, read_open_head
-from lit_xai.store.tensors import DTYPES, read_whole, tensor_at
-from lit_xai.store.tensors import read_tensors as read_tensors
-from lit_xai.store.tensors import write_tensors as write_tensors
+from lit_xai.store.tensors import DTYPES, read_tensors, read_whole, tensor_at, write_tensors
 
 KEPT = 1 << 23  # bytes of one explainer's shards in one fold that are read at once and stay in memory
 
