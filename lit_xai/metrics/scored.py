@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lit_xai.calls import gated
 from lit_xai.core import Filler, Images, Maps, Model, Passes, Score, Scores, Targets
 from lit_xai.errors import UsageError
 from lit_xai.fillers.refill import Refill
@@ -49,6 +50,7 @@ class Detailed(Score):
     ) -> tuple[Tensor, dict[str, Float[Tensor, "b"]]]:
         """The score, and what else was learned, one number an image each, by name."""
 
+    @gated
     def __call__(
         self,
         model: Model,
