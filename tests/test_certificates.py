@@ -359,7 +359,7 @@ def test_added_cells_are_uniform_over_sets():
     ids=str,
 )
 def test_soft_stability_without_a_choice_is_refused(options):
-    with pytest.raises(UsageError, match="soft stability needs|samples must be a positive number or auto"):
+    with pytest.raises(UsageError, match=r"soft stability needs|samples must be a positive number or auto"):
         SoftStability(**options)
 
 
