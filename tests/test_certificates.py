@@ -11,9 +11,10 @@ from lit_xai.explainers import RISE, IntegratedGradients, Lime, Saliency, Slidin
 from lit_xai.explainers.lime import Coalitions, PixelCosineKernel, ShapleyKernel, Toggle
 from lit_xai.explainers.sweep import PMI
 from lit_xai.fillers import Blur, Colour
-from lit_xai.metrics import SoftStability
+from lit_xai.metrics import CertifiedRadius, SoftStability
 from lit_xai.metrics.certificates import Question, attack_radius, attacked, certified_radius, certified_share
 from lit_xai.metrics.kept_share import KeptShare
+from lit_xai.metrics.radius import none
 from lit_xai.models import lipschitz
 from lit_xai.models.bounds import slopes
 from lit_xai.models.lipschitz import Temperature, local_lipschitz, plain
@@ -315,6 +316,39 @@ def test_a_tie_has_no_radius(images, targets):
 def test_a_top_that_is_none_is_refused(options, why, images, targets):
     with pytest.raises(UsageError, match=why):
         Question.of(METHODS["rise"], affine(), images, targets, **options)
+
+
+def test_the_score_is_the_radius_beside_the_attacks(images, targets):
+    score, method, model = CertifiedRadius(cells=3, steps=20), METHODS["rise"], bent()
+    both = score.again(method, model, images, targets, RNG)
+    value, details = score.with_details(model, images, method(model, images, targets, RNG), targets, RNG, both)
+    question = Question.of(method, model, images, targets, RNG, cells=3)
+    assert value.tolist() == certified_radius(question).tolist()
+    assert details["attack"].tolist() == attack_radius(question, 20).tolist()
+    assert bool((value < details["attack"]).all())
+
+
+@pytest.mark.parametrize(
+    ("method", "model", "why"),
+    [
+        (Saliency(), bent, "certified radius of Saliency"),
+        (
+            METHODS["rise"],
+            lambda: chain(nn.Conv2d(1, 2, 1), nn.LayerNorm(8), nn.Flatten(), nn.Linear(128, 4)),
+            "certified radius of RISE",
+        ),
+    ],
+)
+def test_what_has_no_certificate_has_no_radius_and_a_line_says_why(method, model, why, images, targets, caplog):
+    none.cache_clear()
+    assert bool(CertifiedRadius(steps=0).again(method, model(), images, targets, RNG)[:, 0].isnan().all())
+    assert why in caplog.text
+
+
+@pytest.mark.parametrize("options", [{"cells": 1}, {"steps": -1}])
+def test_a_certified_radius_without_a_question_is_refused(options):
+    with pytest.raises(UsageError, match="needs 2 cells a side"):
+        CertifiedRadius(**options)
 
 
 # ------------------------------------------------------------------------------------------------------ soft stability

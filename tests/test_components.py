@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from lit_xai import engine
-from lit_xai.data.folds import Split
+from lit_xai.cli.build import training_of
+from lit_xai.data.folds import FoldData, Split
 from lit_xai.errors import UsageError
 from lit_xai.explainers import GradientInput, Image, Random
 from lit_xai.metrics.components import PARTS, components, moments
@@ -22,6 +25,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from conftest import seeded
+from test_commands import ENVIRONMENT, ROOT, command, run
 from test_engine import SOURCE, job
 
 METHODS = {"gradient_input": GradientInput(), "image": Image(), "random": Random()}
@@ -139,3 +143,57 @@ def test_the_page_shows_what_two_networks_have_in_common(two, tmp_path: Path) ->
     text = (tmp_path / "audit.html").read_text()
     assert "<h4>Reproducibility</h4>" in text
     assert "gradient_input" in text[text.index("<h4>Reproducibility</h4>") :]
+
+
+# ------------------------------------------------------------------------------------------------ two seeds of one network
+
+
+def batches(data: FoldData) -> list[list[int]]:
+    """The labels of every training batch of the first epoch."""
+    return [y.tolist() for _, y in data.train_dataloader()]
+
+
+def test_a_seed_of_the_training_alone_leaves_split_and_probes_and_moves_the_order() -> None:
+    one, other = (
+        FoldData(lambda: SOURCE, folds=2, train_subset=200, probes_per_fold=5, train_seed=s) for s in (None, 1)
+    )
+    assert torch.equal(one.split.fold_of, other.split.fold_of)
+    assert torch.equal(one.probes, other.probes)
+    assert batches(one) != batches(other)
+
+
+def test_two_seeds_of_training_are_two_trainings_and_the_runs_own_seed_is_none_of_its_own() -> None:
+    known = {"data": {}, "model": {}, "seed": 3, "label_noise": 0.0, "weight_noise": 0.0}
+    assert training_of({**known, "train_seed": None}) == training_of({**known, "train_seed": 3}) == training_of(known)
+    assert training_of({**known, "train_seed": 4}) != training_of(known)
+
+
+@pytest.mark.parametrize("value", ["-1", "1.5", "true", "many"])
+def test_a_training_seed_that_is_no_whole_number_is_refused(value, tmp_path: Path) -> None:
+    found = run("train", tmp_path, f"train_seed={value}", check=False)
+    assert found.returncode == 1
+    assert "train_seed must be null or a whole number of at least 0" in found.stderr
+
+
+@pytest.mark.slow  # two trainings
+def test_two_seeds_of_one_network_on_one_split_are_compared(tmp_path: Path) -> None:
+    few = [
+        "data=digits",
+        "data.size=16",
+        "data.folds=2",
+        "data.train_subset=200",
+        "data.probes_per_fold=20",
+        "trainer.max_epochs=8",
+    ]
+    few += ["model.network.width=4", "explainer=[gradient_input,random]", "score=[]", "checks=0"]
+    warns = {k: v for k, v in ENVIRONMENT.items() if k != "PYTHONWARNINGS"}
+    line = command("train", tmp_path, "name=one", "fold=all", small=few)
+    done = subprocess.run(line, env=warns, cwd=ROOT, capture_output=True, text=True, timeout=240, check=True)
+    assert "RuntimeWarning" not in done.stderr
+    run("train", tmp_path, "name=other", "fold=all", "train_seed=1", small=few)
+    run("evaluate", tmp_path, "compare=[one,other]", small=[])
+    weights = [tmp_path / name / "fold=0" / "model.ckpt" for name in ("one", "other")]
+    assert weights[0].read_bytes() != weights[1].read_bytes()
+    found = json.loads((tmp_path / "compared-one-other" / "audit.json").read_text())
+    network = {n: b["components"]["network"]["value"] for n, b in found["comparisons"][0]["between"].items()}
+    assert network["gradient_input"] > 0.02 > network["random"]

@@ -90,7 +90,12 @@ def check_numbers(target: Any, node: Mapping[str, Any], path: str) -> None:
 
 
 def build_data(
-    cfg: Mapping[str, Any], fold: int, seed: int, label_noise: float, kind: type[FoldData] = FoldData
+    cfg: Mapping[str, Any],
+    fold: int,
+    seed: int,
+    label_noise: float,
+    train_seed: int | None = None,
+    kind: type[FoldData] = FoldData,
 ) -> FoldData:
     """The LightningDataModule of a `data` node; keys that FoldData does not take go to its source."""
     node = dict(cfg)
@@ -100,7 +105,8 @@ def build_data(
     source = partial(get_object(node.pop("source")["_target_"]), **options)
     augment = [instantiate(t) for t in node.pop("augment", [])]
     kept = {k: v for k, v in node.items() if k in own}
-    return kind(source, fold=fold, seed=seed, label_noise=label_noise, augment=augment, **kept)
+    own_seed = {} if train_seed is None else {"train_seed": train_seed}
+    return kind(source, fold=fold, seed=seed, label_noise=label_noise, augment=augment, **own_seed, **kept)
 
 
 def shape_of(data: FoldData) -> dict[str, Any]:
@@ -192,6 +198,7 @@ def training_of(cfg: Mapping[str, Any]) -> dict[str, Any]:
         "data": {k: v for k, v in cfg["data"].items() if k not in ELSEWHERE},
         "model": dict(cfg["model"]),
         "seed": cfg["seed"],
+        **({} if cfg.get("train_seed") in (None, cfg["seed"]) else {"train_seed": cfg["train_seed"]}),
         "label_noise": cfg["label_noise"],
         "weight_noise": cfg["weight_noise"],
         **({"hide": cfg["hide"], "hide_cells": cfg["hide_cells"]} if cfg.get("hide") else {}),

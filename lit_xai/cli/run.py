@@ -96,6 +96,8 @@ class Run:
         c = self.cfg
         if self.is_sampler and (c.label_noise or c.weight_noise):
             raise UsageError(f"model={c.model.name} has no use for label_noise and weight_noise: leave them at 0")
+        if c.train_seed is not None and not self.trainable:
+            raise UsageError(f"model={c.model.name} is not trained here: leave train_seed= alone")
         if (c.hide or c.calibrate) and (self.is_sampler or not self.trainable):
             raise UsageError(
                 f"model={c.model.name} is no classifier that is trained here: leave hide= and calibrate= alone"
@@ -143,7 +145,7 @@ class Run:
         """The data set, its split and loaders."""
         cfg = plain(self.cfg)
         kind = CalibratedData if cfg["calibrate"] else FoldData
-        return build_data(cfg["data"], cfg["fold"], cfg["seed"], cfg["label_noise"], kind)
+        return build_data(cfg["data"], cfg["fold"], cfg["seed"], cfg["label_noise"], cfg["train_seed"], kind)
 
     @cached_property
     def hiding(self) -> Hiding | None:
@@ -169,11 +171,11 @@ class Run:
         return {n: s.within(self.hiding, f"score.{n}") if isinstance(s, InDomain) else s for n, s in found.items()}
 
     def module(self) -> pl.LightningModule:
-        """A fresh module; its initial weights are a function of the seed (the same for every fold)."""
-        pl.seed_everything(self.cfg.seed, workers=True, verbose=False)
+        """A fresh module; its initial weights are a function of the seed of training (the same for every fold)."""
+        pl.seed_everything(self.data.train_seed, workers=True, verbose=False)
         module = build_module(plain(self.cfg.model), shape_of(self.data), self.data.colour)
         if self.hiding is not None and isinstance(module, Classifier):
-            module.hides = partial(self.hiding.fitted(self.data.trained_on).shown, seed=self.cfg.seed)
+            module.hides = partial(self.hiding.fitted(self.data.trained_on).shown, seed=self.data.train_seed)
         return module
 
     def trained_folds(self) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -20,6 +20,7 @@ SETTING = (
     "data",
     "model",
     "seed",
+    "train_seed",
     "label_noise",
     "weight_noise",
     "hide",

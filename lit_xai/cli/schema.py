@@ -142,6 +142,7 @@ def experiment_name(cfg: Any) -> str:
     """
     parts = [f"{cfg.data.name}-{cfg.model.name}"]
     parts += [f"{k}={cfg[k]}" for k in ("label_noise", "weight_noise", "hide") if cfg[k]]
+    parts += [f"train_seed={cfg.train_seed}"] if cfg.train_seed is not None else []
     parts += ["calibrated"] if cfg.calibrate else []
     name = str(cfg.name or "-".join(parts))
     if Path(name).is_absolute() or ".." in Path(name).parts or not Path(name).parts or "\0" in name:

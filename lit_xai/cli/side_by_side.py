@@ -124,14 +124,19 @@ def share(jobs: Any, most: int, cards: Sequence[str] = (), each: int = 1) -> Sha
 def serve() -> None:
     """Start the server that steps are forked from; it loads what they need while this process goes on."""
     CONTEXT.set_forkserver_preload(HEAVY)
-    before = os.environ.get("OMP_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "PYTHONWARNINGS")}
     os.environ["OMP_NUM_THREADS"] = "1"  # no pool of threads before a fork; each step sets its own number
+    # a step imports the command that began it, which is there already
+    os.environ["PYTHONWARNINGS"] = ",".join(
+        filter(None, (before["PYTHONWARNINGS"], "ignore:'lit_xai:RuntimeWarning:runpy"))
+    )
     try:
         forkserver.ensure_running()
     finally:
-        os.environ.pop("OMP_NUM_THREADS")
-        if before is not None:
-            os.environ["OMP_NUM_THREADS"] = before
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def run(steps: Sequence[Step], shared: Share, watch: Callable[[], None] = lambda: None) -> int:

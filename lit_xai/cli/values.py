@@ -43,6 +43,10 @@ def check_values(cfg: Any) -> None:
             raise UsageError(
                 f"{key} must be a whole number{'' if least is None else f' of at least {least}'}, found {value}"
             )
+    if cfg.train_seed is not None and (
+        not isinstance(cfg.train_seed, int) or isinstance(cfg.train_seed, bool) or cfg.train_seed < 0
+    ):
+        raise UsageError(f"train_seed must be null or a whole number of at least 0, found {cfg.train_seed}")
     for key in ("label_noise", "weight_noise"):
         if not isinstance(cfg[key], int | float) or not 0 <= cfg[key] <= 1:
             raise UsageError(f"{key} must lie in [0, 1], found {cfg[key]}")

@@ -106,6 +106,7 @@ class FoldData(pl.LightningDataModule):
         groups: where it is written which samples belong together, see `lit_xai.data.groups`; None = each stands alone.
         show: the channels that pictures are drawn of (red, green, blue, or one); None = see `seen`.
         fold_column: where the fold of every sample is written, in the same ways; None = they are drawn.
+        train_seed: of the order, augmentation and whatever else training draws; None = `seed`.
     """
 
     def __init__(
@@ -125,9 +126,11 @@ class FoldData(pl.LightningDataModule):
         groups: str | None = None,
         fold_column: str | None = None,
         show: Sequence[int] | None = None,
+        train_seed: int | None = None,
     ) -> None:
         super().__init__()
         self.make_source, self.fold, self.k, self.seed = source, fold, folds, seed
+        self.train_seed = seed if train_seed is None else train_seed
         self.probes_per_fold, self.train_subset = probes_per_fold, train_subset
         self.batch_size, self.num_workers = batch_size, num_workers
         self.augment, self.label_noise, self.name = tuple(augment), label_noise, name
@@ -316,7 +319,7 @@ class FoldData(pl.LightningDataModule):
         images, device = self.placed(self.source.train)
         data = FoldDataset(images, samples, mine, self.augment, at_once=self.at_once, device=device)
         rank, world = self.rank()
-        return self.loader(data, EpochSampler(data, self.batch_size, self.seed, rank, world, self.begins))
+        return self.loader(data, EpochSampler(data, self.batch_size, self.train_seed, rank, world, self.begins))
 
     def begins(self) -> tuple[int, int]:
         """The epoch that begins, and its batch. A resumed run's loader starts before Lightning knows."""

@@ -17,6 +17,7 @@ from lit_xai.metrics.localisation import (
     PointingGame,
     settle,
 )
+from lit_xai.metrics.radius import CertifiedRadius
 from lit_xai.metrics.robustness import robustness_table, similarities
 from lit_xai.metrics.simplicity import Complexity, Sparseness
 from lit_xai.metrics.soft_stability import SoftStability
@@ -26,6 +27,7 @@ from lit_xai.metrics.statistics import Estimate
 __all__ = [
     "DISTANCES",
     "BoxIoU",
+    "CertifiedRadius",
     "ClassSensitivity",
     "Complexity",
     "Deletion",

@@ -95,6 +95,11 @@ class Trainable(TrainedModule):
         return 0 if self.data is None else vars(self.data).get("seed", 0)
 
     @property
+    def train_seed(self) -> int:
+        """The seed of what training draws: the run's, unless one was given to it alone."""
+        return self.seed if self.data is None else vars(self.data).get("train_seed", self.seed)
+
+    @property
     def data(self) -> Any:
         """The trainer's LightningDataModule; None where it was given loaders."""
         return vars(self.trainer).get("datamodule")
@@ -105,7 +110,7 @@ class Trainable(TrainedModule):
         (Lightning leaves out `on_train_epoch_start` when it resumes after an epoch, hence the first batch.)
         """
         if index == 0:
-            torch.manual_seed(stable_hash(self.seed, "epoch", self.current_epoch, self.global_rank))
+            torch.manual_seed(stable_hash(self.train_seed, "epoch", self.current_epoch, self.global_rank))
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         """Loss of one batch."""

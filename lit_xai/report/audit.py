@@ -27,6 +27,12 @@ from lit_xai.report.verdict import conclude
 from lit_xai.store.files import write_atomically
 
 MOST = 2  # reasons that a question has on the terminal
+TRAINING = {
+    "hide": "hide",
+    "hide_cells": "hide",
+    "calibrate": "calibrate",
+    "train_seed": "train_seed",
+}  # named if that is set
 SCHEMA = 1  # of audit.json: it grows when a key changes its meaning or goes
 
 
@@ -106,11 +112,7 @@ class Audit:
         return {
             "architecture": model.get("name"),
             "network": model.get("network"),
-            "training": {
-                k: v
-                for k in ("hide", "hide_cells", "calibrate")
-                if (v := config.get(k)) and config.get(k.partition("_")[0])
-            },
+            "training": {k: config[k] for k, on in TRAINING.items() if config.get(on) not in (None, False)},
             "data": {k: v for k, v in data.items() if isinstance(v, str | int | float)},
             "checkpoints": {str(f): p.meta.get("checkpoint") for f, p in e.predictions.items()},
             "classes": len(self.classes) or (int(e.split.labels.max()) + 1 if len(e.split.labels) else 0),
