@@ -311,6 +311,7 @@ def test_arrays_that_are_no_labelled_pictures_are_refused_in_a_line_that_says_wh
         (np.eye(3, dtype=int)[[2, 0, 1, 2, 0, 1]], [2, 0, 1] * 2, ("0", "1", "2")),
         (np.array([True, False] * 3), [1, 0] * 3, ("0", "1")),
         (np.array([0, 2] * 3), [0, 2] * 3, ("0", "1", "2")),  # a class of which there is none
+        (np.array([[1], [0]] * 3, np.uint8), [1, 0] * 3, ("0", "1")),  # as MedMNIST ships them
     ],
 )
 def test_labels_of_an_archive_are_numbered(tmp_path: Path, labels, numbers, names) -> None:

@@ -192,7 +192,8 @@ def numbered(
         raise UsageError(f"{file.stem} has 0 training images: fetch or write the file again")
     least, most = (0, len(there) - 1) if words else (int(there[0]), int(there[-1]))
     if not words and least >= 0 and most + 1 <= max(2 * len(there), len(classes or ())):
-        names = list(classes) if classes else [str(i) for i in range(int(known["train"].max(initial=-1)) + 1)]
+        most = int(known["train"].astype(np.int64).max(initial=-1)) + 1
+        names = list(classes) if classes else [str(i) for i in range(most)]
         return {p: torch.from_numpy(y.astype(np.int64)) for p, y in known.items()}, names, []
     if least < 0 and there != [-1, 1]:
         raise UsageError(
