@@ -56,13 +56,14 @@ def measured(cfg: Any, folder: Any) -> Any:
     """A folder's stores and their summary; None where it is a dry run."""
     from lit_xai.cli.build import plain, say
     from lit_xai.metrics.measures import register_from
-    from lit_xai.report import show, workspace
+    from lit_xai.report import audit, printed, show, workspace
     from lit_xai.report.ensemble import Ensemble
     from lit_xai.report.summarise import summarise
 
     show.shown_or_refuse(cfg.definition)
     workspace.check(cfg.get("dashboard", False), cfg.logger)
     register_from(cfg.get("measures") or ())
+    asked = printed.read(plain(cfg.get("printed")))
     ensemble = Ensemble(folder, cfg.seed)
     only = plain(cfg.only)
     only = [only] if isinstance(only, str) else only
@@ -72,7 +73,11 @@ def measured(cfg: Any, folder: Any) -> Any:
     )
     if cfg.dry_run:
         return None
-    return ensemble, summarise(ensemble, only, cfg.distance, progress=cfg.progress, pairs=plain(cfg.pairs))
+    summary = summarise(ensemble, only, cfg.distance, progress=cfg.progress, pairs=plain(cfg.pairs))
+    network = audit.saved(folder / f"fold={ensemble.folds[0]}" / "config.yaml").get("model") or {}
+    for table in printed.of_table(asked, printed.SUMMARY, network.get("name")):
+        summary.compare_with(table)
+    return ensemble, summary
 
 
 def evaluate(cfg: Any, folder: Any) -> None:
@@ -183,6 +188,7 @@ def evaluate_samplers(cfg: Any) -> None:
     from lit_xai.cli.run import Run
     from lit_xai.cli.saved import with_saved
     from lit_xai.errors import UsageError
+    from lit_xai.report import printed
 
     if not cfg.get("filler"):
         raise UsageError("samplers= names no filler: give it on the command line, as in samplers=[black,grey]")
@@ -193,6 +199,7 @@ def evaluate_samplers(cfg: Any) -> None:
     run.require_trained()
     run.check_folder()
     options = {"number": c.sampler_images, "draws": c.sampler_draws, "target": c.target, "progress": c.progress}
+    options["beside"] = run.printed_beside(printed.SAMPLERS)
     callback = SamplerTable(run.store, run.fillers, c.seed, **options)
     for filler in run.fillers.values():
         filler.fitted(run.data.trained_on).contents()  # a missing file? better now than after the others

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,8 +25,9 @@ from lit_xai.fillers.tiles import WindowFiller
 from lit_xai.metrics.statistics import Estimate, mean_estimate, too_few
 from lit_xai.quality.plausibility import inception, penultimate, plausibility_table, window_corners
 from lit_xai.quality.removal import removal_table
-from lit_xai.report import draw, tables
+from lit_xai.report import draw, printed, tables
 from lit_xai.report.dashboard import Dashboard
+from lit_xai.report.printed import Printed
 from lit_xai.report.table import Table
 from lit_xai.rng import SampleRng, stable_hash
 from lit_xai.store.files import write_csv
@@ -152,6 +153,7 @@ class FillerReport(RankZeroReport):
         seed: of their noise.
         number: most held-out images of the first table.
         inception: weights of torchvision's inception_v3, whose features then take the place of the predictor's own.
+        beside: what papers print, to stand beside the second table.
     """
 
     def __init__(
@@ -161,8 +163,10 @@ class FillerReport(RankZeroReport):
         seed: int = 0,
         number: int = 2000,
         inception: str | None = None,
+        beside: Sequence[Printed] = (),
     ) -> None:
         self.store, self.fillers, self.seed, self.number, self.weights = store, dict(fillers), seed, number, inception
+        self.beside = beside
 
     def make(self, on: Context) -> None:
         """Measure."""
@@ -170,7 +174,9 @@ class FillerReport(RankZeroReport):
         fitted = {n: f.fitted(data.trained_on) for n, f in self.fillers.items()}
         self.leave("plausibility", self.plausible(model, fitted, data, on.device), on.dashboard)
         if data.source.truth is not None and "object" in data.source.truth.names and data.source.labelled:
-            self.leave("removal", self.removed(model, fitted, data, on.device), on.dashboard)
+            found, title = self.removed(model, fitted, data, on.device)
+            self.leave("removal", tables.removal(found, title), on.dashboard)
+            printed.put_beside(self.beside, found, self.store.root, "removal-printed", {"accuracy": False})
 
     def leave(self, name: str, table: Table, dashboard: Dashboard) -> None:
         """A table as a file, on the dashboard and on the terminal."""
@@ -207,8 +213,8 @@ class FillerReport(RankZeroReport):
 
     def removed(
         self, model: torch.nn.Module, fillers: Mapping[str, Filler], data: FoldData, device: torch.device
-    ) -> Table:
-        """The second table."""
+    ) -> tuple[dict[str, dict[str, Estimate]], str]:
+        """The numbers of the second table, and its title."""
         samples = held_out_probes(data)
         masks = data.source.truth.masks("object", samples.tolist())  # type: ignore[union-attr]
         says = ~unsaying(masks)  # an empty mask leaves nothing to remove, a full one nothing to see
@@ -220,4 +226,4 @@ class FillerReport(RankZeroReport):
         images = data.source.train.images(samples.tolist()).to(device)
         labels, rng = data.split.label(samples).to(device), SampleRng(self.seed, tuple(samples.tolist()))
         title = f"object removed by each filler, {len(samples)} held-out probes{too_few(len(samples))}"
-        return tables.removal(removal_table(model, images, masks, labels, fillers, rng), title)
+        return removal_table(model, images, masks, labels, fillers, rng), title

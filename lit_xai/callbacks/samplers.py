@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,10 +19,11 @@ from lit_xai.data.folds import FoldData
 from lit_xai.engine import explained_classes
 from lit_xai.errors import UsageError
 from lit_xai.quality.plausibility import features_and_logits
-from lit_xai.quality.sampler import Mahalanobis
+from lit_xai.quality.sampler import MEASURES, Mahalanobis
 from lit_xai.quality.sampler_quality import SamplerQuality, sampler_table
-from lit_xai.report import draw_samplers, tables
+from lit_xai.report import draw_samplers, printed, tables
 from lit_xai.report.dashboard import Dashboard
+from lit_xai.report.printed import Printed
 from lit_xai.rng import SampleRng
 from lit_xai.store.files import write_atomically, write_csv
 from lit_xai.store.fold import FoldStore
@@ -57,6 +58,7 @@ class SamplerTable(RankZeroReport):
         draws: samples of each.
         target: the explained class: `label` or `prediction`.
         progress: show a bar.
+        beside: what papers print, to stand beside it.
     """
 
     def __init__(
@@ -68,12 +70,14 @@ class SamplerTable(RankZeroReport):
         draws: int = 100,
         target: str = "label",
         progress: bool = True,
+        beside: Sequence[Printed] = (),
     ) -> None:
         for name, value in (("sampler_images", number), ("sampler_draws", draws)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UsageError(f"{name} must be a whole number of at least 1, found {value}")
         self.store, self.fillers, self.seed = store, dict(fillers), seed
         self.number, self.draws, self.target, self.progress = number, draws, target, progress
+        self.beside = beside
 
     @property
     def files(self) -> dict[str, Path]:
@@ -136,4 +140,6 @@ class SamplerTable(RankZeroReport):
         dashboard.picture("samplers/umap", plane)
         dashboard.picture("samplers/tradeoff", trade)
         shown.show()
+        up = {name: m.better == "up" for name, m in MEASURES.items() if m.better in ("up", "down")}
+        printed.put_beside(self.beside, quality.estimates, self.store.root, "samplers-printed", up)
         rank_zero_only(print)(f"samplers: {table}, {tex.name}, {plane.name}, {trade.name}", flush=True)

@@ -164,11 +164,15 @@ def build(node: Any, of_kind: Callable[[Any, str], T]) -> dict[str, T]:
     return {name: of_kind(instantiate(n, _convert_="all"), name) for name, n in plain(node or {}).items()}
 
 
+def config_places() -> list[Path]:
+    """The folders of configurations: the user's own, then ours."""
+    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else ()
+    return [*(Path(s.path) for s in sources if s.schema == "file"), config_dir()]
+
+
 def config_file(group: str, name: str) -> Path | None:
     """The yaml of a choice: the user's own where there is one, else ours; None where there is neither."""
-    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else ()
-    places = [Path(s.path) for s in sources if s.schema == "file"]
-    return next((f for p in (*places, config_dir()) if (f := p / group / f"{name}.yaml").is_file()), None)
+    return next((f for p in config_places() if (f := p / group / f"{name}.yaml").is_file()), None)
 
 
 def filler_named(name: Any, cfg: Any) -> Filler:

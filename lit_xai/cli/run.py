@@ -62,6 +62,7 @@ from lit_xai.models.calibration import CalibratedData
 from lit_xai.models.classifier import Classifier
 from lit_xai.models.resnet import stem_for
 from lit_xai.models.trainable import STEPS, SamplerModule, TrainedModule, epochs_for
+from lit_xai.report import printed
 from lit_xai.store.files import load_weights, write_atomically
 from lit_xai.store.fold import FoldStore, differences
 from lit_xai.store.names import CHECKS
@@ -252,6 +253,10 @@ class Run:
         given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
         return typed(given)
 
+    def printed_beside(self, table: str) -> tuple[printed.Printed, ...]:
+        """What papers print beside a table of ours, of this network."""
+        return printed.of_table(printed.read(plain(self.cfg.get("printed"))), table, self.cfg.model.name)
+
     def reports(self) -> list[Report]:
         """Explain, then what is drawn from explanations; of a sampler, its report."""
         c = self.cfg
@@ -278,7 +283,8 @@ class Run:
             hiding = self.hiding
             after.append(Domain(self.store, self.explainers, self.scores, hiding, c.target, c.checks, c.seed))
         if self.fillers:
-            after.append(FillerReport(self.store, self.fillers, c.seed, inception=c.get("inception")))
+            beside = self.printed_beside(printed.REMOVAL)
+            after.append(FillerReport(self.store, self.fillers, c.seed, inception=c.get("inception"), beside=beside))
         if c.get("curves"):
             after.append(Curves(self.store, list(self.explainers), self.scores, c.target, c.seed, c.batch_size))
         return [explain, *again, *after]

@@ -9,9 +9,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from lit_xai.cli.build import ELSEWHERE, HOW, config_file, read_config
+from lit_xai.cli.build import ELSEWHERE, HOW, config_places, read_config
 from lit_xai.cli.offered import refuse_other_code
-from lit_xai.cli.schema import experiment_name, left_open
+from lit_xai.cli.schema import experiment_name, experiment_text, left_open
 from lit_xai.errors import UsageError
 from lit_xai.store.names import RANDOM, explainers_in, fold_paths, is_name
 from lit_xai.store.plans import PLANS, read_plan
@@ -133,6 +133,5 @@ def node_of(group: str, name: str, mine: dict[str, Any], known: dict[str, tuple[
 
 def decided_by(experiment: str) -> set[str]:
     """Which of data and model an experiment's file decides."""
-    file = config_file("experiment", experiment)
-    text = file.read_text() if file is not None else ""
+    text = experiment_text(experiment, config_places())
     return set(re.findall(r"override /(data|model):", text)) | set(re.findall(r"^(data|model):", text, re.M))

@@ -112,13 +112,31 @@ def with_lists(overrides: list[str], places: Sequence[str] = (), nulls: Sequence
     overrides = [f"filler={o.removeprefix('samplers=')}" if n else o for o, n in zip(overrides, named, strict=True)]
     given = {o.split("=", 1)[0] for o in overrides if not o.startswith(("+", "~"))}
     chosen = [o.split("=", 1)[1].strip('"') for o in overrides if o.startswith("experiment=")]
-    files = [p / "experiment" / f"{chosen[-1]}.yaml" for p in [*map(Path, places), config_dir()]] if chosen else []
-    file = next((f for f in files if f.exists()), None)
+    text = experiment_text(chosen[-1], [*map(Path, places), config_dir()]) if chosen else ""
     if any(o.split("=", 1)[0] == "filler" for o in overrides):  # nothing is explained
         given |= set(LISTS)
-    if file is not None:
-        given |= {g for g in LISTS if f"override /{g}:" in file.read_text()}
+    given |= {g for g in LISTS if f"override /{g}:" in text}
     return [*(every(g) for g in LISTS if g not in given), *overrides]
+
+
+def experiment_text(name: str, places: Sequence[Path]) -> str:
+    """An experiment's file and those of the experiments that it builds on; empty where there is none.
+
+    Of several folders of configurations, the first that has a file is taken.
+    """
+    file = next((f for p in places if (f := p / "experiment" / f"{name}.yaml").is_file()), None)
+    if file is None:
+        return ""
+    text = file.read_text()
+    return "\n".join([text, *(experiment_text(n, places) for n in built_on(text) if n != name)])
+
+
+def built_on(text: str) -> list[str]:
+    """The plain names in the `defaults:` of a yaml, in either way of writing a list."""
+    found = re.search(r"^defaults:(.*?)(?=^[^\s#-]|\Z)", re.sub(r"#.*", "", text), re.M | re.S)
+    plain = re.sub(r"\{.*?\}", "", found[1], flags=re.S) if found else ""
+    names = re.findall(r"(?:^ *- +|[\[,] *)/?(?:experiment/)?([\w.-]+) *(?=$|[\],])", plain, re.M)
+    return [n for n in names if n != "_self_"]
 
 
 def lineage(command: str) -> list[str]:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from lit_xai.cli.build import plain
 from lit_xai.cli.schema import options
 from lit_xai.errors import UsageError
+from lit_xai.report import printed
 
 
 def without_unchosen(cfg: Any) -> Any:
@@ -60,6 +61,7 @@ def check_values(cfg: Any) -> None:
         not isinstance(p, list) or len(p) != 2 or not all(isinstance(n, str) for n in p) for p in pairs
     ):
         raise UsageError(f"pairs must be a list of pairs of names, as in pairs=[[lime,rise]], found {pairs}")
+    printed.read(plain(cfg.get("printed")))
     for group in ("explainer", "score"):
         for name, node in (cfg.get(group) or {}).items():
             if name == "_target_":

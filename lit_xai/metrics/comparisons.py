@@ -114,6 +114,30 @@ def critical(deviations: Float[np.ndarray, "p r"]) -> float:
     return float(np.quantile(largest[np.isfinite(largest)], LEVEL, method="higher"))
 
 
+def told_apart(column: str, estimates: Mapping[str, Estimate]) -> list[tuple[str, str]]:
+    """The pairs of a column that differ, the larger one first; all of them are right at once in 95 % of experiments.
+
+    Args:
+        column: the measure or score, which says how differences are made.
+        estimates: of the same samples and the same resamples, all with an interval.
+    """
+    apart = {
+        (a, b): d
+        for a, b in combinations(estimates, 2)
+        if (d := paired(column, estimates[a], estimates[b])) is not None
+    }
+    deviations = [
+        ((d.draws - d.value) / s).numpy() for d in apart.values() if (s := float(d.draws[d.draws.isfinite()].std())) > 0
+    ]
+    reach = critical(np.stack(deviations)) if deviations else 0.0
+    return [
+        (a, b) if d.value > 0 else (b, a)
+        for (a, b), d in apart.items()
+        # the t that is as rare as this normal deviate: an error known from few samples, or from few predictors, is itself uncertain
+        if abs(d.value) > float(student.isf(norm.sf(reach), d.freedom)) * d.error
+    ]
+
+
 def rank_sets(column: str, estimates: Mapping[str, Estimate], up: bool) -> dict[str, tuple[int, int]]:
     """First and last rank that each may have; the true ranks lie in all of the sets at once in 95 % of experiments.
 
@@ -123,18 +147,11 @@ def rank_sets(column: str, estimates: Mapping[str, Estimate], up: bool) -> dict[
         up: whether the largest value has rank 1.
     """
     known = {n: e for n, e in estimates.items() if math.isfinite(e.low)}
-    apart = {(a, b): d for a, b in combinations(known, 2) if (d := paired(column, known[a], known[b])) is not None}
-    deviations = [
-        ((d.draws - d.value) / s).numpy() for d in apart.values() if (s := float(d.draws[d.draws.isfinite()].std())) > 0
-    ]
-    reach = critical(np.stack(deviations)) if deviations else 0.0
     better, worse = dict.fromkeys(known, 0), dict.fromkeys(known, 0)
-    for (a, b), d in apart.items():
-        # the t that is as rare as this normal deviate: an error known from few samples, or from few predictors, is itself uncertain
-        if abs(d.value) > float(student.isf(norm.sf(reach), d.freedom)) * d.error:
-            first, second = (a, b) if (d.value > 0) == up else (b, a)
-            better[second] += 1
-            worse[first] += 1
+    for larger, smaller in told_apart(column, known):
+        first, second = (larger, smaller) if up else (smaller, larger)
+        better[second] += 1
+        worse[first] += 1
     return {n: (1 + better[n], len(known) - worse[n]) for n in known}
 
 

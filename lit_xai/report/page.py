@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_xai.metrics.statistics import Estimate
-from lit_xai.report import draw
+from lit_xai.report import draw, printed
 from lit_xai.report.cases import case_table
 from lit_xai.report.show import (
     LEGEND,
@@ -27,13 +27,14 @@ from lit_xai.store.files import write_atomically, write_csv
 
 
 def write(summary: Summary, folder: Path, definition: str = "default") -> list[Path]:
-    """summary.json, .csv, .tex, histograms as PNG and PDF, report.html. Returns what was written."""
+    """summary.json, .csv, .tex, printed.csv and .tex where a paper is compared with, histograms as PNG and PDF, report.html. Returns what was written."""
     columns = shown(summary, definition)
     out = [folder / f"summary.{s}" for s in ("json", "csv", "tex")]
     write_atomically(out[0], json.dumps(summary.plain(), indent=1, sort_keys=True, default=str) + "\n")
     write_csv(out[1], *every_number(summary).file())
     comments = [*alarm_lines(summary), *head_lines(summary)]
     write_atomically(out[2], main_table(summary, columns).latex(comments))
+    out += printed.leave(summary.beside, folder, "printed")
     xlabel = f"distance: {summary.head['distance']['meaning']}"
     write_csv(folder / "cases.csv", *case_table(summary.cases).file())
     out.append(folder / "cases.csv")

@@ -144,7 +144,7 @@ def reasons(summary: Summary, columns: Sequence[str]) -> list[str]:
                 if why:
                     grouped.setdefault(f"{c}: {why}", []).append(name)
         out += [f"{why} ({'every row' if len(n) == len(table) else ', '.join(n)})" for why, n in grouped.items()]
-    return out
+    return out + [line for b in summary.beside for line in b.lines()]
 
 
 # -------------------------------------------------------------------------------------------------------------- tables
@@ -194,7 +194,7 @@ def further_tables(summary: Summary, columns: Sequence[str]) -> dict[str, Table]
             for name, p in summary.pairs.items()
         ]
         out["Differences"] = Table(heads, apart, PAIRS)
-    return out
+    return out | {f"Beside {b.source}": b.table for b in summary.beside}
 
 
 def tested_table(summary: Summary) -> Table:

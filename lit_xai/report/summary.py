@@ -18,6 +18,7 @@ from lit_xai.errors import UsageError
 from lit_xai.metrics.comparisons import Mark, corrected, share_won, two_sided
 from lit_xai.metrics.measures import MEASURES, paired
 from lit_xai.metrics.statistics import Estimate
+from lit_xai.report.printed import Beside, Printed, beside
 from lit_xai.report.tested import Conformal
 from lit_xai.store.names import TEST
 
@@ -109,6 +110,7 @@ class Summary:
         worst: of every explainer, all folds' small maps `[k, h, w]` of the first cases, by probe.
         probes: which samples every explainer's and family's numbers rest on.
         conformal: what the test probes say of a new image, by explainer that explains them.
+        beside: what papers print, beside it.
     """
 
     head: dict[str, Any]
@@ -124,6 +126,7 @@ class Summary:
     consensus: dict[str, dict[str, Any]] = field(default_factory=dict)
     worst: dict[str, dict[int, Tensor]] = field(default_factory=dict)
     conformal: dict[str, Conformal] = field(default_factory=dict)
+    beside: list[Beside] = field(default_factory=list)
 
     def pair(self, a: str, b: str) -> None:
         """Add the paired differences of two explainers, and of two families of variants.
@@ -153,6 +156,11 @@ class Summary:
                     if math.isfinite(won):
                         found.won[column] = won
         self.pairs[f"{a} - {b}"] = found
+
+    def compare_with(self, printed: Printed) -> None:
+        """Put a printed table beside the numbers of explainers and families."""
+        rows = {row.explainer: row.estimates for row in self.rows}
+        self.beside.append(beside(printed, {**rows, **self.robustness}, self.columns))
 
     def samples_of(self, name: str, column: str) -> Tensor:
         """The samples that an explainer's or a family's numbers of a column rest on."""
@@ -224,6 +232,7 @@ class Summary:
             "definitions": self.definitions,
             "robustness": {f: {n: e.plain() for n, e in row.items()} for f, row in self.robustness.items()},
             "pairs": pairs,
+            **({"printed": {b.source: b.plain() for b in self.beside}} if self.beside else {}),
             **({"conformal": {n: c.plain() for n, c in self.conformal.items()}} if self.conformal else {}),
             "consensus": {n: {**c, "core": c["core"].plain()} for n, c in self.consensus.items()},
         }
