@@ -105,8 +105,7 @@ def build_data(
     source = partial(get_object(node.pop("source")["_target_"]), **options)
     augment = [instantiate(t) for t in node.pop("augment", [])]
     kept = {k: v for k, v in node.items() if k in own}
-    own_seed = {} if train_seed is None else {"train_seed": train_seed}
-    return kind(source, fold=fold, seed=seed, label_noise=label_noise, augment=augment, **own_seed, **kept)
+    return kind(source, fold=fold, seed=seed, train_seed=train_seed, label_noise=label_noise, augment=augment, **kept)
 
 
 def shape_of(data: FoldData) -> dict[str, Any]:
