@@ -9,6 +9,7 @@ from lit_xai.callbacks.logged import Logged
 from lit_xai.callbacks.overview import Gallery, Stability
 from lit_xai.callbacks.pace import Pace
 from lit_xai.callbacks.samplers import SamplerTable
+from lit_xai.callbacks.shortcut import Shortcut
 
 __all__ = [
     "Context",
@@ -23,6 +24,7 @@ __all__ = [
     "SamplerReport",
     "SamplerTable",
     "SanityCheck",
+    "Shortcut",
     "Stability",
     "parse_part",
     "score_table",

@@ -36,6 +36,7 @@ ELSEWHERE = (
     "probes_per_fold",
     "show",
 )  # where data lie, not what they are
+PLANTED = ("plant", "plant_share", "plant_clean")
 
 
 def plain(cfg: Any) -> Any:
@@ -197,8 +198,9 @@ def build_logger(cfg: Mapping[str, Any], folder: Path, run: str, job_type: str) 
 def training_of(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """What makes two trainings the same: everything that decides the weights, and nothing else."""
     trainer = {k: v for k, v in cfg.get("trainer", {}).items() if k not in HOW}
+    unused = () if cfg["data"].get("plant") else PLANTED  # older folders do not name them
     return {
-        "data": {k: v for k, v in cfg["data"].items() if k not in ELSEWHERE},
+        "data": {k: v for k, v in cfg["data"].items() if k not in (*ELSEWHERE, *unused)},
         "model": dict(cfg["model"]),
         "seed": cfg["seed"],
         **({} if cfg.get("train_seed") in (None, cfg["seed"]) else {"train_seed": cfg["train_seed"]}),

@@ -30,6 +30,7 @@ from lit_xai.callbacks import (
     Report,
     SamplerReport,
     SanityCheck,
+    Shortcut,
     Stability,
 )
 from lit_xai.callbacks.explain import TEST_PROBES
@@ -102,6 +103,10 @@ class Run:
         if (c.hide or c.calibrate) and (self.is_sampler or not self.trainable):
             raise UsageError(
                 f"model={c.model.name} is no classifier that is trained here: leave hide= and calibrate= alone"
+            )
+        if c.data.get("plant") and (self.is_sampler or not self.trainable):
+            raise UsageError(
+                f"model={c.model.name} is no classifier that is trained here, and learns no shortcut: leave data.plant= out"
             )
 
     @property
@@ -282,6 +287,8 @@ class Run:
         if c.checks and self.scores:
             hiding = self.hiding
             after.append(Domain(self.store, self.explainers, self.scores, hiding, c.target, c.checks, c.seed))
+        if c.data.get("plant"):
+            after.append(Shortcut(self.store, c.seed))
         if self.fillers:
             beside = self.printed_beside(printed.REMOVAL)
             after.append(FillerReport(self.store, self.fillers, c.seed, inception=c.get("inception"), beside=beside))

@@ -162,6 +162,7 @@ def experiment_name(cfg: Any) -> str:
     parts += [f"{k}={cfg[k]}" for k in ("label_noise", "weight_noise", "hide") if cfg[k]]
     parts += [f"train_seed={cfg.train_seed}"] if cfg.train_seed is not None else []
     parts += ["calibrated"] if cfg.calibrate else []
+    parts += [f"plant={cfg.data.plant}"] if cfg.data.get("plant") else []
     name = str(cfg.name or "-".join(parts))
     if Path(name).is_absolute() or ".." in Path(name).parts or not Path(name).parts or "\0" in name:
         raise UsageError(

@@ -19,6 +19,7 @@ from lit_xai.data import groups
 from lit_xai.data.augment import AtOnce, Transform
 from lit_xai.data.batches import EpochSampler, FoldDataset, ShareSampler, as_batch
 from lit_xai.data.images import ImageSet, InMemory, OnDisk, Source, digest
+from lit_xai.data.plant import Planted
 from lit_xai.data.split import Split
 from lit_xai.data.unseen import Unseen
 from lit_xai.errors import UsageError
@@ -107,6 +108,9 @@ class FoldData(pl.LightningDataModule):
         show: the channels that pictures are drawn of (red, green, blue, or one); None = see `seen`.
         fold_column: where the fold of every sample is written, in the same ways; None = they are drawn.
         train_seed: of the order, augmentation and whatever else training draws; None = `seed`.
+        plant: a shortcut in all folds but one: `tag`, `colour` or `watermark`, see `lit_xai.data.plant`; None = none.
+        plant_share: of the samples of those folds that have it.
+        plant_clean: the fold without it; None = the last.
     """
 
     def __init__(
@@ -127,6 +131,9 @@ class FoldData(pl.LightningDataModule):
         fold_column: str | None = None,
         show: Sequence[int] | None = None,
         train_seed: int | None = None,
+        plant: str | None = None,
+        plant_share: float = 1.0,
+        plant_clean: int | None = None,
     ) -> None:
         super().__init__()
         self.make_source, self.fold, self.k, self.seed = source, fold, folds, seed
@@ -135,6 +142,7 @@ class FoldData(pl.LightningDataModule):
         self.batch_size, self.num_workers = batch_size, num_workers
         self.augment, self.label_noise, self.name = tuple(augment), label_noise, name
         self.show = show
+        self.plant, self.plant_share, self.plant_clean = plant, plant_share, plant_clean
         self.groups_in, self.folds_in = groups, fold_column
         self.first_epoch, self.first_batch = 0, 0  # whoever resumes says where
         self.drawn: dict[int | None, Unseen] = {}  # test probes, by their largest number
@@ -147,7 +155,19 @@ class FoldData(pl.LightningDataModule):
 
     @cached_property
     def source(self) -> Source:
-        """The data set; what is to be known of how it was read is said."""
+        """The data set, with what is planted in it."""
+        return self.raw if self.planted is None else self.planted.source
+
+    @cached_property
+    def planted(self) -> Planted | None:
+        """The shortcut in it, if there is one."""
+        if self.plant is None:
+            return None
+        return Planted.of(self.raw, self.split, self.plant, self.plant_share, self.plant_clean, self.seed)
+
+    @cached_property
+    def raw(self) -> Source:
+        """The data set as it was read; what is to be known of that is said."""
         source = self.make_source()
         self.say(source.notes)
         return source
@@ -163,17 +183,17 @@ class FoldData(pl.LightningDataModule):
     def grouping(self) -> dict[str, Int[Tensor, "m"]]:
         """The group and the given fold of every sample, where somebody says them."""
         said = {"groups": self.groups_in, "fold_column": self.folds_in}
-        return {what: groups.read(self.source, str(text), what) for what, text in said.items() if text is not None}
+        return {what: groups.read(self.raw, str(text), what) for what, text in said.items() if text is not None}
 
     @cached_property
     def split(self) -> Split:
         """The split of its training part."""
         known = self.grouping
         options = {"groups": known.get("groups"), "given": known.get("fold_column")}
-        split = Split.make(self.source.labels, self.k, self.seed, self.train_subset, **options)
+        split = Split.make(self.raw.labels, self.k, self.seed, self.train_subset, **options)
         split.check(self.fold)
         if known:
-            self.say(split.remarks(self.source.classes))
+            self.say(split.remarks(self.raw.classes))
         return split
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -57,7 +57,7 @@ class OnDisk:
     """Picture files, decoded when asked for: shorter side to `resize`, then the central `size` pixels.
 
     `grey` says what a grey-scale file among colour pictures is: `refuse` it, or `convert` it; `transparent`, on what pixels that let
-    something through lie: `white` or `black` (None refuses them). Where all of them fit into
+    something through lie: `white` or `black` (None refuses them). `change` makes something else of picture i. Where all of them fit into
     `KEPT` bytes, each is decoded once in a process.
     """
 
@@ -67,6 +67,7 @@ class OnDisk:
     grey: str = "refuse"
     interpolation: str = "bilinear"
     transparent: str | None = None
+    change: Callable[[int, Tensor], Tensor] | None = field(default=None, repr=False, compare=False)
     decoded: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -115,6 +116,7 @@ class OnDisk:
         found = self.decoded.get(i)
         if found is None:
             found = self.read(self.files[i])
+            found = found if self.change is None else self.change(int(i), found)
             if self.fits:
                 self.decoded[i] = found
         return found

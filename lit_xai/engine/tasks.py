@@ -14,6 +14,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from lit_xai.core import Explainer, Score, TrainedOn
+from lit_xai.data.plant import SHORTCUT
 from lit_xai.data.threads import side_by_side
 from lit_xai.data.truth import Truth, file_of, unsaying
 from lit_xai.engine.job import Job, files_of, noise_of, read_from
@@ -277,8 +278,8 @@ def refuse_without_masks(name: str, score: Score, truth: Truth | None) -> None:
     if wants is None or (truth is not None and wants in truth.names):
         return
     have = f"has masks of: {', '.join(truth.names)}" if truth else "has no masks"
-    mend = (
-        "set data.tag= above 0" if wants == "tag" else "choose data=shapes, or masks beside the pictures (data.masks=)"
+    mend = {"tag": "set data.tag= above 0", SHORTCUT: "set data.plant=tag or watermark (a colour has no place)"}.get(
+        wants, "choose data=shapes, or masks beside the pictures (data.masks=)"
     )
     raise UsageError(f"score {name} needs a mask of the {wants} and the data {have}: {mend}, or leave the score out")
 

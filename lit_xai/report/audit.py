@@ -21,6 +21,7 @@ from lit_xai.report import conditions, evidence, pictures
 from lit_xai.report import show as tables
 from lit_xai.report.answers import CARE, DISTRUST, ICONS, NOT_APPLICABLE, TRUST, Verdict
 from lit_xai.report.ensemble import Ensemble
+from lit_xai.report.shortcut import Found, found
 from lit_xai.report.summary import Summary
 from lit_xai.report.table import Column, Table, console
 from lit_xai.report.verdict import conclude
@@ -76,6 +77,11 @@ class Audit:
         return next(iter(known), "")
 
     @cached_property
+    def shortcut(self) -> Found | None:
+        """What was found of a planted shortcut; None where there is none."""
+        return found(self.ensemble, self.summary.nulls)
+
+    @cached_property
     def plain(self) -> dict[str, Any]:
         """All of it, JSON-ready: what the page and the card show."""
         s, v = self.summary, self.verdict
@@ -97,6 +103,7 @@ class Audit:
                 "distances": evidence.distances(s),
                 "calibration": evidence.calibration(self.ensemble),
                 "domain": evidence.domain(self.ensemble),
+                "shortcut": self.shortcut.plain() if self.shortcut is not None else None,
                 "slices": evidence.slices(self.ensemble, s, self.classes),
                 "cases": pictures.chosen(
                     self.ensemble, s, self.column("faithful"), self.column("points"), self.classes
@@ -221,9 +228,11 @@ def show(audits: Sequence[Audit], to: Console | None = None, definition: str = "
     for a in audits:
         style = {TRUST: "bold green", CARE: "bold yellow", DISTRUST: "bold red"}[a.verdict.overall]
         to.print(f"{ICONS[a.verdict.overall]} {a.verdict.headline}", style=style, markup=False, highlight=False)
-        for line in (a.verdict.sentence, a.verdict.tag):
+        for line in (a.verdict.sentence, a.verdict.tag, a.shortcut.sentence if a.shortcut is not None else ""):
             to.print(line, markup=False, highlight=False, soft_wrap=True) if line else None
         answers(a).show(to)
+        for table in a.shortcut.tables() if a.shortcut is not None else ():
+            table.show(to)
         for line in lacking(a.verdict):
             to.print(f"  {line}", style="yellow", markup=False, highlight=False)
         order = {name: place for place, name in enumerate(ordered(a))}

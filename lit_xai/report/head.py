@@ -12,6 +12,7 @@ import torch
 from lit_xai.errors import DamagedFile
 from lit_xai.metrics.statistics import Estimate, share_estimate
 from lit_xai.report.ensemble import Ensemble
+from lit_xai.report.shortcut import planted_in
 from lit_xai.store.fold import Predictions
 from lit_xai.store.names import KINDS
 from lit_xai.store.shards import Said, read_head
@@ -90,6 +91,7 @@ def head(ensemble: Ensemble) -> dict[str, Any]:
         "target": ensemble.target,
         "held_out_accuracy": {f: a.plain() for f, a in accuracy.items()},
         "accuracy_spread": spread,
+        "planted": planted_in(ensemble),
         "held_out_loss": {f: p.meta["loss"] for f, p in ensemble.predictions.items() if "loss" in p.meta},
         "empirical_lipschitz": {f: ensemble.predictions[f].meta.get("lipschitz") for f in ensemble.folds},
         "versions": made_by,

@@ -114,8 +114,9 @@ def cannot_be_asked(summary: Summary, c: Condition) -> str:
     if MASKS in c.needs:
         if not has(summary.rows, c.columns[0]) and not any(has(summary.rows, column) for column in c.columns):
             return f"nothing is scored against masks ({' or '.join(c.columns)})"
-        if tag_columns(summary):
-            return "a tag is planted: a true explanation of a network that looks at it points there"
+        planted = summary.head.get("planted") or ("tag" if tag_columns(summary) else "")
+        if planted:
+            return f"a {planted} is planted: a true explanation of a network that looks at it points there"
     return ""
 
 

@@ -21,6 +21,7 @@ PROBES = {
 }  # `probes=` that makes a kind; else random
 PREDICTIONS, THUMBNAILS = "predictions.safetensors", "thumbnails.safetensors"
 DOMAIN = "domain.csv"  # how far the images lie that scores show a network
+SHORTCUTS = "shortcut.safetensors"  # what a planted shortcut does to a predictor and its maps
 HELD_OUT, NOISE = "held out", "noise"  # its rows that are of no score
 TEST_PREDICTIONS = "test-predictions.safetensors"  # of the test probes
 NAME = re.compile(r"(\d{9,})-(\d{9,})\.safetensors")
