@@ -16,6 +16,11 @@ torch.set_num_threads(1)
 checker.install()  # before the first import of lit_xai
 
 
+def pytest_runtest_setup() -> None:
+    """The calls of every test are checked anew."""
+    checker.Switch.test += 1
+
+
 class Linear(nn.Module):
     """f_k(x) = w_k . x + b_k on images."""
 

@@ -43,10 +43,16 @@ def table(path: Path) -> list[dict[str, str]]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Samplers and predictors of two folds, PMI explained."""
     root = tmp_path_factory.mktemp("information")
-    for small in (SAMPLER, GAUSSIAN):
-        run("train", root, "-m", "fold=0,1", small=small)
+    run("train", root, "-m", "fold=0,1", small=SAMPLER)
     run("train", root, "-m", "fold=0,1", *PMI, small=CLASSIFIER)
     return root
+
+
+@pytest.fixture(scope="module")
+def with_gaussian(finished: Path) -> Path:
+    """The same, and Gaussians of a fold."""
+    run("train", finished, "fold=1", small=GAUSSIAN)
+    return finished
 
 
 @pytest.fixture
@@ -58,9 +64,15 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 # ------------------------------------------------------------------------------------------------------------ samplers
 
 
-@pytest.mark.parametrize("name", ["patch_sampler", "conditional_gaussian"])
-def test_a_sampler_leaves_its_checkpoint_its_bits_and_a_picture(finished, name):
-    fold = finished / f"digits-{name}" / "fold=1"
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("finished", "patch_sampler"),
+        pytest.param("with_gaussian", "conditional_gaussian", marks=pytest.mark.slow),
+    ],
+)
+def test_a_sampler_leaves_its_checkpoint_its_bits_and_a_picture(folder, name, request):
+    fold = request.getfixturevalue(folder) / f"digits-{name}" / "fold=1"
     assert {f.name for f in fold.iterdir()} == {"model.ckpt", "config.yaml", "quality.csv", "samples.png", "plans"}
     (row,) = table(fold / "quality.csv")
     assert 0 < float(row["bits_per_dim_low"]) < float(row["bits_per_dim"]) < float(row["bits_per_dim_high"]) < 8
@@ -191,18 +203,24 @@ def test_the_sampler_of_another_fold_is_refused(finished):
     assert "fold 1 of 2 held out, and this predictor to" in message
 
 
-def test_fillers_are_measured_on_the_held_out_images(copy):
-    out = run(
-        "explain",
-        copy,
-        "fold=0",
-        "filler=[patch_sampler,conditional_gaussian,uniform_noise,patch_mean]",
-        small=CLASSIFIER,
-    ).stdout
-    rows = {r["filler"]: r for r in table(copy / "digits-resnet18" / "fold=0" / "plausibility.csv")}
-    assert list(rows) == ["real", "patch_sampler", "conditional_gaussian", "uniform_noise", "patch_mean"]
-    assert rows["uniform_noise"]["bits"] == "8.0"
+def measured(root: Path, fold: int, fillers: str) -> tuple[dict[str, dict[str, str]], str]:
+    """The rows of the fillers' table, and what was printed."""
+    out = run("explain", root, f"fold={fold}", f"filler=[{fillers}]", small=CLASSIFIER).stdout
+    rows = {r["filler"]: r for r in table(root / "digits-resnet18" / f"fold={fold}" / "plausibility.csv")}
+    assert list(rows) == ["real", *fillers.split(",")]
+    return rows, out
+
+
+@pytest.mark.slow
+def test_a_gaussian_draws_what_is_nearer_to_images_than_noise(with_gaussian, tmp_path):
+    shutil.copytree(with_gaussian, tmp_path / "copy")
+    rows, _ = measured(tmp_path / "copy", 1, "conditional_gaussian,uniform_noise")
     assert float(rows["conditional_gaussian"]["distance"]) < float(rows["uniform_noise"]["distance"])
+
+
+def test_fillers_are_measured_on_the_held_out_images(copy):
+    rows, out = measured(copy, 0, "patch_sampler,uniform_noise,patch_mean")
+    assert rows["uniform_noise"]["bits"] == "8.0"
     assert "one window of 4 x 4 refilled in 80 held-out images" in out
 
 
