@@ -18,7 +18,7 @@ help:
 setup: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,peers,dashboards,timm,hf]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,peers,dashboards,timm,hf,labels]'
 	touch $@
 
 # the answer can be seen to be right: a tag gives the class away, and the networks learn it in the place of the shapes

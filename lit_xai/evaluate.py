@@ -12,6 +12,8 @@ Reads checkpoints/<name>/fold=*/ and nothing else; writes summary.json, .csv, .t
 compare=[a,b]: folders (names below root=, or paths) on one page, compared-a-b/audit.html, with their differences.
 samplers=[black,grey,mean] name=<folder> fold=0: how good fillers are as samplers for that fold's predictor instead:
 are their samples in distribution, diverse, local, and what do they cost; writes fold=0/samplers.csv, .tex and pictures.
+label_errors=true name=<folder>: which labels are probably wrong by predictors that never saw them, and whether the folds' reasons
+agree about it; writes label_errors.csv, .json and .png.
 --status name=<folder>: how many shards of every fold and explainer are done, running and missing, which processes work on
 them, and the commands that complete them (--json for programs); nothing is computed."""
 
@@ -43,6 +45,11 @@ def main(cfg: Any) -> None:
 
     from lit_xai.cli.schema import experiment_name
 
+    if cfg.label_errors not in (None, False):
+        from lit_xai.cli.label_errors import label_errors
+
+        label_errors(cfg)
+        return
     if cfg.get("filler") or cfg.samplers is not None:
         evaluate_samplers(cfg)
         return

@@ -176,16 +176,22 @@ def config_file(group: str, name: str) -> Path | None:
 
 
 def filler_named(name: Any, cfg: Any) -> Filler:
-    """The filler of a yaml, whose places are below the roots of a configuration.
+    """The filler that `hide=` names."""
+    return named("filler", name, cfg, "hide", as_filler)
+
+
+def named(group: str, name: Any, cfg: Any, key: str, of_kind: Callable[[Any, str], Any]) -> Any:
+    """The filler, explainer or score of a yaml that the value of `key` names, whose places are below the roots of a configuration.
 
     Raises:
         UsageError: there is none of that name.
     """
-    file = config_file("filler", name) if isinstance(name, str) and is_name(name) else None
+    parts = name.split("/") if isinstance(name, str) else [""]
+    file = config_file(group, name) if all(map(is_name, parts)) else None
     if file is None:
-        raise UsageError(f"hide={name} is no filler: choose one of {', '.join(options('filler'))}")
-    whole = OmegaConf.create({**OmegaConf.to_container(cfg), "hidden_by": OmegaConf.load(file)})  # type: ignore[dict-item]
-    return build({f"filler.{name}": plain(whole)["hidden_by"]}, as_filler)[f"filler.{name}"]
+        raise UsageError(f"{key}={name} is no {group}: choose one of {', '.join(options(group))}")
+    whole = OmegaConf.create({**OmegaConf.to_container(cfg), "of_yaml": OmegaConf.load(file)})  # type: ignore[dict-item]
+    return build({f"{group}.{name}": plain(whole)["of_yaml"]}, of_kind)[f"{group}.{name}"]
 
 
 def build_logger(cfg: Mapping[str, Any], folder: Path, run: str, job_type: str) -> Any:

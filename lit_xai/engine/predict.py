@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -23,6 +23,7 @@ from lit_xai.store.names import KINDS
 
 IMAGES, BACKWARD = 128, 5_000  # most images, and about how many backward passes, of the Lipschitz constant
 COMPANY = 0.05  # of the largest |logit|: TF32 and other kernels for other batches stay far below
+KEPT = 1 << 26  # most probabilities that are kept of a fold: more are asked for again by who wants them
 SMALL, MOST = 96, 500  # pixels a side of a thumbnail, and how many are kept of a fold
 
 
@@ -36,8 +37,10 @@ def predict(
     world: int = 1,
     batch_size: int = 250,
     progress: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Predicted class, its softmax, and -log p(label) (float64, NaN without a label) for every sample.
+    keep: Bool[Tensor, "n"] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Predicted class, its softmax, and -log p(label) (float64, NaN without a label) for every sample; and the softmax of every class
+    for those of `keep`.
 
     Ranks share the work and all get the whole result. A class may have the logit -inf (probability 0).
 
@@ -45,7 +48,8 @@ def predict(
         UsageError: an image has no probabilities.
     """
     gate = Gate.of(model)
-    mine: list[tuple[int, Tensor, Tensor, Tensor]] = []
+    mine: list[tuple[int, Tensor, Tensor, Tensor, Tensor]] = []
+    keep = torch.zeros(len(samples), dtype=torch.bool) if keep is None else keep
     starts = range(0, len(samples), batch_size)[rank::world]
     with torch.inference_mode():
         for start in tqdm(starts, desc="predict", unit="batch", disable=not progress, leave=False):
@@ -63,14 +67,14 @@ def predict(
             label = labels[start : start + batch_size]
             known = (label >= 0) & (label < loss.shape[1])
             own = loss.gather(1, torch.where(known, label, 0)[:, None])[:, 0].where(known, torch.nan)
-            mine.append((start, predicted.cpu(), confidence.cpu(), own))
+            mine.append((start, predicted.cpu(), confidence.cpu(), own, p.cpu()[keep[start : start + batch_size]]))
     parts = [mine]
     if world > 1:
         parts = [[] for _ in range(world)]
         torch.distributed.all_gather_object(parts, mine)
     everything = sorted((row for part in parts for row in part), key=lambda row: row[0])
-    predicted, confidence, loss = (torch.cat(column) for column in list(zip(*everything, strict=True))[1:])
-    return predicted, confidence, loss
+    predicted, confidence, loss, kept = (torch.cat(column) for column in list(zip(*everything, strict=True))[1:])
+    return predicted, confidence, loss, kept
 
 
 def refuse_company(among: Float[Tensor, "1 k"], alone: Float[Tensor, "1 k"]) -> None:
@@ -104,7 +108,7 @@ def predictions_of_tests(job: Job, split: Split, rank: int = 0, world: int = 1, 
             found = None
         elif found.meta["test"] == meta["test"] and found.has(split.samples):
             return found
-    predicted, confidence, _ = predict(
+    predicted, confidence, *_ = predict(
         job.model, job.images, split.samples, split.labels, job.device, rank, world, progress=progress
     )
     columns: list[tuple[Tensor, ...]] = [(split.samples, split.labels, predicted, confidence)]
@@ -160,10 +164,13 @@ def predictions_of(
                     f"{job.store.root} holds explanations of another run ({'; '.join(difference[:3])}): delete its maps/, "
                     f"disagreements/ and {job.store.predictions_file.name}, or choose another name="
                 )
-    predicted, confidence, loss = predict(
-        job.model, job.images, split.samples, split.labels, job.device, rank, world, progress=progress
+    held = split.fold_of == fold
+    predicted, confidence, loss, kept = predict(
+        job.model, job.images, split.samples, split.labels, job.device, rank, world, progress=progress, keep=held
     )
-    own = loss[split.fold_of == fold].mean()
+    if rank == 0 and split.k > 1 and kept.numel() <= KEPT:
+        job.store.write_probabilities(split.samples[held], kept, job.checkpoint)
+    own = loss[held].mean()
     if not torch.isnan(own):
         meta["loss"] = float(own) if torch.isfinite(own) else None  # JSON knows no infinity
     meta["temperature"] = temperature_of(job.model)

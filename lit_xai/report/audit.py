@@ -17,7 +17,7 @@ from rich.console import Console
 from yaml import YAMLError
 
 import lit_xai
-from lit_xai.report import conditions, evidence, pictures
+from lit_xai.report import conditions, evidence, label_errors, pictures
 from lit_xai.report import show as tables
 from lit_xai.report.answers import CARE, DISTRUST, ICONS, NOT_APPLICABLE, TRUST, Verdict
 from lit_xai.report.ensemble import Ensemble
@@ -104,6 +104,7 @@ class Audit:
                 "calibration": evidence.calibration(self.ensemble),
                 "domain": evidence.domain(self.ensemble),
                 "shortcut": self.shortcut.plain() if self.shortcut is not None else None,
+                "label_errors": label_errors.kept(self.ensemble.root),
                 "slices": evidence.slices(self.ensemble, s, self.classes),
                 "cases": pictures.chosen(
                     self.ensemble, s, self.column("faithful"), self.column("points"), self.classes
@@ -168,8 +169,9 @@ def write(audits: Sequence[Audit], folder: Path, comparisons: Sequence[Mapping[s
     for number, a in enumerate(audits):
         of = pictures.sprites(a.ensemble, a.plain["cases"], pictures.BUDGET // len(audits))
         sprites |= {(number, *key): uri for key, uri in of.items()}
+    listed = [label_errors.picture(a.ensemble.root) if a.plain["label_errors"] else "" for a in audits]
     texts = {
-        "audit.html": page(found, sprites),
+        "audit.html": page(found, sprites, listed),
         "audit.json": json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
         "audit.md": card(found),
     }

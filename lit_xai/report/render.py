@@ -35,8 +35,8 @@ def environment(html: bool) -> Environment:
     return made
 
 
-def page(document: Mapping[str, Any], sprites: Mapping[tuple[int, str, int], Strip]) -> str:
-    """audit.html: one file that asks for nothing beside it."""
+def page(document: Mapping[str, Any], sprites: Mapping[tuple[int, str, int], Strip], listed: Sequence[str] = ()) -> str:
+    """audit.html: one file that asks for nothing beside it; `listed` are pictures of probable label errors, an audit each."""
     script = (TEMPLATES / "audit.js").read_text()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
@@ -46,6 +46,7 @@ def page(document: Mapping[str, Any], sprites: Mapping[tuple[int, str, int], Str
             document=document,
             views=[view(a) for a in document["audits"]],
             sprites=sprites,
+            listed=listed,
             script=Markup(script),
             digest=digest,
             style=Markup((TEMPLATES / "audit.css").read_text()),

@@ -4,6 +4,7 @@
     fold=3/maps/<explainer>/000000000-000000063.safetensors           random probes 0..63: maps and scores
     fold=3/disagreements/<explainer>/000000000-000000063.safetensors  disagreements: maps
     fold=3/test-predictions.safetensors  test/<explainer>/...         test probes: images that no fold saw
+    fold=3/probabilities.safetensors                                  of every class, of samples that it never saw
     fold=3/thumbnails.safetensors                                     small copies of its held-out probes
 
 Every file is written under a temporary name and renamed, carries a checksum and a fingerprint, and runs no code when it
@@ -32,6 +33,7 @@ from lit_xai.store.files import write_atomically
 from lit_xai.store.names import DISAGREEMENTS as DISAGREEMENTS
 from lit_xai.store.names import (
     PREDICTIONS,
+    PROBABILITIES,
     RANDOM,
     TEST_PREDICTIONS,
     THUMBNAILS,
@@ -145,6 +147,21 @@ class FoldStore:
         t, meta = read_tensors(file)
         split = Split(t["sample"], t["fold_of"], t["label"], meta["folds"], meta["split_seed"])
         return Predictions(split, meta["fold"], t["predicted"], t["confidence"], meta)
+
+    def write_probabilities(
+        self, samples: Int[Tensor, "v"], probabilities: Float[Tensor, "v k"], checkpoint: str | None
+    ) -> None:
+        """What the predictor gives every class, of samples that it never saw."""
+        tensors = {"sample": samples, "probability": probabilities}
+        write_tensors(self.root / PROBABILITIES, tensors, {"checkpoint": checkpoint})
+
+    def read_probabilities(self, samples: Int[Tensor, "v"], checkpoint: str) -> Float[Tensor, "v k"] | None:
+        """Those of these samples; None where they are not there, not whole, or another checkpoint's."""
+        with contextlib.suppress(DamagedFile, KeyError):
+            t, meta = read_tensors(self.root / PROBABILITIES)
+            if meta["checkpoint"] == checkpoint and torch.equal(t["sample"], samples):
+                return t["probability"]
+        return None
 
     def write_thumbnails(self, samples: Int[Tensor, "p"], images: UInt8[Tensor, "p c h w"]) -> None:
         """Small copies of images, so that maps can be looked at where the data are not."""

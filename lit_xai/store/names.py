@@ -20,6 +20,8 @@ PROBES = {
     TEST: "test",
 }  # `probes=` that makes a kind; else random
 PREDICTIONS, THUMBNAILS = "predictions.safetensors", "thumbnails.safetensors"
+PROBABILITIES = "probabilities.safetensors"  # of every class, of the samples that the predictor never saw
+LABEL_ERRORS = "label_errors"  # the list of an experiment's folder: .csv, .json, .png
 DOMAIN = "domain.csv"  # how far the images lie that scores show a network
 SHORTCUTS = "shortcut.safetensors"  # what a planted shortcut does to a predictor and its maps
 HELD_OUT, NOISE = "held out", "noise"  # its rows that are of no score
