@@ -81,7 +81,7 @@ def side_of(path: Path) -> int:
 
 @command("audit", ABOUT, sweeps=False, read=read, ahead=lambda overrides: side_by_side.serve())
 def main(cfg: Any) -> None:
-    """Train, explain, evaluate."""
+    """What the command does: train, explain, evaluate, and write the page with the verdict."""
     import sys
 
     from lit_xai.cli.ensembles import ensembles

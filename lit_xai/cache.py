@@ -41,13 +41,13 @@ class Cache:
             self.size -= self.known.popitem(last=False)[1][1]
 
     def clear(self) -> None:
-        """Keep nothing."""
+        """Forget everything that is kept."""
         self.known.clear()
         self.size = 0
 
 
 def digest(tensor: Tensor) -> bytes:
-    """16 bytes that belong to a tensor's content, shape, type and device."""
+    """16 bytes that belong to the content, shape, type and device of a tensor `[...]`."""
     content = tensor.detach().cpu().contiguous()
     about = repr((tuple(tensor.shape), tensor.dtype, str(tensor.device))).encode()
     return hashlib.blake2b(content.view(torch.uint8).numpy().tobytes() + about, digest_size=16).digest()

@@ -319,7 +319,7 @@ class Score(Component):
         rng: SampleRng | None = None,
         observed: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Float[Tensor, "b"]]]:
-        """The call's scores, and what else it learned on the way: one number an image each, by name."""
+        """The call's scores, `[b]` or `[b, t]`, and what else it learned on the way: one number an image each, by name."""
         return self(model, images, maps, targets, rng, observed), {}
 
     @abstractmethod

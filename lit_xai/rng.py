@@ -58,7 +58,7 @@ def mixed(z: Int[Tensor, "*n"], upper: bool = False) -> Int[Tensor, "*n"]:
 
 
 def right(z: Int[Tensor, "*n"], shift: int, out: Tensor | None = None) -> Int[Tensor, "*n"]:
-    """A logical shift: torch's own repeats the sign."""
+    """A logical shift of integers `[...]`: torch's own repeats the sign."""
     return torch.bitwise_right_shift(z, shift, out=out).bitwise_and_((1 << (64 - shift)) - 1)
 
 

@@ -90,7 +90,7 @@ def to_pixels(values: Float[Tensor, "b d"], segments: Segments) -> Float[Tensor,
 
 
 def side_of(images: Images) -> int:
-    """The shorter side."""
+    """The shorter side of the images, pixels."""
     return min(images.shape[-2:])
 
 
@@ -113,7 +113,7 @@ class Grid(Segmenter):
     cells: int = 7
 
     def check_channels(self, channels: int) -> None:
-        """Colours decide nothing."""
+        """Take any number: colours decide nothing."""
 
     def label(self, image: Float[np.ndarray, "h w 3"]) -> Int[np.ndarray, "h w"]:
         """The cell of every pixel."""
@@ -155,7 +155,7 @@ class Quickshift(Segmenter):
         return {"kernel_size": self.kernel(side_of(images))}
 
     def label(self, image: Float[np.ndarray, "h w 3"]) -> Int[np.ndarray, "h w"]:
-        """Skimage's quickshift."""
+        """The superpixels of scikit-image's quickshift."""
         from skimage.segmentation import quickshift
 
         if self.kernel_size <= 0 or not 0 <= self.ratio <= 1:
@@ -183,7 +183,7 @@ class Slic(Segmenter):
         return {"sigma": self.sigma * side_of(images) / REFERENCE_SIDE}
 
     def label(self, image: Float[np.ndarray, "h w 3"]) -> Int[np.ndarray, "h w"]:
-        """Skimage's SLIC."""
+        """The superpixels of scikit-image's SLIC."""
         from skimage.segmentation import slic
 
         if self.segments < 2 or self.compactness <= 0 or self.sigma < 0:

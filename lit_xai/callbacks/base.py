@@ -87,11 +87,11 @@ class RankZeroReport(Report):
     """A report that one process makes while the others wait."""
 
     def run(self, on: Context) -> None:
-        """Rank 0 works."""
+        """Let rank 0 make it; the others wait until it is there."""
         if on.rank == 0:
             self.make(on)
         on.barrier(type(self).__name__)
 
     @abstractmethod
     def make(self, on: Context) -> None:
-        """Make it."""
+        """Make the report; one process calls this."""

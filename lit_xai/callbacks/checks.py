@@ -73,7 +73,7 @@ class SanityCheck(RankZeroReport):
         self.batch_size, self.progress = batch_size, progress
 
     def make(self, on: Context) -> None:
-        """Check."""
+        """Check in every way that was asked for, and leave `sanity.csv` and a picture each."""
         entries: list[Entry] = []
         for how in self.how:
             result = self.check(how, on.model, on.data, on.device)
@@ -149,7 +149,7 @@ class Curves(RankZeroReport):
         self.batch_size = batch_size
 
     def make(self, on: Context) -> None:
-        """Walk and draw."""
+        """Walk along the curve of every score, and leave a table and a picture each."""
         for name, score in self.scores.items():
             lines = self.lines(score.fitted(on.data.trained_on), on)
             span = score.span(*on.data.source.shape[1:])
@@ -189,5 +189,5 @@ class Curves(RankZeroReport):
 
 
 def grid(line: Tensor, begin: float, end: float) -> list[float]:
-    """The shares of pixels at which a curve has its points."""
+    """The shares of pixels, evenly from `begin` to `end`, at which a curve `[points, 3]` has its points."""
     return np.linspace(begin, end, len(line)).round(6).tolist()

@@ -62,7 +62,7 @@ class Domain(RankZeroReport):
 
     @property
     def file(self) -> Path:
-        """The table."""
+        """Where the table lies, in the fold's folder."""
         return self.store.root / DOMAIN
 
     def make(self, on: Context) -> None:
@@ -85,7 +85,7 @@ class Domain(RankZeroReport):
         write_csv(self.file, COLUMNS, [[checkpoint, *row] for row in rows])
 
     def reader(self, probes: Tensor) -> MapReader | None:
-        """The maps of the first explainer that is no null and has explained these probes."""
+        """The maps of the first explainer that is no null and has explained these probes `[p]`; None if none has."""
         readers = (MapReader(self.store, RANDOM, n) for n, e in self.explainers.items() if not e.null)
         return next((r for r in readers if r.files and len(probes) and r.has(probes)), None)
 
@@ -98,7 +98,7 @@ class Domain(RankZeroReport):
         return set(asked) <= there
 
     def known(self, on: Context, others: Tensor) -> Known:
-        """What the network knows."""
+        """What the network knows: its training images' features, and how far held-out images, `others` `[o]`, lie from them."""
         training = on.data.split.training(on.data.fold)
         g = torch.Generator().manual_seed(stable_hash(self.seed, "domain"))
         training = training[torch.randperm(len(training), generator=g)[:TRAINING]]
@@ -107,7 +107,7 @@ class Domain(RankZeroReport):
         return Known(score, Known(score, torch.empty(0)).distance(on.model, images))
 
     def measure(self, on: Context, probes: Tensor, reader: MapReader, asked: Mapping[str, Score]) -> list[list[object]]:
-        """Every row but for its checkpoint."""
+        """Every row but for its checkpoint, of probes `[p]`; none where there are no other held-out images."""
         order, model = held_out_order(on.data, self.seed), on.model
         others = order[~torch.isin(order, probes)][:OTHERS]
         if not len(others):

@@ -108,7 +108,7 @@ class Explain(Report):
 
     @property
     def kind(self) -> str:
-        """The store's folder."""
+        """The name of the store's folder for these probes."""
         return PASSES[self.probes]
 
     def job(
@@ -151,7 +151,7 @@ class Explain(Report):
         )
 
     def classes(self, samples: Tensor, data: FoldData, predictions: Predictions | None) -> Tensor:
-        """The class that each map explains; what is not predicted yet counts as 0."""
+        """The class that each map explains, of samples `[n]`; what is not predicted yet counts as 0."""
         predicted = torch.zeros_like(samples) if predictions is None else predictions.of(samples)
         target = "prediction" if self.kind == DECISIONS else self.target
         split = data.unseen(self.tests).split if self.kind == TEST else data.split
@@ -274,7 +274,7 @@ class Explain(Report):
 def score_table(
     store: FoldStore, explainers: Mapping[str, Any], probes: Tensor, predictions: Predictions, seed: int = 0
 ) -> tuple[list[str], list[list[Any]], dict[str, float], dict[str, bool]]:
-    """Columns and rows (one a probe and explainer) of what is complete, means by `<score>/<explainer>`, scores' directions."""
+    """Of probes `[p]`: columns and rows (one a probe and explainer) of what is complete, means by `<score>/<explainer>`, directions."""
     names: list[str] = []
     better: dict[str, bool] = {}
     found: dict[str, dict[str, Tensor]] = {}

@@ -77,7 +77,7 @@ class Logged(RankZeroReport):
 
 
 def pictures(wandb: Any, maps: Tensor, explainer: Explainer) -> list[Any]:
-    """Maps as pictures on one scale, with the range of their values."""
+    """Maps `[n, h, w]` as pictures on one scale, with the range of their values."""
     scale = Scale.of(maps, explainer.legend)
     return [wandb.Image(enlarged(scale.at(m).pixels(reduced(m))), caption=span(m)) for m in maps]
 

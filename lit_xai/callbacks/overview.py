@@ -29,11 +29,11 @@ class Stability(RankZeroReport):
         self.values: dict[str, float] = {}
 
     def make(self, on: Context) -> None:
-        """Measure."""
+        """Measure and keep the values."""
         self.values = self.measure(on.dashboard, on.data.probes)
 
     def measure(self, dashboard: Dashboard, probes: Tensor) -> dict[str, float]:
-        """Measure and log."""
+        """Of probes `[p]`: measures by `<measure>/<explainer>` over the folds that have explained them all; they are logged, too."""
         everything = Ensemble(self.store.root.parent, self.seed)
         values: dict[str, float] = {}
         for name in self.explainers:
@@ -57,7 +57,7 @@ class Gallery(RankZeroReport):
         self.store, self.explainers, self.number = store, dict(explainers), probes
 
     def make(self, on: Context) -> None:
-        """Draw."""
+        """Draw the gallery, and log it if there is anything to see."""
         names = on.module.class_names if isinstance(on.module, Given) else ()
         path = self.draw(on.data, names)
         if path is not None:
@@ -83,7 +83,7 @@ class Gallery(RankZeroReport):
 
 
 def captions_of(ensemble: Ensemble, fold: int, samples: Tensor, names: Sequence[str]) -> list[str]:
-    """Label, this predictor's prediction with its probability, and how many of the others agree."""
+    """Of samples `[n]`: label, this predictor's prediction with its probability, and how many of the others agree."""
 
     def text(c: int) -> str:
         return str(names[c]) if 0 <= c < len(names) else str(c)

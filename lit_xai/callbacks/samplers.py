@@ -86,7 +86,7 @@ class SamplerTable(RankZeroReport):
         return {name: self.store.root / name for name in names}
 
     def make(self, on: Context) -> None:
-        """Measure."""
+        """Measure the samplers, and leave table and pictures."""
         self.leave(self.measure(on.model, on.data, on.device), on.data, on.dashboard)
 
     def chosen(self, data: FoldData) -> tuple[Int[Tensor, "b"], Int[Tensor, "r"], Int[Tensor, "t"]]:
@@ -104,7 +104,7 @@ class SamplerTable(RankZeroReport):
         return probes, real, others[len(real) :][:TRAINING]
 
     def measure(self, model: nn.Module, data: FoldData, device: torch.device) -> SamplerQuality:
-        """The table."""
+        """How good the fillers are as samplers, on held-out images."""
         probes, others, training = self.chosen(data)
         images, real = (data.source.train.images(s.tolist()).to(device) for s in (probes, others))
         score = fit_mahalanobis(model, data, training, device)

@@ -47,7 +47,7 @@ def select_output(logits: Float[Tensor, "b k"], targets: Targets, output: str = 
 
 
 def gradients(output: Tensor, inputs: Tensor) -> Tensor:
-    """D output / d inputs, 0 where it does not depend on them.
+    """D output / d inputs, `[b, ...]` as `inputs`, of a sum `output`; 0 where it does not depend on them.
 
     Raises:
         UsageError: the model does not hand a gradient on.
@@ -64,7 +64,7 @@ def gradients(output: Tensor, inputs: Tensor) -> Tensor:
 
 
 def in_format_of(chunk: Tensor, like: Tensor) -> Tensor:
-    """`chunk` in channels-last memory if `like` is (a gather forgets it, and convolutions are faster with it)."""
+    """`chunk` `[r, c, h, w]` in channels-last memory if `like` is: a gather forgets it, and convolutions are faster with it."""
     if like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous():
         return chunk.contiguous(memory_format=torch.channels_last)
     return chunk
@@ -161,7 +161,7 @@ def walk(
 
 @contextmanager
 def autocast(images: Tensor, precision: str) -> Iterator[None]:
-    """`precision="bf16"` runs the model under autocast; `"float32"` leaves it as it is."""
+    """`precision="bf16"` runs the model under autocast on the device of images `[b, ...]`; `"float32"` leaves it as it is."""
     if precision not in ("float32", "bf16"):
         raise UsageError(f"precision must be float32 or bf16, found {precision!r}")
     with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):

@@ -37,7 +37,7 @@ def check_images(images: Any) -> None:
 
 
 def check_range(images: Tensor) -> None:
-    """Refuse images that are not numbers in [0, 1], but for rounding: fillers, noise and scores take them to be."""
+    """Refuse images `[b, c, h, w]` that are not numbers in [0, 1], but for rounding: fillers, noise and scores take them to be."""
     if not images.is_floating_point():
         raise UsageError(f"images are {images.dtype}: pass floating-point values in [0, 1], as images / 255")
     if not images.numel():
@@ -150,7 +150,7 @@ class Gate(nn.Module):
         return self.logits_of is itself and self.takes is None and not isinstance(self.model, Declared)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        """The logits."""
+        """The model's logits, float32 where it gives a half-precision type."""
         if self.takes is not None:
             x = x.to(self.takes)
         logits = self.first(x) if self.logits_of is None else self.logits_of(self.model(x))
@@ -198,7 +198,7 @@ def raw(model: Model) -> Model:
 
 
 def itself(answer: Tensor) -> Tensor:
-    """What a model gives that gives logits."""
+    """What a model gives that gives logits `[b, k]`."""
     return answer
 
 
@@ -220,7 +220,7 @@ def way_to_logits(answer: Any) -> Callable[[Any], Tensor]:
 
 
 def check_logits(logits: Tensor, images: int, sure: bool = False) -> None:
-    """Refuse what is not one row of logits an image.
+    """Refuse what is not one row of logits an image, `[images, k]`.
 
     Raises:
         UsageError: another shape, whole numbers, one column, and, unless somebody is sure, probabilities.

@@ -55,7 +55,7 @@ class Ensemble:
 
     @cached_property
     def run(self) -> Run:
-        """Its first fold's."""
+        """The run of its first fold."""
         cfg: Any = OmegaConf.create(OmegaConf.to_container(self.cfg))
         cfg.fold = self.folds[0]
         return Run(cfg, "train")

@@ -40,7 +40,7 @@ def part_of(module: nn.Module) -> nn.Module:
 
 
 def outputs_of(model: nn.Module | Callable[[], nn.Module], image: Tensor) -> int | None:
-    """The number of classes of a model, or of one that is made; None where its output does not say."""
+    """The number of classes of a model, or of one that is made, by its answer to `[1, c, h, w]`; None where that does not say."""
     given = part_of(model if isinstance(model, nn.Module) else model())
     with evaluating(given), torch.inference_mode():
         found = Gate(given).answer(image.to(next(given.parameters(), image).device))

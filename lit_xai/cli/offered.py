@@ -54,7 +54,7 @@ def is_data(found: Any) -> bool:
 
 
 def is_trainer(found: Any) -> bool:
-    """Lightning's."""
+    """Whether it is Lightning's Trainer."""
     import pytorch_lightning as pl
 
     return found is pl.Trainer

@@ -118,7 +118,7 @@ def explain_picture(cfg: Any) -> list[Path]:
 
 
 def say_costs(network: nn.Module, explainers: Mapping[str, Explainer], image: Tensor, target: Tensor) -> None:
-    """What each explainer would cost, the dearest first, and what makes it cheaper."""
+    """Print what each explainer would cost for the image `[1, c, h, w]`, the dearest first, and what makes it cheaper."""
     forward, backward = seconds_per_image(network, image, target)
     costs = []
     for name, explainer in explainers.items():
@@ -141,7 +141,7 @@ def picture(
     path: Path,
     label: str,
 ) -> None:
-    """Explain one image by one explainer and draw it."""
+    """Explain the image `[1, c, h, w]` by one explainer and draw it."""
     targets = torch.tensor([target])
     if not isinstance(explainer, Lime):
         maps, details = explainer.with_details(network, image, targets, rng)

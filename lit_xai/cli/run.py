@@ -116,12 +116,12 @@ class Run:
 
     @cached_property
     def store(self) -> FoldStore:
-        """The fold's folder."""
+        """The store in the fold's folder."""
         return FoldStore(Path(self.cfg.root) / self.name / f"fold={self.cfg.fold}")
 
     @property
     def checkpoint(self) -> Path:
-        """The trained model."""
+        """Where the trained model lies."""
         return self.store.root / "model.ckpt"
 
     @property
@@ -131,7 +131,7 @@ class Run:
 
     @cached_property
     def interruption(self) -> Interruption:
-        """What heeds signals."""
+        """What notices signals and saves where the training stands."""
         return Interruption(self.resume_from)
 
     @contextmanager
@@ -160,7 +160,7 @@ class Run:
 
     @cached_property
     def explainers(self) -> dict[str, Explainer]:
-        """By name."""
+        """The explainers by name; none where a training explains nothing."""
         return (
             {} if self.job_type == "train" and not self.cfg.explain else build(self.cfg.get("explainer"), as_explainer)
         )

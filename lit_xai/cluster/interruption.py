@@ -75,7 +75,7 @@ class EachEpoch(ModelCheckpoint):
     """The state after every epoch. What a file says of other files is not believed: Lightning would delete them as older ones."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing is taken."""
+        """Take nothing of what the file says."""
 
 
 class Interruption(pl.Callback):

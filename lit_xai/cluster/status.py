@@ -97,7 +97,7 @@ class Status:
         return there and not unexplained and not any(c.missing or c.running or not c.known for c in every)
 
     def plain(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """What `--status --json` prints."""
         return {
             "folder": str(self.folder),
             "folds": self.folds,
@@ -323,7 +323,7 @@ def outdated(found: Status) -> bool:
 
 
 def show(folder: Path, as_json: bool = False) -> None:
-    """Print it."""
+    """Print how far a folder is, as text or as JSON."""
     began = time.perf_counter()
     found = status(folder)
     if as_json:

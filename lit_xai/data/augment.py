@@ -67,7 +67,7 @@ def first_values(seeds: Sequence[int], number: int) -> Int[Tensor, "n number"]:
 
 @dataclass(frozen=True)
 class Flip:
-    """torchvision's random flips: along one axis, with probability `p`."""
+    """torchvision's random flips of `[b, c, h, w]` along one axis, with probability `p`; values `[b, 1]`."""
 
     axis: int
     p: float
@@ -80,7 +80,7 @@ class Flip:
 
 @dataclass(frozen=True)
 class Crop:
-    """torchvision's random crop of `size`, of images `padding` (left, right, top, bottom) pixels larger.
+    """torchvision's random crop of `size`, of `[b, c, h, w]` `padding` (left, right, top, bottom) pixels larger; values `[b, draws]`.
 
     `places` says for rows and columns among how many places one is drawn; None where nothing is.
     """
@@ -92,7 +92,7 @@ class Crop:
 
     @property
     def draws(self) -> int:
-        """Values an image."""
+        """How many values an image takes: one a side that is drawn."""
         return sum(n is not None for n in self.places)
 
     def __call__(self, x: Tensor, values: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ class AtOnce:
         return first_values(stable_hashes((*key, "augment"), samples), number)
 
     def __call__(self, images: Float[Tensor, "b c h w"], values: Int[Tensor, "b d"]) -> Float[Tensor, "b c i j"]:
-        """The batch, augmented."""
+        """The batch after all steps, each with its own of the values."""
         for step in self.steps:
             mine, values = values[:, : step.draws], values[:, step.draws :]
             images = step(images, mine)

@@ -198,7 +198,7 @@ class FoldData(pl.LightningDataModule):
 
     @property
     def held_out(self) -> Int[Tensor, "v"]:
-        """V_i."""
+        """The samples of V_i, which the predictor never sees."""
         return self.split.held_out(self.fold)
 
     @cached_property

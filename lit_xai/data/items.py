@@ -394,7 +394,7 @@ class Samples:
             refuse_channels(some, channels)
 
     def split(self, k: int, seed: int) -> Split:
-        """Their folds."""
+        """Their split into k folds."""
         return Split.make(self.labels.numbers, k, seed, groups=self.groups)
 
     def notes(self, split: Split) -> list[str]:

@@ -151,28 +151,28 @@ def shape_masks(labels: Int[Tensor, "n"], u: Float[Tensor, "n 4"], size: int) ->
 
 
 def circle(x: Tensor, y: Tensor) -> Tensor:
-    """A disc."""
+    """A disc, at points `[n, s, s]`."""
     return x**2 + y**2 <= 0.85**2
 
 
 def square(x: Tensor, y: Tensor) -> Tensor:
-    """An upright square."""
+    """An upright square, at points `[n, s, s]`."""
     return torch.maximum(x.abs(), y.abs()) <= 0.7
 
 
 def triangle(x: Tensor, y: Tensor) -> Tensor:
-    """An equilateral triangle, its tip upwards."""
+    """An equilateral triangle, its tip upwards, at points `[n, s, s]`."""
     return torch.maximum(y, math.sqrt(3) / 2 * x.abs() - y / 2) <= 0.5
 
 
 def cross(x: Tensor, y: Tensor) -> Tensor:
-    """An upright cross."""
+    """An upright cross, at points `[n, s, s]`."""
     x, y = x.abs(), y.abs()
     return (torch.minimum(x, y) <= 0.26) & (torch.maximum(x, y) <= 0.95)
 
 
 def star(x: Tensor, y: Tensor) -> Tensor:
-    """A star of five points, one of them upwards."""
+    """A star of five points, one of them upwards, at points `[n, s, s]`."""
     sector = 2 * math.pi / 5
     angle = torch.atan2(x, -y)
     angle = (angle - sector * (angle / sector).round()).abs()  # from the nearest point
@@ -182,7 +182,7 @@ def star(x: Tensor, y: Tensor) -> Tensor:
 
 
 def ring(x: Tensor, y: Tensor) -> Tensor:
-    """A ring."""
+    """A ring, at points `[n, s, s]`."""
     square_distance = x**2 + y**2
     return (square_distance >= 0.55**2) & (square_distance <= 0.92**2)
 

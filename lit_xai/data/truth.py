@@ -226,7 +226,7 @@ class MaskFiles:
         return torch.stack([self.read(i) for i in indices])
 
     def read(self, i: int) -> Bool[Tensor, "h w"]:
-        """One mask."""
+        """The mask of picture i, as the picture is resized and cropped: True = any channel but alpha is not 0."""
         file, picture = self.files[i], self.pictures[i]
         if not file.is_file():
             raise UsageError(f"{picture} has no mask {file}: draw one, or leave out the scores that need masks")

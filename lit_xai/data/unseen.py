@@ -46,7 +46,7 @@ class Unseen:
 
     @property
     def samples(self) -> Int[Tensor, "p"]:
-        """Their numbers, ascending."""
+        """Their numbers in the source, ascending."""
         return self.split.samples
 
     @staticmethod

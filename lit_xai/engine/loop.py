@@ -71,7 +71,7 @@ def compute(tasks: Tasks, progress: bool = True, on_shard: Callable[[str, int, i
 def run(
     task: Task, size: int, scores: Mapping[str, Score], observed: dict[tuple[str, int], Tensor | None], bar: Any
 ) -> None:
-    """Compute one shard's missing maps and scores, by calls of `size` images, and write it."""
+    """Compute one shard's missing maps `[n, h, w]` and scores, by calls of `size` images, and write it."""
     job, shard = task.job, task.shard
     explainer = sized(task.spec.explainer.fitted(job.trained_on), size)
     maps, values = [], {name: [] for name in task.missing}  # type: ignore[var-annotated]
@@ -151,7 +151,7 @@ def made_by(had: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_maps(maps: Tensor, images: Tensor, rng: SampleRng, task: Task) -> None:
-    """Refuse maps of the wrong shape and maps with NaN, before anything is written."""
+    """Refuse maps that are not `[b, h, w]` of the images, and maps with NaN, before anything is written."""
     expected = (len(images), *images.shape[-2:])
     if tuple(maps.shape) != expected:
         raise UsageError(f"explainer {task.name} gave maps of shape {tuple(maps.shape)}, expected {expected}")

@@ -126,7 +126,7 @@ class Task:
 
     @property
     def name(self) -> str:
-        """The explainer's name."""
+        """The name of the task's explainer."""
         return self.spec.name
 
     @property
