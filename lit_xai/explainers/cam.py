@@ -71,7 +71,7 @@ def candidates(model: Model, layer: str | None) -> tuple[dict[str, nn.Module], i
 
 
 def gradient_at(output: Tensor, of: Tensor) -> Tensor | None:
-    """The gradient; None where the output is not on the way."""
+    """The gradient of a sum at `of`, `[b, ...]`; None where the output is not on the way."""
     if not of.requires_grad:
         return None
     return torch.autograd.grad(output, of, retain_graph=True, allow_unused=True)[0]
@@ -185,7 +185,7 @@ def features(model: Model, images: Images, targets: Targets, layer: str | None, 
 
 
 def short(modules: Mapping[str, Any]) -> list[str]:
-    """The first names."""
+    """The first three names, and dots for more."""
     return list(modules)[:3] + (["..."] if len(modules) > 3 else [])
 
 
@@ -214,7 +214,7 @@ def read(passed: Pass, index: int, targets: Targets, output: str, whole: bool) -
 
 
 def to_maps(activation: Tensor, weights: Float[Tensor, "b k"], images: Images) -> Maps:
-    """ReLU(sum_k w_k A_k), interpolated to the image."""
+    """ReLU(sum_k w_k A_k) of activations `[b, k, u, v]`, interpolated to the images."""
     cam = torch.einsum("bk,bkuv->buv", weights, activation).relu()
     return F.interpolate(cam[:, None], size=images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
 
@@ -252,7 +252,7 @@ class GradCAM(Explainer):
         return to_maps(activation, self.weights(activation, gradient), images)
 
     def weights(self, activation: Tensor, gradient: Tensor) -> Float[Tensor, "b k"]:
-        """The weight of every channel."""
+        """The weight of every channel, from activation and gradient `[b, k, u, v]`."""
         return gradient.flatten(2).mean(-1)
 
 
@@ -265,7 +265,7 @@ class GradCAMPlusPlus(GradCAM):
     """
 
     def weights(self, activation: Tensor, gradient: Tensor) -> Float[Tensor, "b k"]:
-        """The weight of every channel."""
+        """The weight of every channel, from activation and gradient `[b, k, u, v]`."""
         # divide by g^2, so that small gradients do not underflow
         denominator = 2 + activation.sum((-2, -1), keepdim=True) * gradient
         alpha = torch.where((gradient == 0) | (denominator == 0), 0, 1 / denominator)

@@ -37,12 +37,12 @@ class Contrast(Component):
 
 
 def of_target(p: Probabilities, targets: Int[Tensor, "r"]) -> Float[Tensor, "r"]:
-    """The targets' probabilities."""
+    """The probabilities of the targets."""
     return p.gather(1, targets[:, None])[:, 0]
 
 
 def in_unit(nats: Tensor, unit: str) -> Tensor:
-    """Nats as `bits` or as `nats`."""
+    """Nats `[...]` as `bits` or as `nats`."""
     if unit not in ("bits", "nats"):
         raise UsageError(f"unit must be bits or nats, found {unit!r}")
     return nats / math.log(2) if unit == "bits" else nats

@@ -187,7 +187,7 @@ class AbsoluteIntegratedGradients(IntegratedGradients):
     legend: ClassVar[Legend] = Legend(MAGNITUDE)
 
     def shown(self, attribution: Images) -> Images:
-        """Absolute values."""
+        """The absolute values of the attribution."""
         return attribution.abs()
 
 

@@ -217,7 +217,7 @@ def channels_last(module: nn.Module, output: Tensor, images: Images) -> bool:
 def layout_of(passed: Pass, index: int, rows: Tensor | None = None) -> Layout | None:
     """How the output of the run of this index is arranged; None where it is no map of the images.
 
-    `rows` is the gradient of the second image's logits at the output: it tells images from tokens where there are as many.
+    `rows` `[n, b, c]` is the gradient of the second image's logits at the output: it tells images from tokens where there are as many.
     """
     run, images = passed.runs[index], passed.images
     shape, b = run.output.shape, len(images)
@@ -233,7 +233,7 @@ def layout_of(passed: Pass, index: int, rows: Tensor | None = None) -> Layout | 
 
 
 def operations(output: Tensor) -> list[Any]:
-    """The operations that an output depends on, as autograd's nodes in the order of their execution."""
+    """The operations that an output `[...]` depends on, as autograd's nodes in the order of their execution."""
     return sorted(before(output.grad_fn), key=lambda n: n._sequence_nr())
 
 
@@ -250,7 +250,7 @@ def before(node: Any) -> set[Any]:
 
 
 def attention_of(output: Tensor) -> list[Any]:
-    """The operations that weigh positions by others: softmax of three or more dimensions, fused attention."""
+    """The operations on the way to `[...]` that weigh positions by others: softmax of three or more dimensions, fused attention."""
     found = []
     for node in operations(output):
         name = node.name()
@@ -262,5 +262,5 @@ def attention_of(output: Tensor) -> list[Any]:
 
 
 def attends(output: Tensor) -> bool:
-    """Whether attention is among what an output depends on."""
+    """Whether attention is among what an output `[...]` depends on."""
     return bool(attention_of(output))

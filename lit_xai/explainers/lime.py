@@ -139,7 +139,7 @@ class OnOff(Component):
     """1 where a superpixel is visible, else 0."""
 
     def __call__(self, rows: Rows) -> Tensor:
-        """`[r, d]`, boolean."""
+        """Whether each superpixel of a row is visible, `[r, d]`, boolean."""
         return rows.visible
 
 
@@ -148,7 +148,7 @@ class SegmentDistance(Component):
     """1 - l1(x, x~) / largest possible l1, superpixel by superpixel: how much of it is left, in [0, 1] (POMELO)."""
 
     def __call__(self, rows: Rows) -> Tensor:
-        """`[r, d]`, float32."""
+        """How much of each superpixel of a row is left, `[r, d]`, float32."""
         x = rows.images[rows.image_of]
         segments = rows.segments[rows.image_of].flatten(1)
         change, most = (x - rows.perturbed).abs().sum(1), torch.maximum(x, 1 - x).sum(1)
@@ -170,7 +170,7 @@ class Kernel(Component):
 
 
 def bell(distance: Tensor, width: float) -> Tensor:
-    """exp(-distance^2 / (2 width^2))."""
+    """exp(-distance^2 / (2 width^2)) of distances `[r]`."""
     if not width > 0:
         raise UsageError(f"the kernel's width (bandwidth) must be positive, found {width}")
     return torch.exp(-(distance**2) / (2 * width**2))
@@ -413,7 +413,7 @@ class Lime(Explainer):
     def until_settled(
         self, model: Model, images: Images, targets: Targets, rng: SampleRng, segments: Segments, counts: Tensor
     ) -> Surrogate:
-        """Image by image: twice as many samples at every look, until the top is settled or the cap is reached."""
+        """Image by image (of `counts` `[b]` superpixels): twice the samples at every look, until the top is settled or the cap reached."""
         looks = 1 + max(0, math.ceil(math.log2(self.cap / BLOCK)))
         level = 1 - (1 - LEVEL) / looks
         width = int(counts.max())

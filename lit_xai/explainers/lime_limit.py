@@ -66,7 +66,7 @@ class Limit:
 
     @cached_property
     def alphas(self) -> tuple[float, float, float]:
-        """alpha_0, alpha_1, alpha_2."""
+        """The constants alpha_0, alpha_1, alpha_2 of the limit."""
         return self.alpha(0), self.alpha(1), self.alpha(2)
 
     @cached_property
@@ -87,7 +87,7 @@ class Limit:
         )
 
     def coefficients(self, mean: float | Tensor, each: Float[Tensor, "d"]) -> tuple[float, Float[Tensor, "d"]]:
-        """(beta_0, beta) from E[pi f] and E[pi z_j f] of any function (Prop. 2)."""
+        """(beta_0, beta) from E[pi f], a number, and E[pi z_j f], `[d]`, of any function (Prop. 2)."""
         each = torch.as_tensor(each, dtype=torch.float64)
         if each.shape != (self.superpixels,):
             raise UsageError(f"{tuple(each.shape)} expectations for {self.superpixels} superpixels: one each is needed")
@@ -127,7 +127,7 @@ class Limit:
         return mean, each
 
     def weights(self, z: Float[Tensor, "m d"]) -> Float[Tensor, "m"]:
-        """Pi of masks."""
+        """LIME's weight pi of masks, by how many superpixels they hide."""
         table = torch.tensor(
             [psi(s / self.superpixels, self.bandwidth) for s in range(self.superpixels + 1)], dtype=torch.float64
         )
@@ -181,7 +181,7 @@ class ShapeDetector:
     threshold: float = 0.5
 
     def __call__(self, images: Images) -> Float[Tensor, "b 2"]:
-        """The logits."""
+        """The logits (f, -f), f = 1 where the shape is there."""
         f = ((images > self.threshold) | ~self.shape).flatten(1).all(1).to(images.dtype)
         return torch.stack([f, -f], 1)
 

@@ -29,7 +29,7 @@ class Block:
 
     @staticmethod
     def of(features: Tensor, response: Tensor, weight: Tensor) -> Block:
-        """Packed."""
+        """A block of features `[b, n, d]`, bit-packed if they are boolean, responses and weights `[b, n]`."""
         packed = np.packbits(features.numpy(), axis=-1) if features.dtype == torch.bool else features
         return Block(packed, features.shape[-1], response, weight)
 
@@ -68,7 +68,7 @@ class Surrogate:
 
     @property
     def standard_errors(self) -> Float[Tensor, "b d"]:
-        """Of the coefficients."""
+        """The standard errors of the coefficients."""
         return self.covariance.diagonal(dim1=1, dim2=2)[:, 1:].clamp_min(0).sqrt()
 
     def intervals(self) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:

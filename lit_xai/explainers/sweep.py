@@ -239,7 +239,7 @@ class Outputs:
         return self.model.plain
 
     def differs(self, x: Tensor, keep: Tensor, image: int, draws: int) -> Tensor:
-        """Whether a visible pixel is not the image's own; a scalar that nobody waits for."""
+        """Whether a visible pixel of `[m * draws, c, h, w]` (`keep` `[m, h, w]`) is not the image's; a scalar that nobody waits for."""
         other = (x != self.images[image]).any(1)
         return (other & keep.repeat_interleave(draws, dim=0)).any()
 
@@ -315,7 +315,7 @@ class SlidingPatch(Explainer):
 
     @property
     def legend(self) -> Legend:
-        """The contrast's."""
+        """What the contrast says of its values."""
         return self.contrast.legend
 
     def resolve(self, model: Model, images: Images) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One adapter that runs any of captum's attributions by name."""
+"""One adapter that runs any of captum's attributions by name (Kokhlikyan et al., 2020)."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class Captum(Explainer):
         return kind(model, modules[self.layer])
 
     def check(self, model: nn.Module, attribution: Any, images: Tensor) -> None:
-        """Refuse networks for which captum's rules are not those of the method; `images` go through it once.
+        """Refuse networks for which captum's rules are not those of the method; `images` `[b, c, h, w]` go through it once.
 
         captum changes the gradients of some modules, and takes everything else for linear: attention, other activations,
         functions. What has no such operation is tried on noise: DeepLift's and LRP's attributions have to add up.
@@ -188,7 +188,7 @@ class Captum(Explainer):
         return bool({"n_samples", "nt_samples"} & (accepts(attribution.attribute) or set()))
 
     def attribute(self, attribution: Any, images: Tensor, targets: Tensor) -> Maps:
-        """One call of captum, brought to image size and one channel."""
+        """One call of captum for images `[b, c, h, w]`, brought to image size and one channel."""
         options = {k: tuple(v) if isinstance(v, list) else v for k, v in self.options.items()}  # captum wants tuples
         if self.method in BASELINE_REQUIRED:
             options.setdefault("baselines", torch.zeros_like(images[:1]).repeat(2, 1, 1, 1))

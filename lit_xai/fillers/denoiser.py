@@ -114,7 +114,7 @@ class Steps:
 def step_back(
     x: Float[Tensor, "m c h w"], e: Float[Tensor, "m c h w"], a: float, b: float, eta: float, z: Tensor | None = None
 ) -> Float[Tensor, "m c h w"]:
-    """One step from signal share a to b > a (see the head of this file); `z` is standard normal, not needed for eta = 0."""
+    """One step from signal share a to b > a (see `fillers.diffusion`); `z` `[m, c, h, w]` is standard normal, not needed for eta = 0."""
     clean = (x - math.sqrt(1 - a) * e) / math.sqrt(a)
     sigma = eta * math.sqrt((1 - b) / (1 - a)) * math.sqrt(1 - a / b)
     out = math.sqrt(b) * clean + math.sqrt(max(0.0, 1 - b - sigma**2)) * e
@@ -122,12 +122,12 @@ def step_back(
 
 
 def step_forth(x: Tensor, e: Tensor, a: float, b: float) -> Tensor:
-    """The inverse of the deterministic step: from signal share b back to a < b, given the noise e at a."""
+    """The inverse of the deterministic step of x `[m, c, h, w]`: from signal share b back to a < b, given the noise e at a."""
     return math.sqrt(a / b) * (x - math.sqrt(1 - b) * e) + math.sqrt(1 - a) * e
 
 
 class UNet(nn.Module):
-    """diffusers' UNet2DModel, called with images and steps alone."""
+    """diffusers' UNet2DModel, called with images `[m, c, h, w]` and steps `[m]` alone."""
 
     def __init__(self, unet: Any) -> None:
         super().__init__()
@@ -162,5 +162,5 @@ class MeanOnly(UNet):
     """One that also predicts variances, of which DDIM has no use."""
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """The first half of the channels."""
+        """The first half of the channels, `[m, c, h, w]`: the mean."""
         return super().forward(x, t)[:, : x.shape[1]]

@@ -74,7 +74,7 @@ class Opened:
     quick: dict[tuple[Any, ...], Static] = field(default_factory=dict)
 
     def like(self, images: Tensor) -> nn.Module:
-        """The module on the device and in the type of these images."""
+        """The module on the device and in the type of images `[b, c, h, w]`."""
         weight = next(self.module.parameters(), None)
         if weight is None or (weight.device, weight.dtype) == (images.device, images.dtype):
             return self.module

@@ -48,7 +48,7 @@ def from_bins(y: Float[Tensor, "m c h w"]) -> Float[Tensor, "m c h w"]:
 
 @contextmanager
 def exact(x: Tensor) -> Iterator[None]:
-    """Neither autocast nor TF32: the inverse would not be one."""
+    """Neither autocast nor TF32 where `x` `[m, ...]` lies: the inverse would not be one."""
     cudnn = torch.backends.cudnn
     kept = {"enabled": cudnn.enabled, "benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
     matmul = torch.backends.cuda.matmul
@@ -158,7 +158,7 @@ class Glow(nn.Module):
             self.inverses = found
 
     def log_prob(self, y: Float[Tensor, "m c h w"]) -> Float[Tensor, "m"]:
-        """Nats."""
+        """The log density of y, nats an image."""
         with exact(y):
             z, log_det = self.flow.inverse_and_log_det(y)
             return log_det + sum(q.log_prob(part) for q, part in zip(self.flow.q0, z, strict=True))
@@ -196,7 +196,7 @@ def is_convolution(flow: nn.Module) -> bool:
 
 
 def inverse_of(convolution: Any, like: Tensor) -> Float[Tensor, "c c 1 1"]:
-    """The kernel by which it decodes: what it makes of unit vectors, in the type and on the device of `like`."""
+    """The kernel by which it decodes: what it makes of unit vectors `[c, c, 1, 1]`, in the type and on the device of `like`."""
     units = torch.eye(convolution.num_channels, dtype=like.dtype, device=like.device)[:, :, None, None]
     return convolution(units)[0].transpose(0, 1).contiguous()
 
@@ -323,7 +323,7 @@ class Flow(GenerativeFiller):
             )
 
     def network(self, images: Tensor) -> Glow:
-        """The flow on the device and in the type of these images."""
+        """The flow on the device and in the type of images `[b, c, h, w]`."""
         module: Any = self.opened.like(images)
         return module.network
 

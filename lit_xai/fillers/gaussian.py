@@ -49,7 +49,7 @@ class Conditional(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """How many bytes it takes."""
         return sum(t.nbytes for t in self)
 
     def mean(self, window: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows u"]:
@@ -156,7 +156,7 @@ class GaussianModule(SamplerModule):
         self.register_buffer("covariance", torch.zeros(size, size, dtype=torch.float64))
 
     def fit(self, images: ImageSet | Tensor, seed: int = 0, samples: Sequence[int] | None = None) -> None:
-        """Fit to images; arguments and errors as `moments`."""
+        """Fit to images `[n, c, h, w]`; arguments and errors as `moments`."""
         options = (self.patch, self.margin, self.positions, seed, samples, self.shrinkage)
         for name, value in zip(("mean", "covariance"), moments(images, *options), strict=True):
             self.get_buffer(name).copy_(value)
@@ -173,7 +173,7 @@ class GaussianModule(SamplerModule):
         return ConditionalGaussian(given=self)
 
     def test_step(self, batch: Any, index: int, dataloader_idx: int = 0) -> None:
-        """Nothing: `SamplerReport` measures."""
+        """Nothing is tested: `SamplerReport` measures."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class ConditionalGaussian(WindowFiller):
         return found
 
     def solved(self, known: Bool[Tensor, "s s"], device: torch.device | None) -> Conditional:
-        """The same, computed."""
+        """What `conditional` gives, computed anew."""
         hidden = torch.zeros_like(known)
         middle = slice(self.margin, self.margin + self.patch)
         hidden[middle, middle] = ~known[middle, middle]
@@ -216,7 +216,7 @@ class ConditionalGaussian(WindowFiller):
         return Conditional(k, u, row.to(device), column.to(device), mean[k], mean[u], gain, scale)
 
     def noise(self, keys: Noise) -> Float[Tensor, "g d c k k"]:
-        """Standard normal numbers."""
+        """Standard normal numbers, one a value of the tile."""
         return keys.normal((self.module.channels, self.patch, self.patch))
 
     def fill_tiles(

@@ -62,7 +62,7 @@ class GenerativeFiller(FittedFiller):
         """A call of the network in few shapes, kept for whoever asks again.
 
         Args:
-            images: on whose device and in whose type the network is.
+            images: `[b, c, h, w]`, on whose device and in whose type the network is.
             make: the call, of the module that is there; it depends on nothing else but `about`.
             about: what else decides the call.
         """
@@ -83,7 +83,7 @@ class GenerativeFiller(FittedFiller):
         return per_call(images, self.most(images.device))
 
     def begin(self, images: Tensor) -> None:
-        """What is done once a call, before its loops over chunks and steps: there nothing waits for the device."""
+        """What is done once a call for images `[b, c, h, w]`, before loops over chunks and steps: there nothing waits for the device."""
 
     def encode(self, images: Images) -> Float[Tensor, "b ..."]:
         """What all draws from an image share, for `max_batch` images; of a painter nothing: every mask is another input."""

@@ -53,7 +53,7 @@ class Gated(nn.Module):
         nn.init.zeros_(self.convolution.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features of half of the filters, gated by the other half."""
+        """Features of half of the filters, gated by the other half: `[b, c, h, w]` to `[b, k, u, v]`."""
         features, gate = self.convolution(x).chunk(2, dim=1)
         return F.elu(features) * torch.sigmoid(gate)
 

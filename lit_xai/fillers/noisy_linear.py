@@ -96,7 +96,7 @@ class NoisyLinear(Filler):
         return torch.where(keep[:, :, None, None], images[:, None, None], out.clamp_(0, 1))
 
     def smooth(self, image: Float[Tensor, "c h w"], hidden: Tensor) -> Float[Tensor, "c h w"]:
-        """The image without noise, hidden pixels imputed."""
+        """The image without noise, `hidden` `[h, w]` pixels imputed."""
         if bool(hidden.all()):
             return torch.full_like(image, GREY)
         out = image.flatten(1).to(torch.float64, copy=True)

@@ -187,7 +187,7 @@ class PatchModule(TrainableSampler):
         return out, before & ~out
 
     def held_out(self, images: Tensor, index: int) -> Tensor:
-        """Bits per dimension of one window of every image; the windows are the same in every epoch."""
+        """Bits per dimension of one window of every image `[b, c, h, w]`; the windows are the same in every epoch."""
         g = torch.Generator().manual_seed(stable_hash(self.seed, "bits", index, self.global_rank))
         top, left = (torch.randint(0, n - self.patch + 1, (len(images),), generator=g) for n in images.shape[-2:])
         return self.sampler().window_bits(images, top.to(images.device), left.to(images.device)).mean()
@@ -226,7 +226,7 @@ class PatchSampler(WindowFiller):
         return module.windows(seen, state)
 
     def noise(self, keys: Noise) -> Float[Tensor, "g d c k k"]:
-        """Uniform numbers."""
+        """Uniform numbers in [0, 1), one a value of the tile."""
         return keys.uniform((self.module.channels, self.patch, self.patch))
 
     def fill_tiles(

@@ -97,7 +97,7 @@ class Smooth(nn.Module):
 
     @torch.no_grad()
     def solve(self, windows: Iterator[tuple[Tensor, Tensor]]) -> None:
-        """Set the least-squares predictions from batches of (windows, true patches in [0, 1])."""
+        """Set the least-squares predictions from batches of windows `[n, c + 1, 3K, 3K]` and true patches `[n, c, K, K]` in [0, 1]."""
         gram = cross = square = torch.zeros((), dtype=torch.float64)
         number = 0
         for window, truth in windows:

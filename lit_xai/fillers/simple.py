@@ -71,7 +71,7 @@ class UniformNoise(Independent):
     """Uniform noise in [0, 1], independent for every pixel, channel, mask and draw."""
 
     def paint(self, images: Float[Tensor, "b c h w"], noise: Noise) -> Float[Tensor, "b n d c h w"]:
-        """Noise."""
+        """Noise of the images' shape for every key."""
         return noise.uniform(images.shape[1:]).to(images.dtype)
 
     def window_bits(self, images: Images, top: Int[Tensor, "b"], left: Int[Tensor, "b"]) -> Float[Tensor, "b"]:
@@ -91,7 +91,7 @@ class GaussianNoise(Independent):
     sigma: float = 0.25
 
     def paint(self, images: Float[Tensor, "b c h w"], noise: Noise) -> Float[Tensor, "b n d c h w"]:
-        """Noise."""
+        """Noise of the images' shape for every key."""
         if self.sigma <= 0:
             raise UsageError(f"Gaussian noise needs sigma > 0, found {self.sigma}")
         return noise.normal(images.shape[1:]).mul_(self.sigma).add_(self.mean).clamp_(0, 1).to(images.dtype)

@@ -37,7 +37,7 @@ def check_compile(compile: str) -> None:
 
 
 def compiled(module: nn.Module, call: Call, rows: Sequence[Tensor]) -> Call:
-    """Kernels fused by inductor, and recorded. It follows weights that change or move by itself."""
+    """Kernels for rows `[m, ...]`, fused by inductor and recorded. It follows weights that change or move by itself."""
     limits: Any = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, KINDS)
     fast = torch.compile(call, mode="reduce-overhead")
@@ -50,7 +50,7 @@ def compiled(module: nn.Module, call: Call, rows: Sequence[Tensor]) -> Call:
 
 
 class Recorded:
-    """A CUDA graph of a call, which reads weights where they lie and rows where they are copied to.
+    """A CUDA graph of a call, which reads weights where they lie and rows `[m, ...]` where they are copied to.
 
     What it returns is overwritten by the next call of any: all share their memory.
     """
@@ -112,7 +112,7 @@ def ways_on(device: torch.device, fused: bool) -> tuple[Way, ...]:
 
 
 class Static:
-    """A call of a network's that is made in few shapes, and in a faster way where there is one and it works.
+    """A call of a network's on rows `[m, ...]` that is made in few shapes, and in a faster way where there is one and it works.
 
     Args:
         module: whose weights it reads.
@@ -172,7 +172,7 @@ class Static:
 
 
 def padded(rows: Tensor, size: int) -> Tensor:
-    """So many rows, the last repeated, in memory that is always laid out alike: another layout would be compiled anew."""
+    """`[size, ...]`: the last row repeated, in memory that is always laid out alike, since another layout would be compiled anew."""
     out = rows.new_empty(size, *rows.shape[1:])
     out[: len(rows)], out[len(rows) :] = rows, rows[-1:]
     return out
@@ -184,7 +184,7 @@ def reason(e: Exception) -> str:
 
 
 def apart(one: Tensor, other: Tensor) -> float:
-    """The largest difference, of the largest value of `other`, at least 1; NaN where only one of them has none."""
+    """The largest difference of two `[m, ...]`, of the largest value of `other`, at least 1; NaN where only one of them has none."""
     gap = (one - other).abs().masked_fill(one.isnan() & other.isnan(), 0)
     return float(gap.max() / other.nan_to_num(0, 0, 0).abs().max().clamp_min(1))
 

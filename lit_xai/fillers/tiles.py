@@ -147,7 +147,7 @@ class WindowFiller(FittedFiller):
         return self.module.margin
 
     def window_side(self) -> int:
-        """K."""
+        """K, the side of its windows."""
         return self.patch
 
     def content(self) -> dict[str, Any]:

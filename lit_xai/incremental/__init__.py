@@ -200,7 +200,7 @@ class WindowLogits:
         )
 
     def of_rows(self, pixels: Tensor, top: Ints, left: Ints) -> Tensor:
-        """One call."""
+        """The logits of windows `[r, c, K, K]` by one call, by what is kept or by the model."""
         if self.incremental is not None and self.carries and len(pixels):
             with torch.no_grad():
                 return self.incremental(pixels.to(self.image), top, left)
@@ -215,6 +215,6 @@ class WindowLogits:
 
 
 def alike(found: Tensor, own: Tensor) -> bool:
-    """Whether logits are the model's own, up to rounding."""
+    """Whether logits `[r, k]` are the model's own, up to rounding."""
     most = ALIKE * float(own.detach().nan_to_num().abs().max())
     return found.shape == own.shape and torch.allclose(found, own, rtol=0, atol=most, equal_nan=True)

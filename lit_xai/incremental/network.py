@@ -151,7 +151,7 @@ class Network:
             self.trace(model)
 
     def trace(self, model: nn.Module) -> None:
-        """Its steps."""
+        """Trace the model into its steps."""
         try:
             graph = Tracer().trace(model)
         except Exception as e:
@@ -290,7 +290,7 @@ class Network:
             step.work = ("conv", 2.0 * module.weight.numel())
 
     def convolves(self, step: Step, slides: Sliding | None, weight: Tensor, groups: int) -> None:
-        """A convolution, and what an output pixel costs."""
+        """Make a step a convolution with `weight` `[o, i, u, v]`, and say what an output pixel costs."""
         if slides is not None:
             name = "grouped" if groups > 1 else "pointwise" if math.prod(slides.size) == 1 else "conv"
             step.kind, step.sliding, step.work = "sliding", slides, (name, 2.0 * weight.numel() / len(weight))
@@ -331,7 +331,7 @@ class Network:
             step.kind, step.sliding, step.work = "sliding", slides, ("memory", 4.0 * math.prod(slides.size))
 
     def values(self, image: Tensor, keep: Callable[[Step, Any], None]) -> Any:
-        """The network on whole images, step by step; `keep` sees every value."""
+        """The network on whole images `[b, c, h, w]`, step by step; `keep` sees every value."""
         env: dict[str, Any] = dict(self.constants)
         for step in self.steps:
             env[step.name] = image if step.kind == "source" else step.run(*(env[n] for n in step.inputs))

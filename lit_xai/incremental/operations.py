@@ -113,7 +113,7 @@ def pair(value: Any) -> tuple[int, int]:
 
 
 def conv2d(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """`F.conv2d`; on one channel with channels-last strides, oneDNN leaves parts of narrow outputs unwritten."""
+    """`F.conv2d` of `[b, c, h, w]`; on one channel with channels-last strides, oneDNN leaves parts of narrow outputs unwritten."""
     if input.ndim == 4 and input.shape[1] == 1:
         input = input.contiguous().view(-1).view(input.shape)
     return F.conv2d(input, *args, **kwargs)
@@ -122,7 +122,7 @@ def conv2d(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 def conv_of(
     weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> Sliding | None:
-    """A convolution's `Sliding`; None where the padding is not symmetric."""
+    """The `Sliding` of a convolution with `weight` `[o, i, u, v]`; None where the padding is not symmetric."""
     size, dilation, stride = pair(tuple(weight.shape[2:])), pair(dilation), pair(stride)
     reach = [d * (k - 1) for k, d in zip(size, dilation, strict=True)]
     if padding == "valid":
