@@ -111,7 +111,7 @@ class MaxSensitivity(Again):
 
     @property
     def explanations(self) -> int:
-        """One a draw."""
+        """One further map a draw."""
         return self.draws
 
     def question(

@@ -211,13 +211,13 @@ class Question:
         return (segment_sums(weights, labels.expand(len(weights), -1, -1)) / size).mT.contiguous()
 
     def rankings(self) -> Iterator[Ranking]:
-        """One an image."""
+        """The ranking of the regions of every image."""
         known, count = slopes(self.gate, self.images), segment_counts(self.labels)
         for image in range(len(self.images)):
             yield self.ranking(image, known, int(count[image]))
 
     def ranking(self, image: int, known: Slopes, count: int) -> Ranking:
-        """Of one image."""
+        """The ranking of the regions of one image."""
         target, logits = self.targets[image], self.logits(image, self.images[image])
         others = logits.masked_fill(torch.arange(logits.shape[1], device=logits.device) == target, -torch.inf)
         outputs = select_output(logits, target.expand(len(logits)), self.sums.output)

@@ -54,7 +54,7 @@ class Mark:
         return (BETTER if self.better else WORSE) if self.corrected <= ALPHA else ""
 
     def plain(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """What `summary.json` holds of a mark."""
         return {
             "direction": self.sign,
             "null": self.against,
@@ -156,7 +156,7 @@ def rank_sets(column: str, estimates: Mapping[str, Estimate], up: bool) -> dict[
 
 
 def share_won(a: Tensor, b: Tensor, up: bool) -> float:
-    """The share of samples on which a beats b, ties half; of the values of every sample, NaN where none has both."""
+    """The share of samples on which a `[n]` beats b `[n]`, ties half; NaN where their numbers differ or none has both values."""
     if len(a) != len(b):
         return math.nan
     known = a.isfinite() & b.isfinite()

@@ -31,7 +31,7 @@ class Distance(NamedTuple):
     apart: Callable[[Tensor, Tensor], Tensor]
 
     def compare(self, a: Tensor, b: Tensor) -> Float[Tensor, "b"]:
-        """The distance of prepared maps, float64, rounded to 1e-12: that of identical maps is 0, not what sums round to."""
+        """The distance of prepared maps `[b, ...]`, float64, rounded to 1e-12: that of identical maps is 0, not what sums round to."""
         return self.apart(a, b).double().round(decimals=DECIMALS)
 
 

@@ -153,7 +153,7 @@ class MuFidelity(Drops):
         return chosen.view(*noise.keys.shape, height, width)
 
     def judged(self, sums: Float[Tensor, "b n"], drops: Float[Tensor, "b n"]) -> Scores:
-        """Their correlation."""
+        """The correlation of sums and drops."""
         value = correlate(sums, drops, str(self.correlation))
         return torch.nan_to_num(value) if self.definition == "xplique" else value
 

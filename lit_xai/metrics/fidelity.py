@@ -39,7 +39,7 @@ class Walk(Detailed, Hides):
         return 0.0, self.fraction
 
     def keep(self, changed: Tensor) -> Tensor:
-        """Which pixels are visible, given those that have changed."""
+        """Which pixels are visible, given those that have changed, `[..., h, w]` both."""
         return ~changed
 
     @abstractmethod

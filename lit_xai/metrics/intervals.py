@@ -40,7 +40,7 @@ class Interval(NamedTuple):
     most: float = math.inf
 
     def estimate(self, value: float, draws: Tensor, disagreeing: int, counts: Mapping[str, Any]) -> Estimate:
-        """A value with its interval over samples."""
+        """A value with its interval over samples, from its replicates `draws` `[r]`."""
         e = finish(value, draws, self.of, **counts)
         e.widen(3 * self.three / disagreeing if disagreeing else 0.0)
         e.clip(self.least, self.most)

@@ -25,7 +25,7 @@ LEVELS = 101  # thresholds of an area over tau in [0, 1]
 
 
 def check_masks(maps: Tensor, masks: Tensor) -> None:
-    """Refuse masks that are not the maps'."""
+    """Refuse masks that are not those of the maps `[b, h, w]`."""
     if masks.shape != maps.shape or masks.dtype != torch.bool:
         raise UsageError(
             f"masks of shape {tuple(masks.shape)} and type {masks.dtype} do not belong to maps of shape "
@@ -34,7 +34,7 @@ def check_masks(maps: Tensor, masks: Tensor) -> None:
 
 
 def defined(values: Tensor, masks: Masks) -> Tensor:
-    """The values, NaN where any map is right (the mask is full) or none is (it is empty)."""
+    """The values, `[b]` or `[b, t]`, NaN where any map is right (the mask is full) or none is (it is empty)."""
     says = ~unsaying(masks)
     return torch.where(says.view(-1, *[1] * (values.ndim - 1)), values.double(), torch.nan)
 
@@ -226,7 +226,7 @@ class MaskRecall(AgainstMask):
         return area(hit.double() / size)
 
     def whole(self, masks: Masks) -> Scores:
-        """1."""
+        """1 for every mask: a whole image covers it."""
         return torch.ones(len(masks), dtype=torch.float64, device=masks.device)
 
 

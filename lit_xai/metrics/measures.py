@@ -47,7 +47,7 @@ def mege(pairs: Pairs) -> float:
 
 
 def alike(pairs: Pairs) -> float:
-    """Mean |rho|."""
+    """Mean |rho| over the pairs."""
     return 1 - float(pairs.distance.double().mean())
 
 

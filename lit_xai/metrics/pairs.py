@@ -67,7 +67,7 @@ class Pairs:
         return len(self.distance)
 
     def take(self, rows: Tensor) -> Pairs:
-        """Some of the pairs, by a mask or by index; an index may repeat."""
+        """Some of the pairs, by a mask `[p]` or by indices `[n]`; an index may repeat."""
         columns: dict[str, Any] = {k: v[rows] for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **columns)
 

@@ -18,7 +18,7 @@ from lit_xai.rng import SampleRng
 
 
 def check_scored(images: Images, maps: Tensor) -> None:
-    """Refuse maps that are not the images' or hold NaN: a score of them would look like any other."""
+    """Refuse maps that are not the images', `[b, h, w]`, or hold NaN: a score of them would look like any other."""
     if maps.shape != (len(images), *images.shape[-2:]):
         raise UsageError(f"maps of shape {tuple(maps.shape)} do not belong to images of shape {tuple(images.shape)}")
     if not bool(torch.isfinite(maps).all()):
@@ -73,5 +73,5 @@ class OfMaps(Score):
         return {**describe(self), "source": self.source}
 
     def passes(self, height: int, width: int) -> Passes:
-        """None."""
+        """No pass of the model."""
         return Passes(0)

@@ -172,7 +172,7 @@ def draw_resamples(strata: Int[Tensor, "n"], resamples: int, seed: int, rows: in
 
 
 def quantiles(draws: Tensor) -> tuple[float, float]:
-    """The central 95 % of the finite replicates."""
+    """The central 95 % of the finite replicates among `[r]`; NaN of fewer than two."""
     finite = draws[torch.isfinite(draws)].numpy()
     if len(finite) < 2:
         return math.nan, math.nan
@@ -182,12 +182,12 @@ def quantiles(draws: Tensor) -> tuple[float, float]:
 
 
 def percentile_interval(value: float, draws: Tensor) -> tuple[float, float]:
-    """The percentile bootstrap interval."""
+    """The percentile bootstrap interval from replicates `[r]`."""
     return quantiles(draws)
 
 
 def basic_interval(value: float, draws: Tensor, least: float = 0.0) -> tuple[float, float]:
-    """The basic bootstrap interval, 2 * estimate - quantiles, clipped to [least, 1] (for maxima, biased upwards)."""
+    """The basic bootstrap interval, 2 * estimate - quantiles of `[r]`, clipped to [least, 1] (for maxima, biased upwards)."""
     low, high = quantiles(draws)
     return min(1.0, max(least, 2 * value - high)), min(1.0, max(least, 2 * value - low))
 
@@ -198,7 +198,7 @@ def finish(
     interval: Callable[[float, Tensor], tuple[float, float]] = percentile_interval,
     **counts: Any,
 ) -> Estimate:
-    """An estimate from its value and its replicates."""
+    """An estimate from its value and its replicates `draws` `[r]`."""
     finite = draws[torch.isfinite(draws)]
     se = float(finite.std()) if len(finite) > 1 else math.nan
     low, high = interval(value, draws) if math.isfinite(value) else (math.nan, math.nan)

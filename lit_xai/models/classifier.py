@@ -109,7 +109,7 @@ class Classifier(Trainable):
             self.calibration = self.temperature.new_tensor(fitted_temperature(logits * self.tau, labels, SPREAD))
 
     def answers(self, data: Any, samples: Tensor) -> tuple[Float[Tensor, "n k"], Tensor]:
-        """The network's outputs for samples of a `FoldData`, in evaluation mode, and their labels."""
+        """The network's outputs for samples `[n]` of a `FoldData`, in evaluation mode, and their labels."""
         images = data.source.train
         with torch.no_grad(), evaluating(self):
             parts = [self(images.images(part.tolist()).to(self.device)).cpu() for part in samples.split(250)]
@@ -126,7 +126,7 @@ class Classifier(Trainable):
     # ------------------------------------------------------------------------------------------------------- training
 
     def loss(self, logits: Float[Tensor, "b k"], labels: Tensor) -> Tensor:
-        """The training loss of a batch."""
+        """The training loss of a batch with labels `[b]`."""
         if self.loss_name == "cross_entropy":
             return nn.functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         import deel.torchlip as lip
@@ -144,13 +144,13 @@ class Classifier(Trainable):
         return self.loss(self(images), labels)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
-        """Accuracy on V_i: watched, never used to select."""
+        """Accuracy on images `[b, c, h, w]` of V_i: watched, never used to select."""
         images, labels = batch
         self.val_accuracy(self(images), labels)
         self.log("val/acc", self.val_accuracy, prog_bar=True, on_epoch=True, on_step=False)
 
     def test_step(self, batch: tuple[Tensor, Tensor], index: int, dataloader_idx: int = 0) -> None:
-        """Accuracy on V_i and on the fixed test split."""
+        """Accuracy on images `[b, c, h, w]` of V_i (loader 0) and of the fixed test split (loader 1)."""
         images, labels = batch
         accuracy: Any = self.test_accuracy[dataloader_idx]
         accuracy(self(images), labels)

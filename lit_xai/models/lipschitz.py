@@ -95,7 +95,7 @@ def fitted_temperature(logits: Float[Tensor, "n k"], labels: Tensor, spread: flo
     """The tau in [.01, 10,000] that makes the mean of -log softmax(tau z)[label] least.
 
     Args:
-        logits, labels: z, and the classes.
+        logits, labels: z, and the classes `[n]`.
         spread: standard deviation of log tau about 0 before any image was seen (the maximum a posteriori); without one, the tau that
             fits images that are all told rightly is as large as may be.
     """

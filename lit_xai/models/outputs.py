@@ -35,7 +35,7 @@ class AsLogits(Declared):
         self.model, self.outputs = model, outputs
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        """The logits."""
+        """Logits from what the model gives."""
         given: Any = self.model(images)
         values = (way_to_logits(given) if not isinstance(given, Tensor) else itself)(given)
         values = values[:, None] if values.ndim == 1 else values

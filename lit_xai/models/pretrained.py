@@ -28,7 +28,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Normalise(nn.Module):
-    """(x - mean) / std per channel."""
+    """(x - mean) / std per channel of images `[b, c, h, w]`."""
 
     mean: Tensor
     std: Tensor
@@ -74,7 +74,7 @@ class Given(pl.LightningModule):
         return self.network.eval()
 
     def test_step(self, batch: tuple[Tensor, Tensor], index: int, dataloader_idx: int = 0) -> None:
-        """Nothing: its classes need not be the data set's."""
+        """Nothing is tested, whatever the batch `([b, c, h, w], [b])`: its classes need not be the data set's."""
 
 
 def bare(state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -88,7 +88,7 @@ def bare(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def fit_weights(network: nn.Module, state: Mapping[str, Tensor], named: str, without: str = "!") -> None:
-    """Load weights into a network; keys that start with `without` stay as they are.
+    """Load weights `[...]` by name into a network; keys that start with `without` stay as they are.
 
     Args:
         named: file and network, for the message, as in `w.pth holds no weights of resnet18`.
@@ -117,7 +117,7 @@ def fit_weights(network: nn.Module, state: Mapping[str, Tensor], named: str, wit
 
 
 def head_size(network: nn.Module, classes: int, state: Mapping[str, Tensor]) -> int:
-    """How many classes the weights tell apart, where the network was made for `classes`: by the heads that differ."""
+    """How many classes weights `[...]` by name tell apart, where the network was made for `classes`: by the heads that differ."""
     found = {
         len(state[k])
         for k, v in network.state_dict().items()
@@ -206,7 +206,7 @@ class Pretrained(Given):
 
 
 def as_published(arch: str, state: Mapping[str, Tensor], options: dict[str, Any]) -> tuple[Any, int, int | None]:
-    """Torchvision's network for these weights, how many classes they tell apart, and their images' side where it is fixed."""
+    """Torchvision's network for weights `[...]` by name, how many classes they tell apart, and their images' side where it is fixed."""
     import torchvision.models
 
     if arch in ("googlenet", "inception_v3"):  # as torchvision does where it is given weights
@@ -229,7 +229,7 @@ def as_published(arch: str, state: Mapping[str, Tensor], options: dict[str, Any]
 
 
 def as_version(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give a MNASNet the stem of its first version where its weights have that."""
+    """Give a MNASNet the stem of its first version where weights `[...]` by name have that."""
     mine, file = network.state_dict(), state.get("layers.0.weight")
     if file is not None and file.shape != mine["layers.0.weight"].shape:
         nothing: Any = OrderedDict()

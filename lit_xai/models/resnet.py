@@ -1,4 +1,4 @@
-"""Residual networks."""
+"""Residual networks of 18 and 50 layers, for small and large images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def stem_for(side: int, stem: str = "auto") -> str:
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions and a shortcut (He et al., 2016). Each activation is a module of its own.
+    """Two 3 x 3 convolutions and a shortcut (He et al., 2016), `[b, c, h, w]`. Each activation is a module of its own.
 
     Activations are not in place and not shared, so that methods that hook them (DeepLift) work.
     """

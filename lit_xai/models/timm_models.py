@@ -55,7 +55,7 @@ def read_file(arch: str, file: str) -> dict[str, Tensor]:
 
 
 def as_timms(network: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under timm's names, where their authors gave others, and position embeddings of the network's size."""
+    """Weights `[...]` under timm's names, where their authors gave others, and position embeddings of the network's size."""
     rename = vars(sys.modules[type(network).__module__]).get("checkpoint_filter_fn")
     if rename is None:
         return state
@@ -160,7 +160,7 @@ def frame_of(network: Any, options: Mapping[str, Any]) -> Frame:
 
 
 def own_side(network: Any, state: Mapping[str, Tensor]) -> int | None:
-    """The side of the images that weights were made for, by their position embeddings; None where it is the network's."""
+    """The side of the images that weights `[...]` were made for, by position embeddings; None where it is the network's."""
     place, mine = state.get("pos_embed"), network.state_dict().get("pos_embed")
     if place is None or mine is None or place.ndim != 3 or mine.ndim != 3 or place.shape[1] == mine.shape[1]:
         return None

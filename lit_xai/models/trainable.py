@@ -87,11 +87,11 @@ class Trainable(TrainedModule):
 
     @abstractmethod
     def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """The training loss of a batch of images in [0, 1] and labels."""
+        """The training loss of a batch of images `[b, c, h, w]` in [0, 1] and labels `[b]`."""
 
     @property
     def seed(self) -> int:
-        """The run's seed."""
+        """The seed of the run; 0 where none was set."""
         return 0 if self.data is None else vars(self.data).get("seed", 0)
 
     @property
@@ -113,7 +113,7 @@ class Trainable(TrainedModule):
             torch.manual_seed(stable_hash(self.train_seed, "epoch", self.current_epoch, self.global_rank))
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
-        """Loss of one batch."""
+        """The loss of a batch, images `[b, c, h, w]` and labels `[b]`; it is logged and watched."""
         loss = self.batch_loss(batch)
         self.check_finite(loss.detach(), index)
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False)
@@ -135,7 +135,7 @@ class Trainable(TrainedModule):
                 self.refuse(f"weights ({name}) became NaN or infinite in epoch {self.current_epoch}")
 
     def check_finite(self, loss: Tensor, index: int) -> None:
-        """Stop a training whose loss is NaN or infinite, at once on the CPU; `index` counts the epoch's batches.
+        """Stop a training whose loss, a mean over images `[b, ...]`, is NaN or infinite, at once on the CPU; `index` is the epoch's batch.
 
         Raises:
             UsageError: it is; the message names the first such step and what was saved last.
@@ -229,15 +229,15 @@ class TrainableSampler(Trainable, SamplerModule):
 
     @abstractmethod
     def held_out(self, images: Tensor, index: int) -> Tensor:
-        """The measure of the batch number `index`, a mean over its images; the same noise in every epoch."""
+        """The measure of batch number `index`, a mean over its images `[b, c, h, w]`; the same noise in every epoch."""
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
-        """On V_i: watched, never used to select."""
+        """Watch images `[b, c, h, w]` of V_i; they never select anything."""
         self.watched(self.held_out(batch[0], index), len(batch[0]))
         self.log(f"val/{self.measure}", self.watched, prog_bar=True, on_epoch=True, on_step=False)
 
     def test_step(self, batch: tuple[Tensor, Tensor], index: int, dataloader_idx: int = 0) -> None:
-        """On V_i and on the fixed test split."""
+        """Measure on images `[b, c, h, w]` of V_i (loader 0) and of the fixed test split (loader 1)."""
         metric: Any = self.tested[dataloader_idx]
         metric(self.held_out(batch[0], index), len(batch[0]))
         name = f"{('heldout', 'test')[dataloader_idx]}/{self.measure}"

@@ -1,4 +1,4 @@
-"""Plain convolutional networks."""
+"""Plain convolutional networks: stacks of convolutions, and a single one."""
 
 from __future__ import annotations
 

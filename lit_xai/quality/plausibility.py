@@ -43,7 +43,7 @@ def moments(features: Float[Tensor, "n f"], counts: Float[Tensor, "n"]) -> tuple
 
 
 def distance_of(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> float:
-    """The Fréchet distance of two Gaussians given by `moments`."""
+    """The Fréchet distance of two Gaussians given by `moments`, mean `[f]` and root `[r, f]` each."""
     (mean_a, root_a), (mean_b, root_b) = a, b
     total = (mean_a - mean_b).square().sum() + root_a.square().sum() + root_b.square().sum()
     return max(0.0, float(total - 2 * torch.linalg.svdvals(root_a @ root_b.mT).sum()))
@@ -88,7 +88,7 @@ def frechet_distance(a: Float[Tensor, "n f"], b: Float[Tensor, "m g"]) -> float:
 
 
 def entering(executed: list[tuple[nn.Module, Tensor]], rows: int) -> Float[Tensor, "b f"]:
-    """What enters the last executed layer, as one row an image."""
+    """What enters the last executed layer, from `[b, f]` or `[b, f, u, v]`, as one row an image."""
     layer, x = executed[-1] if executed else (None, torch.empty(0))
     if isinstance(layer, nn.Linear) and len(x) == rows:
         return x.flatten(1)

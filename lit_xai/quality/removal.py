@@ -104,7 +104,7 @@ def lpips(network: nn.Module, images: Images, others: Images) -> Scores:
 
 
 def check_masks(images: Images, masks: Tensor, rng: SampleRng) -> None:
-    """Refuse masks that are not the images', and those that leave nothing to remove or nothing to see."""
+    """Refuse masks that are not the images', `[b, h, w]`, and those that leave nothing to remove or nothing to see."""
     expected = (len(images), *images.shape[-2:])
     if masks.dtype != torch.bool or masks.shape != expected:
         raise UsageError(f"object masks must be boolean {expected}, found {masks.dtype} {tuple(masks.shape)}")

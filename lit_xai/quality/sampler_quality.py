@@ -134,7 +134,7 @@ class SamplerWalk:
         return Seen(*(c.view(shape) for c in columns), features.view(len(self.images), self.plotted, -1))  # type: ignore[call-arg]
 
     def of_group(self, filler: Filler, group: list[int], hidden: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """The samples of some images, chunk by chunk: `Seen`'s columns, and the features that are kept."""
+        """The samples of some images, `hidden` `[b, n, d]`, chunk by chunk: `Seen`'s columns, and the features that are kept."""
         began = clock(self.images)
         refill = Refill(filler, self.images[group], self.rng.take(group), self.segments[group])
         encoding = (clock(self.images) - began) / (len(group) * self.draws)
@@ -154,14 +154,14 @@ class SamplerWalk:
 
 
 def clock(images: Tensor) -> float:
-    """Seconds, once the device has done what it was asked for."""
+    """Seconds, once the device of images `[b, c, h, w]` has done what it was asked for."""
     if images.is_cuda:
         torch.cuda.synchronize(images.device)
     return time.perf_counter()
 
 
 def device_of(images: Tensor) -> str:
-    """Where seconds were measured."""
+    """Where seconds were measured, as the device of images `[b, c, h, w]` says."""
     if images.is_cuda:
         return torch.cuda.get_device_name(images.device)
     return f"{images.device.type}, {torch.get_num_threads()} threads"

@@ -117,7 +117,7 @@ class Verdict:
         return [(*said, methods) for said, methods in lines.items()]
 
     def plain(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """What `audit.json` holds of a verdict."""
         return {
             "overall": self.overall,
             "headline": self.headline,

@@ -67,7 +67,7 @@ class Audit:
 
     @property
     def name(self) -> str:
-        """The folder's."""
+        """The name of its folder."""
         return str(self.summary.head["name"])
 
     def column(self, key: str) -> str:
@@ -150,7 +150,7 @@ def clean(value: Any) -> Any:
 
 
 def document(audits: Sequence[Audit], comparisons: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
-    """What audit.json holds."""
+    """What `audit.json` holds, of all audits."""
     return {
         "schema": SCHEMA,
         "version": lit_xai.__version__,

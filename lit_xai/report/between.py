@@ -42,7 +42,7 @@ class Between:
     probes: tuple[str, int]
 
     def plain(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """What `audit.json` holds of two networks."""
         numbers = {name: e.plain() for name, e in self.estimates.items()}
         parts = {name: e.plain() for name, e in self.parts.items()}
         return {**numbers, "components": parts, "kind": self.probes[0], "samples": self.probes[1]}
@@ -100,7 +100,7 @@ def pairs_between(a: Ensemble, b: Ensemble, explainer: str, distance: str, folds
 
 
 def chunks_of(reader: MapReader, samples: Tensor) -> list[slice]:
-    """Slices of samples whose maps are in memory at once."""
+    """Slices of samples `[n]` whose maps are in memory at once."""
     if not len(samples):
         return []
     each = max(8, VALUES // max(1, reader.rows(samples[:1]).numel()))
@@ -108,7 +108,7 @@ def chunks_of(reader: MapReader, samples: Tensor) -> list[slice]:
 
 
 def parts_of(readers: Sequence[Sequence[MapReader]], samples: Tensor) -> tuple[dict[str, Estimate], int]:
-    """The components of the maps' variance, by network and fold, and of how many samples; none of too few.
+    """The components of the variance of maps of samples `[n]`, by network and fold, and of how many; none of too few.
 
     Samples of which any map is constant are left out, and of many every so manieth is taken.
     """

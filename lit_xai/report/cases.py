@@ -84,7 +84,7 @@ class Seen:
     kept: list[tuple[tuple[bool, float], int, Float[Tensor, "k h w"]]] = field(default_factory=list)
 
     def __call__(self, samples: Tensor, maps: dict[int, Tensor]) -> None:
-        """Look at some probes' maps by all folds."""
+        """Look at the maps `[n, h, w]` of some probes `[n]` by all folds."""
         pairs = list(combinations(sorted(maps), 2))
         if not pairs:
             return
@@ -110,7 +110,7 @@ class Seen:
         return (said == said[0]).all(0) & ((label < 0) | (said[0] == label))
 
     def keep(self, samples: Tensor, places: Sequence[tuple[bool, float]], maps: Mapping[int, Tensor]) -> None:
-        """Keep the maps of the first cases of these and those before."""
+        """Keep the maps `[n, h, w]` of the first cases of these and those before."""
         first = sorted(range(len(places)), key=places.__getitem__)[:WORST]
         first = [n for n in first if math.isfinite(places[n][1])]
         if first:
@@ -217,7 +217,7 @@ def plain(value: Any) -> Any:
 def draw_worst(
     ensemble: Ensemble, rows: list[dict[str, Any]], kept: Mapping[str, Mapping[int, Tensor]], folder: Path
 ) -> list[Path]:
-    """The first cases of every explainer, all folds' maps side by side, as `cases/<explainer>.png`; `kept` are their maps."""
+    """The first cases of every explainer, all folds' maps side by side, as `cases/<explainer>.png`; `kept` are maps `[k, h, w]`."""
     known, out = {(row["explainer"], row["probe"]): row for row in rows}, []
     for name, of in kept.items():
         maps = torch.stack(list(of.values()), 1)

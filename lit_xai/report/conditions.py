@@ -66,7 +66,7 @@ class Condition:
         return replace(self, columns=tuple(next((c for c in p if c in known), p[0]) for p in parts))
 
     def plain(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """What `audit.json` holds of a condition."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()} | {"text": self.text()}
 
 
@@ -124,5 +124,5 @@ def one(key: str, given: Any) -> Condition:
 
 
 def default() -> list[Condition]:
-    """Those of `configs/conditions/default.yaml`."""
+    """The conditions of `configs/conditions/default.yaml`."""
     return read(dict(OmegaConf.to_container(OmegaConf.load(config_dir() / "conditions" / "default.yaml"))))  # type: ignore[arg-type, call-overload]

@@ -68,7 +68,7 @@ def wandb_logger(
 
 
 def csv_logger(folder: Path, name: str, run: str, job_type: str, record: Mapping[str, Any]) -> Logger:
-    """Scalars to `<folder>/csv/<run>-<job_type>/metrics.csv`."""
+    """A logger of scalars to `<folder>/csv/<run>-<job_type>/metrics.csv`."""
     return CSVLogger(str(folder), name="csv", version=f"{run}-{job_type}")
 
 
@@ -109,7 +109,7 @@ class Dashboard:
                 run.log({key: make(wandb)})
 
     def histogram(self, key: str, values: Tensor) -> None:
-        """The distribution of some numbers; an empty one if there are none yet."""
+        """The distribution of numbers `[n]`; an empty one if there are none yet."""
         counts = np.histogram(values.numpy(), bins=64 if len(values) else 1)
         self.log(key, lambda wandb: wandb.Histogram(np_histogram=counts))
 

@@ -309,7 +309,7 @@ def explained(
 
 
 def histograms(sets: Mapping[str, tuple[Tensor, Tensor]], path: Path, xlabel: str) -> list[Path]:
-    """S_equal and S_differ of every explainer, as densities; written as PNG and PDF."""
+    """The distances `[n]` of S_equal and S_differ of every explainer, as densities; written as PNG and PDF."""
     columns = min(3, len(sets))
     rows = -(-len(sets) // columns)
     figure, axes = new_figure(3.2 * columns, 2.2 * rows, rows, columns)

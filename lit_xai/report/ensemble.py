@@ -44,11 +44,11 @@ class Decided:
         return sample in self.of_labels
 
     def holds(self, samples: Tensor) -> Tensor:
-        """Which of these samples are there."""
+        """Which of the samples `[n]` are there, `[n]`."""
         return self.of_labels.holds(samples)
 
     def rows(self, samples: Tensor) -> Tensor:
-        """Their maps."""
+        """The maps of samples `[n]`, `[n, h, w]`."""
         out, wrong = self.of_labels.rows(samples), ~self.predictions.right(samples)
         if bool(wrong.any()):
             out[wrong] = self.of_wrong.rows(samples[wrong])
@@ -197,7 +197,7 @@ class Ensemble:
     def distances(
         self, readers: Mapping[int, Maps], samples: Tensor, distance: str, look: Look | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Of f_i's map (the fold that holds the sample out) and every f_j's: `(distance, right_i, right_j, sample, i, j)`.
+        """Of f_i's map (the fold that holds a sample of `[n]` out) and every f_j's: `(distance, right_i, right_j, sample, i, j)`.
 
         A pair is left out where one of the two maps is missing. `look` is shown the maps that pass by.
         """
@@ -207,7 +207,7 @@ class Ensemble:
     def compared(
         self, readers: Mapping[int, Maps], samples: Tensor, distance: str, look: Look | None = None
     ) -> Iterator[tuple[Tensor, ...]]:
-        """`distances`, chunk by chunk."""
+        """`distances` of samples `[n]`, chunk by chunk."""
         d = distance_of(distance)
         if not len(samples):
             return

@@ -87,7 +87,7 @@ def log(dashboard: Dashboard, *everything: Made) -> None:
 
 
 def build(wandb: Any, made: Made) -> Any:
-    """The artifact itself."""
+    """The artifact itself, with what it was made from."""
     about = {**made.about, "made_from": list(made.sources)}
     artifact = wandb.Artifact(made.name, made.kind, metadata=about)
     with artifact.new_file("about.json", encoding="utf-8") as file:

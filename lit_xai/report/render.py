@@ -98,7 +98,7 @@ def num(value: float | None, digits: int = 3) -> str:
 
 
 def pvalue(p: float | None) -> str:
-    """A p-value."""
+    """A p-value with three digits, or `< .001`."""
     return "-" if p is None else "< .001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -108,7 +108,7 @@ def pct(value: float | None) -> str:
 
 
 def est(e: Mapping[str, Any] | None) -> str:
-    """`0.580 [0.578, 0.583]`."""
+    """An estimate's cell, as `0.580 [0.578, 0.583]`."""
     if e is None or e.get("value") is None:
         return "-"
     bounds = "" if e.get("low") is None else f" [{num(e['low'])}, {num(e['high'])}]"

@@ -158,7 +158,7 @@ def estimate(values: Tensor, scored: Mapping[str, Any], samples: Tensor, seed: i
 
 
 def whole_image(reader: MapReader, score: str, samples: Tensor, each: Tensor, seed: int) -> Estimate | None:
-    """The score of the whole image as an explanation, where a score has that."""
+    """The score of the whole image as an explanation, of samples `[n]` where `each` `[n]` is finite; None of scores without one."""
     if f"reference/{score}" not in reader.extra:
         return None
     reference = reader.rows(samples, f"reference/{score}").double()
@@ -168,8 +168,8 @@ def whole_image(reader: MapReader, score: str, samples: Tensor, each: Tensor, se
 
 
 def details(readers: Sequence[MapReader], samples: Tensor, of: str = "") -> dict[str, dict[str, float]]:
-    """What a method knows of its own maps (or a score, `of` = its name and a slash, of its walk): mean and range over folds
-    and probes.
+    """What a method knows of its maps of samples `[n]` (or a score, `of` = its name and a slash, of its walk): mean and range over
+    folds and probes.
     """
     out = {}
     for name in sorted(set.intersection(*(r.extra for r in readers))):

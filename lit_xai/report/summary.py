@@ -64,7 +64,7 @@ class Row:
         return self.marks[column].sign if column in self.marks else ""
 
     def plain(self) -> dict[str, dict[str, Any]]:
-        """JSON-ready cells."""
+        """What `summary.json` holds of an explainer."""
         cells = {}
         for name, e in self.estimates.items():
             cells[name] = e.plain()
@@ -214,7 +214,7 @@ class Summary:
         return out
 
     def plain(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """What `summary.json` holds, all of it."""
         marks = self.pair_marks()
         pairs = {
             name: {

@@ -146,7 +146,7 @@ class Table:
         return [self.missing if isinstance(v, float) and math.isnan(v) else v for v in found]
 
     def show(self, to: Console | None = None) -> None:
-        """On the terminal."""
+        """Print it on the terminal."""
         table = RichTable(
             title=self.title or None, title_justify="left", caption=self.caption or None, caption_justify="left"
         )

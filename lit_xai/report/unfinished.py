@@ -60,7 +60,7 @@ class Unfinished:
     message: str = ""
 
     def plain(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """What `summary.json` holds of it."""
 
         def named(value: Any) -> Any:
             if isinstance(value, Share):

@@ -83,7 +83,7 @@ class Bernstein:
         self.draws, self.sum, self.squares = at, self.sum + sums, self.squares + squares
 
     def bounds(self) -> tuple[Float[Tensor, "*m"], Float[Tensor, "*m"]]:
-        """The interval now."""
+        """The ends of the intervals after the draws so far, in [0, 1]."""
         half = (math.log(2 / self.error) + self.spent) / self.weight
         middle = self.total / self.weight
         return (middle - half).clamp_min(0), (middle + half).clamp_max(1)

@@ -110,12 +110,12 @@ class FoldStore:
 
     @property
     def fold(self) -> int:
-        """The fold's index."""
+        """The number of the fold."""
         return int(self.root.name.removeprefix("fold="))
 
     @property
     def predictions_file(self) -> Path:
-        """Where predictions are."""
+        """Where the predictions lie."""
         return self.root / PREDICTIONS
 
     @property

@@ -49,7 +49,7 @@ class Said(NamedTuple):
 
     @staticmethod
     def of(head: Head) -> Said:
-        """From its head."""
+        """What the head of a shard says."""
         made = (head.meta, *head.meta.get("also", []))
         return Said(
             frozenset(head.meta.get("scores", ())),

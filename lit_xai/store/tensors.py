@@ -32,12 +32,12 @@ DTYPES = {
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> int:
-    """CRC-32 of all tensors by name."""
+    """CRC-32 of all tensors `[...]` by name."""
     return checksum_of({n: t.contiguous().flatten().view(torch.uint8).numpy() for n, t in tensors.items()})
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Tensors and their JSON description, atomically."""
+    """Write tensors `[...]` by name and their JSON description, atomically."""
     plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     description = json.loads(json.dumps({**meta, "format": FORMAT, "checksum": checksum(plain)}))
     text = json.dumps({**description, "meta_checksum": meta_checksum(description)}, sort_keys=True)
