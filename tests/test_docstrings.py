@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "lit_xai"
 # `[b, c, h, w]`, `{name: [b]}`, `[...]` of any shape; a range of numbers is none
 SHAPE = re.compile(r"`[^`]*\[(?:(?=[^\]]*[a-z])[\w.,*+/ -]+|\.\.\.)\][^`]*`")
 HINTS = {"Float", "Int", "Bool", "UInt8", "Num", "Shaped", "Complex"}  # jaxtyping's: they hold the shape themselves
-SOURCE = re.compile(r"\b(19|20)\d\d\b|et al\.|[A-Z][a-zé]+ & [A-Z]|\bsource = ")
+SOURCE = re.compile(r"\b(19|20)\d\d\b|et al\.|[A-Z][a-zé]+ & [A-Z]|\bsource = |docs/\w+\.md")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 

@@ -80,7 +80,7 @@ class SamplerReport(RankZeroReport):
         return all(f.exists() for f in self.files)
 
     def make(self, on: Context) -> None:
-        """Measure and draw."""
+        """Measure what V_i tells about the sampler, and draw some of its samples."""
         sampler: GenerativeFiller | WindowFiller = on.module.to(on.device).sampler()  # type: ignore[operator]
         if isinstance(sampler, GenerativeFiller):
             sampler = replace(sampler, compile="never")  # so few draws are over before a compiler is
@@ -169,7 +169,7 @@ class FillerReport(RankZeroReport):
         self.beside = beside
 
     def make(self, on: Context) -> None:
-        """Measure."""
+        """Measure how plausible refilled images are and, where there are masks, how well an object is removed."""
         data, model = on.data, on.model
         fitted = {n: f.fitted(data.trained_on) for n, f in self.fillers.items()}
         self.leave("plausibility", self.plausible(model, fitted, data, on.device), on.dashboard)
@@ -214,7 +214,7 @@ class FillerReport(RankZeroReport):
     def removed(
         self, model: torch.nn.Module, fillers: Mapping[str, Filler], data: FoldData, device: torch.device
     ) -> tuple[dict[str, dict[str, Estimate]], str]:
-        """The numbers of the second table, and its title."""
+        """How well each filler removes the object of held-out probes, as a table."""
         samples = held_out_probes(data)
         masks = data.source.truth.masks("object", samples.tolist())  # type: ignore[union-attr]
         says = ~unsaying(masks)  # an empty mask leaves nothing to remove, a full one nothing to see

@@ -78,7 +78,7 @@ class Shortcut(RankZeroReport):
         return {"sample": samples, "label": labels, "other": planted.plant.other(labels, samples), **known}
 
     def judged(self, planted: Planted, where: Tensor, readers: Iterable[tuple[str, MapReader]]) -> dict[str, Tensor]:
-        """How much of the maps of probes with the shortcut lies on it."""
+        """How much of the maps of probes with the shortcut, `where` `[p]`, lies on it, `{number: [p]}`."""
         if not len(where):
             return {}
         out: dict[str, list[Tensor]] = {}

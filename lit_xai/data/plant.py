@@ -71,7 +71,7 @@ class Plant:
             )
 
     def on(self, pixels: UInt8[Tensor, "b c h w"], labels: Tensor, samples: Tensor) -> UInt8[Tensor, "b c h w"]:
-        """Images `samples` with the shortcut of classes `labels`."""
+        """Images `samples` `[b]` with the shortcut of classes `labels` `[b]`."""
         target, a = self.target(pixels, labels, samples), STRENGTH[self.kind]
         mixed = (pixels.int() * (256 - a) + target.int() * a + 128) >> 8
         mask = self.place(samples, *pixels.shape[-2:])
@@ -114,7 +114,7 @@ class Plant:
         return (kept.view(-1, CELLS, CELLS) * 255).to(torch.uint8)
 
     def corner(self, samples: Tensor, height: int, width: int) -> tuple[Int[Tensor, "b"], Int[Tensor, "b"]]:
-        """The first row and column of every sample's square."""
+        """The first row and column of the square of every sample `[b]`."""
         side = self.side(height, width)
         below = torch.ones(len(samples), 2, dtype=torch.bool)  # a watermark is always below and to the right
         if self.kind == "tag":
@@ -123,7 +123,7 @@ class Plant:
         return top, left
 
     def place(self, samples: Tensor, height: int, width: int) -> Bool[Tensor, "b h w"]:
-        """The pixels that it changes: its square, or all."""
+        """The pixels that it changes in samples `[b]`: its square, or all."""
         if self.kind == "colour":
             return torch.ones(len(samples), height, width, dtype=torch.bool)
         side = self.side(height, width)
@@ -134,7 +134,7 @@ class Plant:
         return rows[:, :, None] & columns[:, None, :]
 
     def other(self, labels: Int[Tensor, "b"], samples: Tensor) -> Int[Tensor, "b"]:
-        """A wrong class for every sample, all as likely."""
+        """A wrong class for every sample `[b]`, all as likely."""
         u = SampleRng(self.seed, samples).noise("plant/other").uniform((1,), torch.float64)[:, 0]
         return (labels + 1 + (u * (self.classes - 1)).long()) % self.classes
 

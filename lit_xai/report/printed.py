@@ -66,7 +66,7 @@ def read(node: Any) -> tuple[Printed, ...]:
 
 
 def one(node: Mapping[str, Any]) -> Printed:
-    """One table."""
+    """One table of `printed=`, read and checked."""
     source, columns = str(node.get("source", "")), node.get("columns")
     unknown = [k for k in node if k not in KEYS]
     if unknown or not source:
@@ -115,7 +115,7 @@ class Beside:
         return [f"{self.source}: {line}" for line in self.lacks]
 
     def plain(self) -> dict[str, Any]:
-        """The correlations, JSON-ready."""
+        """What `summary.json` holds of the correlations."""
         return {
             column: {
                 "methods": c.methods,
@@ -178,7 +178,7 @@ def known(e: Estimate) -> Estimate | str:
 
 
 def columns_of(rows: Rows) -> list[str]:
-    """All columns."""
+    """The columns that any row has, in their order."""
     return list(dict.fromkeys(c for row in rows.values() for c in row))
 
 

@@ -98,7 +98,7 @@ class Found:
         return f"{what} {'Its maps' if alone is not None else 'Maps'} lie on the {self.kind} by {by}."
 
     def plain(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """What `audit.json` holds of a shortcut."""
         return {
             "kind": self.kind,
             "share": self.share,
@@ -179,7 +179,7 @@ def found(ensemble: Ensemble, nulls: Collection[str] = ()) -> Found | None:
 
 
 def accuracies(parts: Sequence[Mapping[str, Tensor]], seed: int) -> dict[str, Estimate]:
-    """The numbers of one row, over the held-out images of some predictors."""
+    """The numbers of one row, over the held-out images of some predictors, `{name: [n]}` each."""
     label, other, *said = (torch.cat([of[n] for of in parts]) for n in ("label", "other", *ASKED))
     right = {n: s == label for n, s in zip(ASKED, said, strict=True)}
     frequent = float(torch.bincount(label).max() / len(label))
@@ -193,7 +193,7 @@ def accuracies(parts: Sequence[Mapping[str, Tensor]], seed: int) -> dict[str, Es
 def on_maps(
     files: Mapping[int, Mapping[str, Tensor]], clean: int, nulls: Collection[str], seed: int
 ) -> dict[str, dict[str, Estimate]]:
-    """The numbers of every explainer that all folds have judged; nulls last."""
+    """The numbers of every explainer that all folds have judged, `{number: [p]}` each; nulls last."""
     known = [{n.removeprefix("mass/") for n in of if n.startswith("mass/")} for of in files.values()]
     first, out = next(iter(files.values())), {}
     for name in sorted(set.intersection(*known), key=lambda n: (n in nulls, n)):
