@@ -136,8 +136,7 @@ class Quickshift(Segmenter):
         ratio: weight of colour against space, in [0, 1].
         scale: False takes `kernel_size` as it is, at any image size.
         gain: what pixels in [0, 1] are multiplied by before. 255 gives scikit-image floats in 0..255, which it does not
-            rescale: colour then weighs 255 times more, and CIFAR-10 images have about 60 superpixels instead of 12, the number
-            that Garreau & Mardaoui (2021) report.
+            rescale: colour then weighs 255 times more (docs/perturbation.md).
     """
 
     kernel_size: float = 4

@@ -87,11 +87,7 @@ class Blur(BackgroundFiller):
 
 @dataclass(frozen=True)
 class BlurOrMean(BackgroundFiller):
-    """A blur, and on images of less than `below` pixels a side the mean colour: a blur of that size leaves them readable.
-
-    (At 28 px RISE's blur has a sigma of .6 pixels, and a network still gives the label .75 of its .80: an area from there
-    says little of the map.)
-    """
+    """A blur, and on images of less than `below` pixels a side the mean colour: a blur of that size leaves them readable."""
 
     blur: Blur = field(default_factory=Blur)
     mean: Mean = field(default_factory=Mean)

@@ -155,7 +155,7 @@ def low_quantile(rho: Float[Tensor, "n"], share: float) -> float:
     """A quantile of correlations that may lie beyond the smallest of them.
 
     Below the lowest tenth, Fisher's z is taken to fall off exponentially, by as much as the tenth itself lies below its upper end on
-    average: for normal noise that is right to 2 % from 5 % down to .5 %, and heavier tails are met.
+    average (docs/statistics.md).
     """
     z = rho.clamp(-MOST, MOST).atanh()
     end = z.quantile(TAIL)
