@@ -148,7 +148,7 @@ GENERATIVE += [
 ]
 POMELO = ["experiment=pomelo", "summary=true", "score=[truth/mask_iou,replaced/deletion_inpainting]"]
 POMELO += [f"explainer.pomelo_{n}.samples=60" for n in ("flow", "ddim", "inpainting", "black", "grey", "mean", "blur")]
-POMELO += [f"explainer.pomelo_{n}.perturbation.filler.steps=2" for n in ("ddim", "inpainting")]
+POMELO += [f"explainer.pomelo_{n}.filler.steps=2" for n in ("ddim", "inpainting")]
 POMELO += ["score.deletion_inpainting.filler.steps=2"]
 
 
@@ -207,14 +207,14 @@ def test_a_missing_in_painter_is_named_with_its_command(copy):
 
 @pytest.mark.slow
 def test_eta_out_of_range_is_refused_before_anything_is_written(copy):
-    options = ["explainer=[pomelo/pomelo_ddim]", "score=[]", "explainer.pomelo_ddim.perturbation.filler.eta=2"]
+    options = ["explainer=[pomelo/pomelo_ddim]", "score=[]", "explainer.pomelo_ddim.filler.eta=2"]
     assert "eta must lie in [0, 1]" in fails("explain", copy, "fold=0", *options, small=CLASSIFIER)
     assert not (copy / "shapes-resnet18" / "fold=0" / "maps" / "pomelo_ddim").exists()
 
 
 @pytest.mark.slow
 def test_more_steps_than_the_schedule_has_are_refused(copy):
-    options = ["explainer=[pomelo/pomelo_ddim]", "score=[]", "explainer.pomelo_ddim.perturbation.filler.steps=1001"]
+    options = ["explainer=[pomelo/pomelo_ddim]", "score=[]", "explainer.pomelo_ddim.filler.steps=1001"]
     assert "steps must lie in 1..1000" in fails("explain", copy, "fold=0", *options, small=CLASSIFIER)
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lit_xai.cli.compose import CommandError, compose
 from lit_xai.store.fold import FoldStore, MapReader
 from lit_xai.store.names import RANDOM
 from PIL import Image
 
+from test_commands import ROOT
 from test_commands import run as run_command
 
 SMALL = [
@@ -128,15 +130,13 @@ def test_fillers_are_compared_by_what_they_remove(finished: Path) -> None:
 
 @pytest.mark.slow
 def test_variants_of_one_method_are_compared_pair_by_pair(finished: Path) -> None:
-    gone = [f"~explainer.lime{d}__{r}" for d in (50, 150) for r in range(5)]
-    gone += [f"~explainer.{n}" for n in ("sp__29", "sp__41", "sp__53", "mp__2", "mp__3", "mp__4")]
     variants = [
         "experiment=robustness",
         "name=shapes-resnet18",
         "data.probes_per_fold=1",
-        *gone,
-        *(f"explainer.sp__{k}.stride=56" for k in (5, 17)),
-        *(f"explainer.mp__{r}.steps=2" for r in range(2)),
+        *("~explainer.lime50", "~explainer.lime150"),
+        *("explainer.sp.variants.patch=[5,17]", "explainer.sp.stride=56"),
+        *("explainer.mp.variants.repeat=[0,1]", "explainer.mp.steps=2"),
         "logger=none",
         "progress=false",
     ]
@@ -224,3 +224,24 @@ def test_a_mistaken_setting_ends_in_one_line(tmp_path: Path, option: str, messag
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not list(tmp_path.rglob("*.safetensors")) or "samples=" in option or "width" in option
+
+
+# ------------------------------------------------------------------------------------------------------------ variants
+
+
+def test_variants_are_explainers_of_their_own_that_differ_in_one_key() -> None:
+    chosen = ["experiment=robustness", "explainer.sp.variants.patch=[5,17]", "explainer.sp.stride=7"]
+    found = compose("explain", [*chosen, "~explainer.lime50", "~explainer.lime150", "~explainer.mp"]).explainer
+    same = {"_target_": "lit_xai.explainers.SlidingPatch", "stride": 7}
+    assert found == {"sp__5": {**same, "patch": 5}, "sp__17": {**same, "patch": 17}}
+
+
+@pytest.mark.parametrize("variants", ["5", "{patch:5}", "{patch:[]}", "{patch:[[5]]}"])
+def test_variants_of_no_or_several_keys_are_refused(variants: str) -> None:
+    with pytest.raises(CommandError, match=r"explainer\.sp\.variants must be one key with a list of values"):
+        compose("explain", ["experiment=robustness", f"explainer.sp.variants={variants}"])
+
+
+def test_no_line_of_a_configuration_is_longer_than_140_characters() -> None:
+    files = sorted((ROOT / "configs").rglob("*.yaml"))
+    assert [f.name for f in files if max(map(len, f.read_text().splitlines())) > 140] == []

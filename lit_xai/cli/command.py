@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import lit_xai
-from lit_xai.cli.compose import CommandError, check_tuned, compose, parameters
+from lit_xai.cli.compose import CommandError, check_tuned, compose, expand_variants, parameters
 from lit_xai.cli.schema import NULL, NULLS, config_dir, help_text, with_lists
 from lit_xai.errors import UsageError
 
@@ -212,6 +212,7 @@ def run(name: str, task: Callable[[Any], None]) -> None:
         from lit_xai.errors import UsageError
 
         drop_replaced(cfg, list(HydraConfig.get().overrides.task))
+        expand_variants(cfg)
         try:
             task(cfg)
         except UsageError as e:

@@ -51,6 +51,7 @@ def compose(command: str, overrides: list[str], hydra_config: bool = False) -> A
     for key in map(str, cfg):
         if key not in known:
             raise CommandError(f"unknown key {key} (in an experiment's file?){did_you_mean(key, command, [])}")
+    expand_variants(cfg)
     try:
         missing = sorted(OmegaConf.missing_keys(cfg))
     except OmegaConfBaseException as e:  # a value that names another key, which is missing or not there
@@ -61,6 +62,33 @@ def compose(command: str, overrides: list[str], hydra_config: bool = False) -> A
     if missing:
         raise CommandError(f"{missing[0]} is needed: give {missing[0]}=...")
     return cfg
+
+
+def expand_variants(cfg: Any) -> None:
+    """Of what has `variants: {key: [values]}`, one a value in its place, called `<name>__<value>`.
+
+    Raises:
+        CommandError: there are none, or of several keys.
+    """
+    from omegaconf import OmegaConf
+
+    for group in OPEN:
+        nodes = OmegaConf.to_container(cfg[group], resolve=False) if cfg.get(group) else {}
+        if not isinstance(nodes, dict) or not any(isinstance(n, dict) and "variants" in n for n in nodes.values()):
+            continue
+        found: dict[Any, Any] = {}
+        for name, node in ((str(n), node) for n, node in nodes.items()):
+            variants = node.pop("variants", None) if isinstance(node, dict) else None
+            if variants is None:
+                found[name] = node
+                continue
+            values = next(iter(variants.values())) if isinstance(variants, dict) and len(variants) == 1 else None
+            if not isinstance(values, list) or not values or any(isinstance(v, dict | list) for v in values):
+                raise CommandError(
+                    f"{group}.{name}.variants must be one key with a list of values, as in {{repeat: [0, 1]}}, found {variants}"
+                )
+            found |= {f"{name}__{value}": {**node, next(iter(variants)): value} for value in values}
+        cfg[group] = found
 
 
 def one_line(error: Exception, overrides: list[str], command: str) -> str:
@@ -119,6 +147,8 @@ def check_added(cfg: Any, parsed: list[Any]) -> None:
         node = OmegaConf.select(cfg, parent) if parent else None
         if parent.rpartition(".")[2] == "options":
             continue  # keyword arguments of a third party's method
+        if leaf == "variants" and parent.rpartition(".")[0] in OPEN:
+            continue
         added = OmegaConf.select(cfg, key)
         if parent in OPEN and isinstance(added, DictConfig) and "_target_" in added:
             continue  # one more explainer, score or filler under a name of its own

@@ -32,7 +32,9 @@ RUNS_ITS_ARGUMENT = ("Lambda",)  # transforms that call what they are given
 
 
 def is_part(found: Any) -> bool:
-    """A frozen dataclass of ours: an explainer, a score, a filler, or what they are made of."""
+    """A frozen dataclass of ours (an explainer, a score, a filler, or what they are made of), or a function that gives one."""
+    if inspect.isfunction(found):
+        return found is importlib.import_module("lit_xai.explainers").pomelo
     return isinstance(found, type) and is_dataclass(found) and found.__dataclass_params__.frozen  # type: ignore[attr-defined]
 
 

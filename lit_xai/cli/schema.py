@@ -35,7 +35,7 @@ def options(group: str) -> dict[str, str]:
     """Every choice of a config group and its one-line description (the yaml's first plain comment)."""
     found = {}
     folder = config_dir() / group
-    for file in sorted(folder.rglob("*.yaml")):
+    for file in sorted(f for f in folder.rglob("*.yaml") if not f.name.startswith("_")):  # not what others are made of
         comments = [line[1:].strip() for line in file.read_text().splitlines() if line.startswith("#")]
         text = next((c for c in comments if c and not c.startswith("@")), "")
         found[str(file.relative_to(folder).with_suffix(""))] = text

@@ -19,6 +19,7 @@ from lit_xai.explainers.information import Information, information_maps
 from lit_xai.explainers.lime import Lime
 from lit_xai.explainers.lime_limit import lime_gap
 from lit_xai.explainers.meaningful import MeaningfulPerturbation
+from lit_xai.explainers.pomelo_lime import pomelo
 from lit_xai.explainers.rise import RISE
 from lit_xai.explainers.sweep import SlidingPatch
 from lit_xai.explainers.via_captum import Captum
@@ -47,4 +48,5 @@ __all__ = [
     "SmoothGrad",
     "information_maps",
     "lime_gap",
+    "pomelo",
 ]
