@@ -21,7 +21,7 @@ from lit_xai.explainers import Centre, GradientInput
 from lit_xai.metrics.shortcut import MOSTLY, chance_on, top_on
 from lit_xai.models.classifier import Classifier
 from lit_xai.report.ensemble import Ensemble
-from lit_xai.report.shortcut import alone_of, found
+from lit_xai.report.shortcut import alone_of, apart, found
 from lit_xai.store.fold import FoldStore
 from scipy.stats import hypergeom
 from torch import Tensor, nn
@@ -231,17 +231,25 @@ class ReadsTheMark(nn.Module):
         return torch.einsum("bchw,kchw->bk", x, self.weight)
 
 
+class ReadsElsewhere(ReadsTheMark):
+    """The same of the upper left corner."""
+
+    def __init__(self, channels: int, classes: int, side: int) -> None:
+        super().__init__(channels, classes, side)
+        self.weight = nn.Parameter(self.weight.detach().flip(-1, -2))
+
+
 def grey(number: int = 60) -> Source:
     """Nearly even images that show nothing of their class."""
     pixels = torch.randint(120, 136, (number, 1, 16, 16), generator=seeded(5), dtype=torch.uint8)
     return in_memory("grey", pixels, torch.arange(number) % CLASSES, "0123")
 
 
-def audited(folder: Path) -> Ensemble:
-    """Two folds of a network that reads the watermark alone, explained and judged."""
-    for fold in (0, 1):
-        data = FoldData(grey, fold, 2, plant="watermark", probes_per_fold=12)
-        module = Classifier(ReadsTheMark, 1, CLASSES, 16, colour=([0.5], [1.0])).eval()
+def audited(folder: Path, other: type[nn.Module] = ReadsTheMark, folds: int = 2) -> Ensemble:
+    """Folds of networks that read the watermark alone (`other`: but for the last one), explained and judged."""
+    for fold in range(folds):
+        data = FoldData(grey, fold, folds, plant="watermark", probes_per_fold=12)
+        module = Classifier(other if fold < folds - 1 else ReadsTheMark, 1, CLASSES, 16, colour=([0.5], [1.0])).eval()
         on = Context(module, data, torch.device("cpu"))
         store = FoldStore(folder / f"fold={fold}")
         Explain({"gradient_input": GradientInput(), "centre": Centre()}, {}, store, progress=False).run(on)
@@ -262,11 +270,34 @@ def test_a_network_that_reads_the_shortcut_alone_is_found_out(tmp_path: Path) ->
     maps = seen.maps["gradient_input"]
     assert (maps["mass"].value, maps["folds"].value, maps["all"].value) == pytest.approx((1.0, 1.0, 1.0))
     assert maps["mass"].null == pytest.approx(36 / 256)
-    assert (maps["mass"].samples, seen.shown_by["alone"]) == (12, ["gradient_input"])
+    assert maps["mass"].samples == 12
+    assert (maps["more"].value, seen.shown_by) == (0.0, [])  # both read nothing else
     assert seen.maps["centre"]["folds"].value == 0
     assert "leans on it" in seen.sentence
     assert "gradient_input" in " ".join(str(cell) for t in seen.tables() for row in t.texts() for cell in row)
-    assert seen.plain()["maps"]["gradient_input"]["marks"]["mass"]["direction"] == "+"
+    assert "one other predictor" in seen.plain()["maps"]["gradient_input"]["more"]["reason"]
+
+
+def test_the_predictor_that_leans_on_it_is_told_from_one_that_does_not_and_nulls_tell_nothing(tmp_path: Path) -> None:
+    seen = found(audited(tmp_path, ReadsElsewhere, 3), {"centre"})
+    assert seen is not None
+    assert seen.leans == [alone_of(2)]
+    assert (seen.maps["gradient_input"]["more"].value, seen.shown_by) == (1.0, ["gradient_input"])
+    assert (seen.maps["centre"]["more"].value, list(seen.marks)) == (0.0, ["gradient_input"])
+    assert seen.maps["gradient_input"]["folds"].value == pytest.approx(1 / 3)
+    assert seen.maps["gradient_input"]["all"].value == 0
+    assert seen.sentence.endswith(
+        "Its maps have more mass on the watermark than those of the others by gradient_input."
+    )
+
+
+def test_a_predictor_like_the_others_is_told_from_them_in_one_of_twenty() -> None:
+    means = torch.randn(2000, 5, 1, generator=seeded(6)) + 0.3 * torch.randn(2000, 5, 12, generator=seeded(7))
+    found = [apart(of[0], of[1:]) for of in means]
+    wrong = sum(not e.low <= 0 <= e.high for e in found) / len(found)
+    assert abs(wrong - 0.05) < 0.015  # three standard deviations
+    assert found[0].freedom == 3
+    assert found[0].value == pytest.approx(float(means[0, 0].mean() - means[0, 1:].mean()), abs=1e-6)
 
 
 def test_what_is_known_of_a_shortcut_is_not_measured_again_and_of_other_weights_not_used(tmp_path: Path) -> None:

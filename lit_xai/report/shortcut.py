@@ -9,18 +9,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from scipy.stats import t as student
 from torch import Tensor
 
 from lit_xai.errors import DamagedFile
 from lit_xai.metrics.comparisons import BETTER, Mark, against_nulls, corrected
 from lit_xai.metrics.shortcut import MOSTLY
-from lit_xai.metrics.statistics import Estimate, difference, mean_estimate, share_estimate
+from lit_xai.metrics.statistics import LEVEL, Estimate, mean_estimate, share_estimate
 from lit_xai.report.ensemble import Ensemble
 from lit_xai.report.table import MARK, Column, Marked, Table, interval
 from lit_xai.store.names import SHORTCUTS
 from lit_xai.store.tensors import read_tensors
 
-WHOLE, CENTRE = "whole image", "centre"
+OTHERS = "the other predictors"
 ASKED = ("with", "without", "wrong")
 SAID = {
     "with": "accuracy with it",
@@ -31,7 +33,8 @@ SAID = {
 }
 SHOWN = {
     "mass": "mass on it",
-    "alone": "mass on it by {alone}",
+    "alone": "by {alone}",
+    "more": "{alone} - others",
     "folds": "folds whose top lies on it",
     "all": "all folds do",
 }
@@ -45,7 +48,7 @@ class Found:
         kind, share, clean: what was planted, in which share of the samples, in all folds but this one.
         accuracy: by row (every fold, and the pools of predictors that saw samples of the clean fold and that saw none) the numbers of `SAID`.
         maps: by explainer the numbers of `SHOWN`.
-        marks: by `mass` and `alone` the methods, compared with the whole image and the blob in the middle.
+        marks: of the methods, whether the predictor that saw no image without it has more mass on it than the others.
         nulls: explainers that ignore the model.
     """
 
@@ -54,7 +57,7 @@ class Found:
     clean: int
     accuracy: dict[str, dict[str, Estimate]]
     maps: dict[str, dict[str, Estimate]] = field(default_factory=dict)
-    marks: dict[str, dict[str, Mark]] = field(default_factory=dict)
+    marks: dict[str, Mark] = field(default_factory=dict)
     nulls: Sequence[str] = ()
 
     @property
@@ -67,9 +70,9 @@ class Found:
         ]
 
     @property
-    def shown_by(self) -> dict[str, list[str]]:
-        """By `mass` and `alone` the methods whose maps lie on it."""
-        return {number: [n for n, mark in of.items() if mark.sign == BETTER] for number, of in self.marks.items()}
+    def shown_by(self) -> list[str]:
+        """The methods whose maps tell the predictor that can but lean on it from the others."""
+        return [name for name, mark in self.marks.items() if mark.sign == BETTER]
 
     @property
     def shown(self) -> dict[str, str]:
@@ -93,9 +96,10 @@ class Found:
             return f"{what} It has no place, so that where maps lie says nothing."
         if not self.maps:
             return f"{what} No maps of images with it were scored."
-        whose = "alone" if alone is not None else "mass"
-        by = ", ".join(self.shown_by[whose]) or "no method"
-        return f"{what} {'Its maps' if alone is not None else 'Maps'} lie on the {self.kind} by {by}."
+        if not self.marks:
+            return f"{what} Its maps cannot be told from those of the others: that needs two others and ten probes."
+        by = ", ".join(self.shown_by) or "no method"
+        return f"{what} Its maps have more mass on the {self.kind} than those of the others by {by}."
 
     def plain(self) -> dict[str, Any]:
         """What `audit.json` holds of a shortcut."""
@@ -110,7 +114,7 @@ class Found:
             "maps": {
                 name: {
                     **{n: e.plain() for n, e in of.items()},
-                    "marks": {number: of[name].plain() for number, of in self.marks.items() if name in of},
+                    **({"mark": self.marks[name].plain()} if name in self.marks else {}),
                 }
                 for name, of in self.maps.items()
             },
@@ -129,15 +133,15 @@ class Found:
         out = [Table(columns, rows, f"planted {self.kind}", caption)]
         if self.maps:
             columns = [Column("explainer"), *(interval(n, head=f"{head} [95 %]") for n, head in self.shown.items())]
-            on = self.shown_by
             rows = [
-                [name, *(Marked(of[n], MARK if name in on.get(n, ()) else "") for n in self.shown)]
+                [name, *(Marked(of[n], MARK if n == "more" and name in self.shown_by else "") for n in self.shown)]
                 for name, of in self.maps.items()
             ]
             caption = (
                 f"over {next(iter(self.maps.values()))['mass'].samples} probes with it; /: the share of the image that it covers, and how often "
-                f"random maps would; {MARK} = more than the whole image and a blob in the middle have, Holm over the methods; the top are as many "
-                f"pixels as it has, at least {MOSTLY:.0%} of them on it"
+                "random maps would; others: predictors that saw images without it, of each probe those that were trained on it, too (interval: of "
+                "one more predictor like these); "
+                f"{MARK} = more, Holm over the methods; the top are as many pixels as it has, at least {MOSTLY:.0%} of them on it"
             )
             out.append(Table(columns, rows, f"maps on the planted {self.kind}", caption, below=self.nulls))
         return out
@@ -173,8 +177,11 @@ def found(ensemble: Ensemble, nulls: Collection[str] = ()) -> Found | None:
     if len(others) > 1:
         rows["all others"] = others
     accuracy = {row: accuracies(of, ensemble.seed) for row, of in rows.items()}
-    maps = on_maps(asked, clean, nulls, ensemble.seed)
-    marks = {number: marks_of(maps, number, nulls) for number in ("mass", "alone")}
+    maps = on_maps(ensemble, asked, clean, nulls)
+    known = {
+        n: of["more"] for n, of in maps.items() if n not in nulls and "more" in of and math.isfinite(of["more"].low)
+    }
+    marks = corrected({n: against_nulls({OTHERS: e}, OTHERS, up=True) for n, e in known.items()}, "methods")
     return Found(kind, share, clean, accuracy, maps, marks, [n for n in maps if n in nulls])
 
 
@@ -191,19 +198,20 @@ def accuracies(parts: Sequence[Mapping[str, Tensor]], seed: int) -> dict[str, Es
 
 
 def on_maps(
-    files: Mapping[int, Mapping[str, Tensor]], clean: int, nulls: Collection[str], seed: int
+    ensemble: Ensemble, files: Mapping[int, Mapping[str, Tensor]], clean: int, nulls: Collection[str]
 ) -> dict[str, dict[str, Estimate]]:
     """The numbers of every explainer that all folds have judged, `{number: [p]}` each; nulls last."""
     known = [{n.removeprefix("mass/") for n in of if n.startswith("mass/")} for of in files.values()]
-    first, out = next(iter(files.values())), {}
+    first, seed, out = next(iter(files.values())), ensemble.seed, {}
     for name in sorted(set.intersection(*known), key=lambda n: (n in nulls, n)):
-        mass = torch.stack([of[f"mass/{name}"] for of in files.values()]).nanmean(0)
+        of_folds = {f: of[f"mass/{name}"] for f, of in files.items()}
         on = torch.stack([of[f"top/{name}"] for of in files.values()]) >= MOSTLY
-        numbers = {"mass": mean_estimate(mass, seed)}
-        if clean in files:
-            numbers["alone"] = mean_estimate(files[clean][f"mass/{name}"], seed)
-        for e in numbers.values():
-            e.null = float(first["area"].mean())
+        numbers = {"mass": mean_estimate(torch.stack(list(of_folds.values())).nanmean(0), seed)}
+        numbers["mass"].null = float(first["area"].mean())
+        if clean in files and len(files) > 1:
+            numbers["alone"] = mean_estimate(of_folds[clean], seed)
+            others = [others_of(ensemble, f, of, first["probe"]) for f, of in of_folds.items() if f != clean]
+            numbers["more"] = apart(of_folds[clean], torch.stack(others))
         numbers["folds"] = mean_estimate(on.double().mean(0), seed)
         numbers["folds"].null = float(first["chance"].mean())
         numbers["all"] = share_estimate(on.all(0), float((first["chance"] ** len(files)).mean()))
@@ -211,15 +219,23 @@ def on_maps(
     return out
 
 
-def marks_of(maps: Mapping[str, Mapping[str, Estimate]], number: str, nulls: Collection[str]) -> dict[str, Mark]:
-    """The methods whose mass is compared with the whole image and, where it is there, the blob in the middle; corrected."""
-    marks = {}
-    for name, of in maps.items():
-        e = of.get(number)
-        if e is None or name in nulls or not math.isfinite(e.low) or e.null is None:
-            continue
-        apart = {WHOLE: mean_estimate(e.each - e.null)}
-        if CENTRE in maps:
-            apart[CENTRE] = difference(e, maps[CENTRE][number])
-        marks[name] = against_nulls(apart, min(apart, key=lambda n: apart[n].value), up=True)
-    return corrected(marks, "methods")
+def others_of(ensemble: Ensemble, fold: int, mass: Tensor, probes: Tensor) -> Tensor:
+    """A predictor's mass on probes that it was trained on, as the one that it is compared with was; NaN on others, if there are further
+    predictors.
+    """
+    held = ensemble.split.fold(probes) == fold
+    return mass.masked_fill(held, torch.nan) if len(ensemble.folds) > 2 else mass
+
+
+def apart(own: Float[Tensor, "p"], others: Float[Tensor, "k p"]) -> Estimate:
+    """A predictor's mean minus that of others, with the 95 % interval of one more predictor like these: no two networks have the same mean,
+    so that probes alone would tell any two apart. NaN entries are left out, in pairs.
+    """
+    each = (own - others).nanmean(1)  # of every other one, on its own probes
+    n, k = int((own - others).isfinite().any(0).sum()), len(others)
+    value = float(each.mean())
+    if k < 2 or not math.isfinite(value):
+        return Estimate(value, samples=n, reason="there is one other predictor: nothing says how unlike two are")
+    se = float(each.std()) * math.sqrt(1 + 1 / k)
+    reach = float(student.ppf((1 + LEVEL) / 2, k - 1)) * se
+    return Estimate(value, value - reach, value + reach, se, samples=n, predictors=k)
