@@ -29,6 +29,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as T
 
 from conftest import seeded
+from test_commands import run
 
 CLASSES = 4
 
@@ -308,3 +309,27 @@ def test_what_is_known_of_a_shortcut_is_not_measured_again_and_of_other_weights_
     assert {f: f.stat().st_mtime_ns for f in files} == files
     ensemble.predictions[0].meta["checkpoint"] = "another"
     assert found(ensemble) is None
+
+
+@pytest.mark.slow
+def test_commands_train_judge_and_report_a_planted_set_and_go_on_where_they_were_ended(tmp_path: Path) -> None:
+    small = ["data.train_subset=200", "data.folds=3", "data.size=16", "data.probes_per_fold=6", "model.network.width=4"]
+    small += ["trainer.max_epochs=4", "explainer=[gradient_input]", "score=[truth/mass_on_shortcut]", "checks=0"]
+    small += ["progress=false", "logger=none", "data.plant=watermark", "data.plant_clean=0"]
+    run("train", tmp_path, "fold=all", small=small)
+    folder = tmp_path / "digits-resnet18-plant=watermark"
+    for f in range(3):
+        kept = folder / f"fold={f}" / "shortcut.safetensors"
+        before = kept.read_bytes()
+        kept.unlink()  # ended before it was written
+        run("explain", tmp_path, f"fold={f}", small=small)
+        assert kept.read_bytes() == before
+    out = run("evaluate", tmp_path, "definition=default", small=small[-3:]).stdout
+    assert "mass_on_shortcut" in out
+    bad = run(
+        "train", tmp_path, "name=digits-resnet18-plant=watermark", "data.plant_share=0.5", check=False, small=small
+    )
+    assert "holds another configuration (data.plant_share: 1.0 there, 0.5 here" in bad.stderr
+    refused = run("train", tmp_path, "model=patch_sampler", "data.plant=tag", check=False, small=small[-3:])
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert "learns no shortcut: leave data.plant= out" in refused.stderr

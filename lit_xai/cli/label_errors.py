@@ -114,7 +114,7 @@ def agreements(
     given: Tensor,
     cfg: Any,
 ) -> tuple[Tensor, Tensor]:
-    """How much all folds' maps of every sample agree for the predicted class, and for the given one."""
+    """How much all folds' maps of every sample `[p]` agree for its predicted class `[p]`, and for the given one `[p]`: `[p]` each."""
     fitted = [explainer.fitted(run.data.trained_on) for run in runs]
     gates, images, device = [Gate.of(m) for m in models], runs[0].data.source.train, runs[0].device
     out: tuple[list[Tensor], list[Tensor]] = ([], [])

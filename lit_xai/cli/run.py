@@ -66,7 +66,7 @@ from lit_xai.models.trainable import STEPS, SamplerModule, TrainedModule, epochs
 from lit_xai.report import printed
 from lit_xai.store.files import load_weights, write_atomically
 from lit_xai.store.fold import FoldStore, differences
-from lit_xai.store.names import CHECKS
+from lit_xai.store.names import CHECKS, SHORTCUTS
 from lit_xai.store.plans import PLANS, plan_text
 
 PLACE = ("accelerator", "devices", "num_nodes", "strategy")  # of the trainer's options: where it runs
@@ -406,7 +406,8 @@ class Run:
         """Whether a part has nothing left to do; the table of all parts is whose shards end last, or whoever comes next."""
         if tasks or not self.store.predictions_file.exists():
             return False
-        return explain.probes != "random" or self.table.exists() or not tasks.others_finished()
+        judged = not self.cfg.data.get("plant") or (self.store.root / SHORTCUTS).exists()
+        return explain.probes != "random" or (self.table.exists() and judged) or not tasks.others_finished()
 
     def require_trained(self) -> None:
         """Refuse a fold that is not trained yet."""

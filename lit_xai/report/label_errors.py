@@ -145,7 +145,7 @@ class Listed:
         return Table(columns, rows, f"probable label errors of {self.name}", caption)
 
     def plain(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """All figures of the list, ready for JSON."""
         j = self.judged
         parts = {} if j is None else {"precision": j.precision, "recall": j.recall, "gain": j.gain, "auc": j.auc}
         return {

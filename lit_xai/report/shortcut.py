@@ -220,7 +220,7 @@ def on_maps(
 
 
 def others_of(ensemble: Ensemble, fold: int, mass: Tensor, probes: Tensor) -> Tensor:
-    """A predictor's mass on probes that it was trained on, as the one that it is compared with was; NaN on others, if there are further
+    """A predictor's mass `[p]` on probes `[p]` that it was trained on, as the one that it is compared with was; NaN on others, if there are further
     predictors.
     """
     held = ensemble.split.fold(probes) == fold
