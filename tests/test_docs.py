@@ -288,31 +288,3 @@ def test_the_figures_of_the_limit_are_drawn(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(sys, "argv", ["lime_limit.py", str(tmp_path)])
     runpy.run_path(str(ROOT / "docs" / "lime_limit.py"), run_name="__main__")
     assert {f.name for f in tmp_path.iterdir()} == {"detectors.png", "linear.png"}
-
-
-def test_a_summary_is_compared_with_the_rows_that_the_paper_prints() -> None:
-    page = runpy.run_path(str(ROOT / "docs" / "reproduction.py"))
-    decisions = (
-        1.00,
-        0.56,
-        0.77,
-        1.00,
-        0.85,
-        0.45,
-        0.98,
-    )  # 10,000 images, 1-Lipschitz; the paper's order is .94 like these
-    cells = {m: {c: {"value": v} for c in page["MEASURES"]} for m, v in zip(page["METHODS"], decisions, strict=True)}
-    for m, cell in cells.items():
-        ends = {"start": {"mean": 0.2}, "end": {"mean": 0.9}}
-        cell |= {score: {"value": cell["reco"]["value"] / 2, "details": ends} for score in ("deletion", "insertion")}
-        cell["mege"] = {"value": page["PRINTED"][True]["mege"][1][page["METHODS"].index(m)]}
-    rows = {**cells, page["SIGNED"]: {c: {"value": 0.0} for c in page["MEASURES"]}}
-    summary = {"head": {"name": "made up", "empirical_lipschitz": {"0": 0.9}}, "rows": rows}
-    lines = {row[0]: row for row in page["table_of"](summary).texts()}
-    assert lines["reco"][9] == "0.94"
-    assert lines["mege"][9] == "1.00"
-    assert float(lines["mege"][10]) < 1  # the signed ones are 0 here
-    assert (
-        page["walks"](summary)[1]
-        == "insertion: p 0.20 -> 0.90, 0.23 (gradcam_plus_plus) .. 0.50 (smoothgrad), 0.28 apart"
-    )

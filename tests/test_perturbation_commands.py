@@ -119,13 +119,18 @@ def test_scores_against_masks_need_masks(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_fillers_are_compared_by_what_they_remove(finished: Path) -> None:
-    done = run("explain", finished, "filler=[black,mean,uniform_noise]")
+    printed = "printed=[{source: a paper, table: removal, columns: {ms_ssim: {real: 1, black: 0.7, mean: 0.8, inpainter: 0.6}}}]"
+    done = run("explain", finished, "filler=[black,mean,uniform_noise]", printed)
     with (finished / "shapes-resnet18" / "fold=0" / "removal.csv").open() as file:
         rows = {r["filler"]: r for r in csv.DictReader(file)}
     assert list(rows) == ["real", "black", "mean", "uniform_noise"]
     assert float(rows["real"]["ms_ssim"]) == pytest.approx(1)
     assert float(rows["black"]["ms_ssim"]) < 1
     assert "uniform_noise" in done.stdout
+    assert "beside what is printed: a paper" in done.stdout
+    beside = (finished / "shapes-resnet18" / "fold=0" / "removal-printed.csv").read_text().splitlines()
+    (mean,) = [r for r in csv.DictReader(beside) if r["method"] == "mean"]
+    assert (mean["value"], mean["printed"]) == (rows["mean"]["ms_ssim"], "0.8")
 
 
 @pytest.mark.slow

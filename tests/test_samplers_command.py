@@ -29,6 +29,8 @@ TRAINED = [
 ]
 NAMED = ["name=tiny", "sampler_draws=6", "logger=none", "progress=false"]  # the rest is that of the folder
 FILES = ("samplers.csv", "samplers.tex", "samplers-umap.png", "samplers-tradeoff.png")
+PRINTED = "printed=[{source: a paper, table: samplers, columns: {l2: {black: 9, blur: 1, real: 0, flow: 2, uniform_noise: 7}}}]"
+BESIDE = ("samplers-printed.csv", "samplers-printed.tex")
 
 
 def evaluate(root: Path, *options: str, check: bool = True) -> Done:
@@ -56,7 +58,7 @@ def compared(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     """The fold's folder after a comparison, and what was printed."""
     root = tmp_path_factory.mktemp("compared")
     shutil.copytree(trained, root, dirs_exist_ok=True)
-    done = evaluate(root, "fold=0", "samplers=[black,blur,uniform_noise]", "filler.black.value=0.2")
+    done = evaluate(root, "fold=0", "samplers=[black,blur,uniform_noise]", "filler.black.value=0.2", PRINTED)
     return root / "tiny" / "fold=0", done.stdout
 
 
@@ -69,7 +71,7 @@ def test_every_file_is_there_and_nothing_else_has_changed(compared: tuple[Path, 
     folder, _ = compared
     before = {f.relative_to(trained / "tiny" / "fold=0") for f in (trained / "tiny" / "fold=0").rglob("*")}
     after = {f.relative_to(folder) for f in folder.rglob("*")}
-    assert {str(f) for f in after - before} == set(FILES)
+    assert {str(f) for f in after - before} == {*FILES, *BESIDE}
     for name in FILES:
         assert (folder / name).stat().st_size > 500, name
     for file in before:
@@ -88,6 +90,16 @@ def test_the_table_has_every_sampler_and_no_bare_number(compared: tuple[Path, st
     assert rows["real", "mahalanobis"]["images"] == "88"  # held out, and not explained
     assert float(rows["blur", "l2"]["value"]) < float(rows["uniform_noise", "l2"]["value"])
     assert float(rows["noise", "mahalanobis"]["minus_real_low"]) > 0
+
+
+def test_what_a_paper_prints_of_samplers_stands_beside_ours(compared: tuple[Path, str]) -> None:
+    folder, out = compared
+    assert "beside what is printed: a paper" in out
+    assert "flow is printed and not here" in " ".join(out.split())
+    rows = {r["method"]: r for r in csv.DictReader((folder / BESIDE[0]).read_text().splitlines())}
+    assert rows["black"]["value"] == table(folder)["black", "l2"]["value"]
+    assert float(rows["black"]["printed"]) == 9
+    assert rows["flow"]["value"] == ""
 
 
 def test_the_terminal_and_latex_show_the_same_table(compared: tuple[Path, str]) -> None:
