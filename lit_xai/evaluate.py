@@ -223,6 +223,7 @@ def evaluate_samplers(cfg: Any) -> None:
 def log(summary: Any, dashboard: Any, folder: Any) -> None:
     """Everything to the dashboard."""
     from lit_xai.report.cases import case_table
+    from lit_xai.report.printed import every_number as every_printed_number
     from lit_xai.report.show import every_number
 
     values = {f"{c}/{row.explainer}": e.value for row in summary.rows for c, e in row.estimates.items()}
@@ -237,6 +238,8 @@ def log(summary: Any, dashboard: Any, folder: Any) -> None:
         dashboard.histogram(f"distances/{name}/equal", equal)
         dashboard.histogram(f"distances/{name}/differ", differ)
     dashboard.table("summary", *every_number(summary).file())
+    if summary.beside:
+        dashboard.table("printed", *every_printed_number(summary.beside).file())
     columns, rows = case_table(summary.cases).file()
     dashboard.table("cases", columns, rows[:SHOWN])
     for path in (folder / "histograms.png", folder / "stability-plane.png"):

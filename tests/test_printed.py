@@ -96,6 +96,7 @@ def test_a_table_of_one_network_stands_beside_that_network_alone() -> None:
         ([{"source": "x", "columns": {"mege": {"a": ".5 %"}}}], "mege of a must be a number, found '.5 %'"),
         ([{"source": "x", "columns": {"mege": {"a": True}}}], "must be a number, found True"),
         ([{"source": "x", "columns": {"mege": {"a": float("nan")}}}], "must be a number, found nan"),
+        ([{"source": "x", "columns": {"mege": {"a": 1}}, "model": m} for m in ("", "vgg")], "has two tables of x"),
         ([{"source": "x", "columns": {"mege": {"a": 1}}, "table": "cases"}], "table is summary, samplers or removal"),
     ],
 )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from lit_xai.metrics.rank_correlation import of_any_order, open_orders, rank_correlation, student_least
-from lit_xai.metrics.statistics import Estimate, mean_estimate
+from lit_xai.metrics.statistics import Estimate, mean_estimate, share_estimate
 from scipy.stats import kendalltau, permutation_test, spearmanr
 
 PRINTED = (0.45, 0.55, 0.58, 0.46, 0.72, 0.83, 0.57)  # table 2 of Fel et al.
@@ -111,6 +111,13 @@ def test_a_correlation_of_few_probes_or_of_a_method_without_an_interval_has_none
     assert found.rho.value == pytest.approx(1)
     assert math.isnan(found.rho.low)
     assert found.rho.reason == "no interval: c has none"
+
+
+@pytest.mark.filterwarnings("error")
+def test_shares_that_have_no_replicates_leave_every_order_open():
+    accuracies = {n: share_estimate(torch.arange(40) < k) for n, k in zip("abcd", (10, 20, 30, 40), strict=True)}
+    found = rank_correlation("accuracy", accuracies, named((1.0, 2.0, 3.0, 4.0))).rho
+    assert (found.value, found.low, found.high) == pytest.approx((1, -1, 1))
 
 
 def cover(spread: float, agree: float, runs: int, replicates: int = 2) -> tuple[float, float]:

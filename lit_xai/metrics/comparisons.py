@@ -126,8 +126,9 @@ def told_apart(column: str, estimates: Mapping[str, Estimate]) -> list[tuple[str
         for a, b in combinations(estimates, 2)
         if (d := paired(column, estimates[a], estimates[b])) is not None
     }
+    drawn = [d for d in apart.values() if len(d.draws)]  # of a Wilson interval there are none
     deviations = [
-        ((d.draws - d.value) / s).numpy() for d in apart.values() if (s := float(d.draws[d.draws.isfinite()].std())) > 0
+        ((d.draws - d.value) / s).numpy() for d in drawn if (s := float(d.draws[d.draws.isfinite()].std())) > 0
     ]
     reach = critical(np.stack(deviations)) if deviations else 0.0
     return [

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +57,17 @@ def read(node: Any) -> tuple[Printed, ...]:
     """What `printed=` holds.
 
     Raises:
-        UsageError: it is no list of tables, or a value is no number.
+        UsageError: it is no list of tables, a value is no number, or two tables that stand beside one of ours have one name.
     """
     if node is None:
         return ()
     if not isinstance(node, list) or not all(isinstance(n, Mapping) for n in node):
         raise UsageError(f"printed must be a list of tables, {FORM}, found {str(node)[:80]}")
-    return tuple(map(one, node))
+    found = tuple(map(one, node))
+    for a, b in combinations(found, 2):
+        if (a.source, a.table) == (b.source, b.table) and (a.model == b.model or "" in (a.model, b.model)):
+            raise UsageError(f"printed has two tables of {a.source}: give each a source of its own")
+    return found
 
 
 def one(node: Mapping[str, Any]) -> Printed:
