@@ -55,6 +55,11 @@ def printed(table: Table) -> str:
     return screen.getvalue()
 
 
+def test_brackets_are_texts_and_no_markup_on_the_terminal():
+    for text in ("[all of it]", "[/red]", "a [b] \\\\[c]"):
+        assert printed(Table([Column(text)], [[text]], text, text)).count(text) == 4
+
+
 def test_every_form_has_the_same_texts():
     texts = [["a_b", "0.500 [.250, .750]°", "no pairs"], ["c<d", "-", "0.500 [.250, .750]"]]
     assert TABLE.texts() == texts

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 from lit_xai.metrics.statistics import Estimate
@@ -146,20 +147,19 @@ class Table:
         return [self.missing if isinstance(v, float) and math.isnan(v) else v for v in found]
 
     def show(self, to: Console | None = None) -> None:
-        """Print it on the terminal."""
-        table = RichTable(
-            title=self.title or None, title_justify="left", caption=self.caption or None, caption_justify="left"
-        )
+        """Print it on the terminal; no text of a table is a style of the terminal's."""
+        title, caption = escape(self.title) or None, escape(self.caption) or None
+        table = RichTable(title=title, title_justify="left", caption=caption, caption_justify="left")
         for number, column in enumerate(self.shown):
             table.add_column(
-                column.title(),
+                escape(column.title()),
                 justify="right" if column.right else "left",
                 no_wrap=number == 0 and any(c.right for c in self.shown),
             )
         for number, texts in enumerate(self.texts()):
             if number == self.line:
                 table.add_section()
-            table.add_row(*texts, style="dim" if number >= self.line else None)
+            table.add_row(*map(escape, texts), style="dim" if number >= self.line else None)
         (to or console()).print(table)
 
     def latex(self, comments: Sequence[str] = ()) -> str:
