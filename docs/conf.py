@@ -13,7 +13,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 import lit_xai  # noqa: E402
-from lit_xai.cli.schema import GROUPS, help_text, options  # noqa: E402
+from lit_xai.cli.schema import GROUPS, help_text, key_lines, options  # noqa: E402
 
 project = "lit_xai"
 version = release = lit_xai.__version__
@@ -111,10 +111,13 @@ def commands() -> str:
     """What every command says of itself, without the choices that all share."""
     page = ["# Commands", "", "`python -m lit_xai.<command> --help` prints this, and the [choices](choices.md)."]
     for name in COMMANDS:
-        about = importlib.import_module(f"lit_xai.{name}").ABOUT
-        text = help_text(name, about)
-        head, rest = text.split("\n\n", 2)[:2], text[text.index("keys and defaults:") :]
-        page += ["", f"## {name}", "", "```text", *head, "", rest, "```"]
+        text = help_text(name, importlib.import_module(f"lit_xai.{name}").ABOUT, name not in ("audit", "evaluate"))
+        about, usage, *_ = text.split("\n\n")
+        page += ["", f"## {name}", "", f"`{usage.removeprefix('usage: ')}`", "", plain(about), ""]
+        page += ["| key | default | |", "|---|---|---|"]
+        for line in key_lines(name):
+            (key, _, default), comment = line.partition("#")[0].partition(":"), line.partition("#")[2].strip()
+            page.append(f"| `{key}` | `{default.strip() or ' '}` | {plain(comment)} |")
     return "\n".join(page)
 
 
@@ -151,6 +154,8 @@ def marked(app: Any, what: str, name: str, thing: Any, options: Any, lines: list
     for i, line in enumerate(lines):
         parts = re.split(r"(`[^`]+`)", line)
         lines[i] = "".join(f"`{p}`" if re.fullmatch(r"`[^`]+`", p) else escaped(p) for p in parts)
+    source = vars(thing).get("source") if inspect.isclass(thing) else None
+    lines += ["", f"Source: {escaped(source)}", ""] if isinstance(source, str) and source else []
     SENTENCES[name] = list(lines)
 
 

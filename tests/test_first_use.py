@@ -150,6 +150,13 @@ def test_an_offline_run_says_how_it_is_sent(trained: Path) -> None:
     assert list(place.glob("*.wandb"))
 
 
+def test_a_multirun_is_offered_by_the_commands_that_take_one(tmp_path: Path) -> None:
+    offered = {
+        c for c in ("train", "explain", "evaluate", "audit") if "[-m" in run(c, tmp_path, "--help", small=[]).stdout
+    }
+    assert offered == {"train", "explain"}
+
+
 def test_the_version_is_ours(tmp_path: Path) -> None:
     import lit_xai
 

@@ -273,3 +273,84 @@ def test_the_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tm
     assert "explainer.rise" not in pages["_reference/commands.html"]
     assert "RISE" in pages["_reference/explainers.html"]
     assert "lit_xai.audit PATH" in pages["_reference/commands.html"]
+
+
+# what a command needs that the next test has not, and what runs it
+ELSEWHERE = {
+    "FILE": "weights or an archive: test_pretrained.py, test_own_data.py",
+    "FOLDER": "weights: test_pretrained.py",
+    "model=pretrained": "weights: test_pretrained.py",
+    "data=medmnist": "an archive: test_own_data.py",
+    "experiment=fashion_mnist": "a data set that is fetched",
+    "launcher=slurm": "a cluster: tests/slurm",
+    "name=fashion": "a cluster: tests/slurm",
+    "name=mine": "a folder of explain_folds: test_docs.py",
+    "small_painter": "a sampler of one's own: test_docs.py",
+    "my_measures": "a measure of one's own: test_docs.py",
+    "samplers=": "trained samplers: test_samplers_command.py",
+    "model=inpainter": "minutes: test_generative_commands.py",
+    "model=ddim": "minutes: test_generative_commands.py",
+    "generative_": "trained samplers: test_generative_commands.py",
+    "pomelo": "trained samplers: test_generative_commands.py",
+    "patch_sampler": "minutes: test_information_commands.py",
+    "information/": "trained samplers: test_information_commands.py",
+    "sanity=labels": "a predictor of random labels: test_information_commands.py",
+    "experiment=degradation": "an ensemble a level: test_commands.py",
+    "experiment=robustness": "many explainers: test_perturbation_commands.py",
+    "experiment=shapes": "large counts: test_perturbation_commands.py",
+    "compare=[a,b]": "folders of a reader's own: test_commands.py",
+    "dashboard=true": "the extra dashboards: test_dashboard.py",
+    "data.plant": "test_shortcut.py",
+}
+LITTLE = ["data.probes_per_fold=3", "checks=2", "model.network.width=4", "trainer.max_epochs=1"]
+LITTLE += [
+    "explainer=[saliency,random]",
+    "score=[deletion]",
+    "batch_size=8",
+    "shard_size=8",
+    "logger=none",
+    "progress=false",
+]
+OF_DATA = {
+    "digits": ["data.train_subset=240", "data.size=16"],
+    "shapes": ["data.samples=150", "data.test=40", "data.size=16"],
+    "folder": ["data.size=16", "data.resize=16", "data.num_workers=0"],
+}
+
+
+def little(name: str, arguments: list[str]) -> list[str]:
+    """Options that make a command a matter of seconds, but for those that it gives itself or reads from its folder."""
+    keys = {a.split("=", 1)[0] for a in arguments}
+    if "image" in keys or "dry_run" in keys or "--help" in arguments or "--status" in arguments:
+        return []
+    if {"name", "compare"} & keys and name != "train" and "experiment" not in keys:
+        return ["progress=false", "logger=none"]
+    data = next((a.removeprefix("data=") for a in arguments if a.startswith("data=")), "digits")
+    data = "shapes" if "experiment" in keys else "folder" if any(a.startswith("/") for a in arguments) else data
+    here = [o for o in [*LITTLE, *OF_DATA[data]] if o.split("=", 1)[0] not in keys]
+    return [*here, *(["test_probes=24"] if "probes=test" in arguments else [])]
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_pages_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    from test_commands import run
+    from test_own_pictures import draw_pictures
+
+    monkeypatch.chdir(tmp_path)
+    draw_pictures(tmp_path / "DIR", 16)
+    Image.new("RGB", (20, 20), "red").convert("L").save("photo.jpg")
+    done: set[tuple[str, ...]] = set()
+    for page, module, arguments in commands():
+        package, _, name = module.partition(".")
+        if package != "lit_xai" or (name, *arguments) in done or any(w in a for w in ELSEWHERE for a in arguments):
+            continue
+        done.add((name, *arguments))
+        mine = [re.sub(r"(?<==)x$|(?<=checkpoints/)name\b", "digits-resnet18", a) for a in arguments]
+        mine = [str(tmp_path / "DIR") if a in ("DIR", "PATH") else a for a in mine]
+        if mine == ["--status"]:
+            mine += ["name=digits-resnet18"]
+        result = run(name, tmp_path / "checkpoints", *mine, small=little(name, mine), check=False)
+        assert result.returncode == 0, f"{page}: {name} {mine}: {result.stderr[-2000:]}"
+    assert len(done) > 25

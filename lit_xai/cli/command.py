@@ -59,7 +59,7 @@ def command(
 
         def obey(arguments: list[str]) -> None:
             if any(a in ("-h", "--help") for a in arguments):
-                print(help_text(name, about))
+                print(help_text(name, about, sweeps))
                 return
             if "--version" in arguments:
                 print(f"lit_xai {lit_xai.__version__}")

@@ -47,26 +47,29 @@ def top_level(group: str) -> list[str]:
     return [file.stem for file in sorted((config_dir() / group).glob("*.yaml"))]
 
 
-def help_text(command: str, about: str) -> str:
+def help_text(command: str, about: str, sweeps: bool = True) -> str:
     """`--help`: usage, every choice of every group, every key of the command's own file."""
-    lines = [about.strip(), "", f"usage: python -m lit_xai.{command} [key=value ...] [-m for a multirun]", ""]
+    many = " [-m for a multirun]" if sweeps else ""
+    lines = [about.strip(), "", f"usage: python -m lit_xai.{command} [key=value ...]{many}", ""]
     for group, title in GROUPS.items():
         lines.append(f"{title}: {group}=")
         found = options(group)
         width = max((len(n) for n in found), default=0)
         lines += [f"  {n:<{width}}  {text}" for n, text in found.items()]
         lines.append("")
-    lines.append("keys and defaults:")
-    for file in lineage(command):
-        for line in (config_dir() / f"{file}.yaml").read_text().splitlines():
-            if re.match(r"^[a-z_]+:", line) and not line.startswith(("defaults:", "hydra:")):
-                lines.append(f"  {line}")
+    lines += ["keys and defaults:", *(f"  {line}" for line in key_lines(command))]
     lines += [
         "",
         "Any key below a choice may be set too, e.g. trainer.max_epochs=3 data.train_subset=6000 explainer.rise.masks=300.",
         "The whole composed configuration: --cfg job. Hydra's own options: --hydra-help.",
     ]
     return "\n".join(lines)
+
+
+def key_lines(command: str) -> list[str]:
+    """The lines `key: default  # comment` of a command's own file and of those that it builds on."""
+    lines = [line for f in lineage(command) for line in (config_dir() / f"{f}.yaml").read_text().splitlines()]
+    return [n for n in lines if re.match(r"^[a-z_]+:", n) and not n.startswith(("defaults:", "hydra:"))]
 
 
 def every(group: str) -> str:
