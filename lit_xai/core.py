@@ -212,8 +212,10 @@ class Explainer(Component):
 
     def with_details(
         self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None
-    ) -> tuple[Maps, dict[str, Float[Tensor, "b"]]]:
-        """The maps, and what the method knows about them: one number an image each, by name."""
+    ) -> tuple[Maps, dict[str, Float[Tensor, "b *cells"]]]:
+        """The maps, and what the method knows about them, by name: one number an image each, and `undecided`, which of its cells
+        `[b, r, c]` are drawn pale (1).
+        """
         return self(model, images, targets, rng).detach(), {}
 
     def masked_sum(self, images: Images, rng: SampleRng | None = None) -> MaskedSum:

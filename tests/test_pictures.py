@@ -6,13 +6,14 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lit_xai.core import MAGNITUDE, RANGE, SIGNED, Legend, as_explainer
 from lit_xai.explainers import RISE, Captum, GradCAM, GradientInput, Lime, Random, Saliency, SlidingPatch
 from lit_xai.metrics import Estimate
 from lit_xai.report import draw, draw_samplers
-from lit_xai.report.figure import Scale, span
+from lit_xai.report.figure import Scale, new_figure, span
 from lit_xai.store.fold import FoldStore
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -148,6 +149,23 @@ def test_classes_with_strange_names_are_explained_and_drawn_to_the_end(tmp_path:
 
 
 # ---------------------------------------------------------------------------------------------------------------- scales
+
+
+def test_what_is_undecided_is_drawn_pale() -> None:
+    def drawn(undecided: torch.Tensor | None) -> np.ndarray:
+        figure, axes = new_figure(1, 1, 1, 1)
+        axes[0, 0].set_position([0, 0, 1, 1])
+        axes[0, 0].axis("off")
+        Scale.of(torch.ones(8, 8), Legend(MAGNITUDE)).draw(axes[0, 0], torch.ones(8, 8), undecided)
+        figure.canvas.draw()
+        return np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(float)
+
+    plain, pale = drawn(None), drawn(torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+    height, width = plain.shape[0] // 2, plain.shape[1] // 2
+    corner, rest = (pale - plain)[: height - 3, : width - 3], (pale - plain)[height + 3 :]
+    assert corner.max() > 100
+    assert corner.min() >= 0
+    assert abs(rest).max() == 0
 
 
 def test_signed_maps_are_symmetric_about_a_white_zero() -> None:

@@ -155,7 +155,8 @@ def soon(monkeypatch) -> None:
 def test_rise_until_decided_is_the_mean_and_the_covariance_over_its_masks(images, output, soon):
     model, targets = Half(), torch.tensor([0, 1, 0])
     maps, details = RISE(masks="auto", output=output, keep=0.4).with_details(model, images, targets, RNG)
-    assert set(details) == {"masks", "decided"}
+    assert set(details) == {"masks", "decided", "undecided"}
+    assert torch.allclose(1 - details["undecided"].mean((1, 2)), details["decided"])
     for i, number in enumerate(details["masks"].long().tolist()):
         fixed = RISE(masks=number, output=output, keep=0.4)
         question = Question.of(fixed, model, images, targets, RNG)

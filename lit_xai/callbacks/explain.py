@@ -287,8 +287,8 @@ def score_table(
                 if v.ndim == 2:  # a column for every setting: the one chosen on half of the probes, on the other half
                     found[explainer][n] = settle(v, probes, better[n], seed)[0]
             for key in sorted(reader.extra):
-                if key.startswith("detail/"):
-                    found[explainer][key.removeprefix("detail/")] = reader.rows(probes, key)
+                if key.startswith("detail/") and (numbers := reader.rows(probes, key)).ndim == 1:
+                    found[explainer][key.removeprefix("detail/")] = numbers
             names += [n for n in found[explainer] if n not in names]
     split = predictions.split
     known = [t.tolist() for t in (probes, split.fold(probes), split.label(probes), predictions.of(probes))]

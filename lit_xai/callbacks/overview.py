@@ -18,7 +18,7 @@ from lit_xai.report import draw
 from lit_xai.report.dashboard import Dashboard
 from lit_xai.report.ensemble import Ensemble
 from lit_xai.store.fold import FoldStore, MapReader
-from lit_xai.store.names import RANDOM
+from lit_xai.store.names import RANDOM, UNDECIDED
 
 
 class Stability(RankZeroReport):
@@ -67,11 +67,13 @@ class Gallery(RankZeroReport):
         """The picture; None while no map is there."""
         spread = torch.linspace(0, len(data.probes) - 1, min(self.number, len(data.probes))).long()
         samples = data.probes[spread.unique()]
-        maps = {}
+        maps, undecided = {}, {}
         for name in self.explainers:
             reader = MapReader(self.store, RANDOM, name)
             if reader.files and reader.has(samples):
                 maps[name] = reader.rows(samples)
+                if UNDECIDED in reader.extra:
+                    undecided[name] = reader.rows(samples, UNDECIDED)
         if not maps:
             return None
         names = class_names or data.source.classes
@@ -79,7 +81,7 @@ class Gallery(RankZeroReport):
         title = f"{self.store.root.parent.name}, predictor of fold {self.store.fold}"
         legends = {n: e.legend for n, e in self.explainers.items()}
         images = seen(data.source.train.images(samples.tolist()), data.show)
-        return draw.gallery(images, captions, maps, self.store.root / "gallery.png", title, legends)
+        return draw.gallery(images, captions, maps, self.store.root / "gallery.png", title, legends, undecided)
 
 
 def captions_of(ensemble: Ensemble, fold: int, samples: Tensor, names: Sequence[str]) -> list[str]:

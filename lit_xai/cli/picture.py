@@ -147,9 +147,12 @@ def picture(
         maps, details = explainer.with_details(network, image, targets, rng)
         map_ = maps[0].detach()
         scale = Scale.of(map_, explainer.legend, label)
+        undecided = details.pop("undecided", None)
         known = [f"map {span(map_)}", *(f"{k} {float(v[0]):.3g}" for k, v in details.items())]
+        known += ["what is not decided is pale"] if undecided is not None else []
         lines = [title, scale.says, ", ".join(known)]
-        draw.explained(image[0], map_, lines, path, scale=scale)
+        pale = None if undecided is None else undecided[0].cpu()
+        draw.explained(image[0], map_, lines, path, scale=scale, undecided=pale)
         return
     s = explainer.explain(network, image, targets, rng)
     low, high = s.intervals()

@@ -231,11 +231,11 @@ class SmoothGrad(Explainer):
     @gated
     def with_details(
         self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None
-    ) -> tuple[Maps, dict[str, Float[Tensor, "b"]]]:
-        """The maps; with `auto` also how many copies each took, and the share of its cells that are known."""
+    ) -> tuple[Maps, dict[str, Float[Tensor, "b *cells"]]]:
+        """The maps; with `auto` also how many copies each took, the share of its cells that are known, and which are not."""
         if self.samples == "auto":
             maps, stopped = self.until_decided(model, images, targets, rng)
-            return maps, {"samples": stopped.draws.double(), "decided": stopped.decided}
+            return maps, stopped.details("samples", *images.shape[-2:])
         noise = SampleRng.default(len(images), rng).noise("smoothgrad", images.device)
         weights = torch.full((self.most,), 1 / self.most, dtype=torch.float64, device=images.device)
 

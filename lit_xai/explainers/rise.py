@@ -107,8 +107,8 @@ class RISE(Explainer):
     @gated
     def with_details(
         self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None
-    ) -> tuple[Maps, dict[str, Float[Tensor, "b"]]]:
-        """The maps; with `auto` also how many masks each took, and the share of its cells that are known."""
+    ) -> tuple[Maps, dict[str, Float[Tensor, "b *cells"]]]:
+        """The maps; with `auto` also how many masks each took, the share of its cells that are known, and which are not."""
         self.check()
         rng = SampleRng.default(len(images), rng)
         noise, drawn = rng.noise("rise", images.device), self.masks_of(images)
@@ -123,7 +123,7 @@ class RISE(Explainer):
         with torch.inference_mode(), evaluating(model):
             if self.masks == "auto":
                 maps, stopped = self.until_decided(model, images, noise, ask)
-                return maps, {"masks": stopped.draws.double(), "decided": stopped.decided}
+                return maps, stopped.details("masks", *images.shape[-2:])
             total = images.new_zeros(len(images), *images.shape[-2:])
 
             def add(chunk: Chunk) -> None:

@@ -24,6 +24,7 @@ def gallery(
     path: Path,
     title: str = "",
     legends: Mapping[str, Legend] | None = None,
+    undecided: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """One row a probe, one column an explainer. Below every map the range of its values, below a column what colours say.
 
@@ -36,6 +37,7 @@ def gallery(
         path: where the picture goes.
         title: above it.
         legends: by explainer; one without is drawn by the sign of its values.
+        undecided: `[b, r, c]` by explainer, above 0 for the cells of its maps that are drawn pale.
     """
     figure, axes = new_figure(2.4 + 1.35 * len(maps), 1.1 + 1.55 * len(images), len(images), 1 + len(maps))
     figure.suptitle(wrapped(title, figure.get_figwidth(), 9), fontsize=9)
@@ -44,16 +46,17 @@ def gallery(
         axes[row, 0].imshow(picture.squeeze(-1) if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=1)
         axes[row, 0].set_ylabel(wrapped(captions[row], 1.3, 6), fontsize=6, rotation=0, ha="right", va="center")
     for column, (name, values) in enumerate(maps.items(), start=1):
-        scale = Scale.of(values, (legends or {}).get(name))
+        scale, cells = Scale.of(values, (legends or {}).get(name)), (undecided or {}).get(name)
         axes[0, column].set_title(wrapped(name.replace("_", "\n"), 1.1, 7), fontsize=7)
         for row in range(len(images)):
-            drawn = scale.at(values[row]).draw(axes[row, column], values[row])
+            pale = None if cells is None else cells[row]
+            drawn = scale.at(values[row]).draw(axes[row, column], values[row], pale)
             axes[row, column].set_xlabel(span(values[row]), fontsize=5, labelpad=2)
         bar = figure.colorbar(drawn, ax=axes[:, column].tolist(), location="bottom", fraction=0.03, pad=0.01)
         at, numbers = (list(drawn.get_clim()), ["least", "most"]) if scale.own else scale.marks()
         bar.set_ticks(at, labels=numbers)
         bar.ax.tick_params(labelsize=5)
-        bar.set_label(wrapped(scale.says, 1.1, 5), fontsize=5)
+        bar.set_label(wrapped(scale.says + ("" if cells is None else "; pale = not decided"), 1.1, 5), fontsize=5)
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
@@ -256,6 +259,7 @@ def explained(
     coefficients: Tensor | None = None,
     half_width: Tensor | None = None,
     scale: Scale | None = None,
+    undecided: Tensor | None = None,
 ) -> Path:
     """One image, its map alone and over the image, the top superpixels with their coefficients, and the numbers.
 
@@ -268,6 +272,7 @@ def explained(
         top: superpixels to outline, largest first.
         coefficients, half_width: `[d]` values and half of their 95 % intervals.
         scale: the map's colours; None = by the sign of its values.
+        undecided: `[r, c]`, above 0 for the cells of the map that are drawn pale.
     """
     figure, axes = new_figure(12.0 if segments is None else 18.0, 4.6, 1, 3 if segments is None else 5)
     row = axes[0]
@@ -275,7 +280,7 @@ def explained(
     shown = np.repeat(picture, 3, axis=2) if picture.shape[2] == 1 else picture
     scale = scale or Scale.of(map_)
     row[0].imshow(shown)
-    bar = figure.colorbar(scale.draw(row[1], map_), ax=row[1], location="bottom", fraction=0.05, pad=0.02)
+    bar = figure.colorbar(scale.draw(row[1], map_, undecided), ax=row[1], location="bottom", fraction=0.05, pad=0.02)
     at, numbers = scale.marks()
     bar.set_ticks(at, labels=numbers)
     bar.ax.tick_params(labelsize=7)

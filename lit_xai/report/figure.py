@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -59,6 +60,7 @@ def wrapped(text: str, inches: float, size: float) -> str:
 
 
 TINY = 1e-6  # share of the largest value below which differences are rounding, not evidence
+PALE = 0.65  # of white over what is undecided
 TAIL = 0.005  # share of the values that may lie beyond an end of the colours
 
 
@@ -104,9 +106,16 @@ class Scale:
         """The value of the highest colour; of equal ends, all of a map has the lowest."""
         return self.high if self.high > self.low else self.low + max(1.0, abs(self.low))
 
-    def draw(self, axis: Any, map_: Float[Tensor, "h w"], **options: Any) -> Any:
-        """The map on an axis."""
-        return axis.imshow(map_.float().numpy(), cmap=self.colours, vmin=self.low, vmax=self.top, **options)
+    def draw(
+        self, axis: Any, map_: Float[Tensor, "h w"], undecided: Float[Tensor, "r c"] | None = None, **options: Any
+    ) -> Any:
+        """The map on an axis, pale where a cell is undecided (above 0)."""
+        drawn = axis.imshow(map_.float().numpy(), cmap=self.colours, vmin=self.low, vmax=self.top, **options)
+        if undecided is not None:
+            veil = np.ones((*map_.shape, 4), dtype=np.float32)
+            veil[..., 3] = PALE * np.asarray(F.interpolate(undecided[None, None].float(), map_.shape)[0, 0] > 0)
+            axis.imshow(veil)
+        return drawn
 
     def pixels(self, map_: Float[Tensor, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
         """The map's colours, a pixel a value."""

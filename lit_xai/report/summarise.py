@@ -175,6 +175,8 @@ def details(readers: Sequence[MapReader], samples: Tensor, of: str = "") -> dict
     for name in sorted(set.intersection(*(r.extra for r in readers))):
         if name.startswith(f"detail/{of}") and "/" not in name.removeprefix(f"detail/{of}"):
             values = torch.stack([r.rows(samples, name).double() for r in readers])
+            if values.ndim > 2:  # of cells, not of maps
+                continue
             known = values[torch.isfinite(values)]
             if len(known):
                 numbers = {"mean": float(known.mean()), "min": float(known.min()), "max": float(known.max())}

@@ -116,6 +116,18 @@ class Stopped:
     inside: Bool[Tensor, "b m"]
     outside: Bool[Tensor, "b m"]
 
+    def undecided(self, height: int, width: int) -> Float[Tensor, "b r c"]:
+        """1 where the side of a cell of a map of this size is not known, else 0, `[b, r, c]` with at most `CELLS` rows and columns."""
+        rows, columns = min(CELLS, height), min(CELLS, width)
+        return (~(self.inside | self.outside)).double().unflatten(1, (rows, columns))
+
+    def details(self, count: str, height: int, width: int) -> dict[str, Tensor]:
+        """What a method says of its maps: how many draws each took, by the name of the count, the share of the cells whose side is
+        known, and those of which it is not.
+        """
+        named = {count: self.draws.double(), "decided": self.decided}
+        return {**named, "undecided": self.undecided(height, width)}
+
     @property
     def decided(self) -> Float[Tensor, "b"]:
         """The share of the means whose side is known."""

@@ -13,6 +13,7 @@ RANDOM, DISAGREEMENTS, DECISIONS = "maps", "disagreements", "decisions"
 RANDOMISED, REPEATED = "randomised", "repeated"
 CHECKS = (RANDOMISED, REPEATED)
 TEST = "test"  # of images that no fold saw
+UNDECIDED = "detail/undecided"  # cells of maps that are drawn pale
 KINDS = (RANDOM, DISAGREEMENTS, DECISIONS, *CHECKS, TEST)
 PROBES = {
     DISAGREEMENTS: "disagreements",
