@@ -278,9 +278,10 @@ def refuse_without_masks(name: str, score: Score, truth: Truth | None) -> None:
     if wants is None or (truth is not None and wants in truth.names):
         return
     have = f"has masks of: {', '.join(truth.names)}" if truth else "has no masks"
-    mend = {"tag": "set data.tag= above 0", SHORTCUT: "set data.plant=tag or watermark (a colour has no place)"}.get(
-        wants, "choose data=shapes, or masks beside the pictures (data.masks=)"
-    )
+    mend = {
+        "tag": "set data.tag= above 0 (of data.plant=, the score is truth/mass_on_shortcut)",
+        SHORTCUT: "set data.plant=tag or watermark (a colour has no place)",
+    }.get(wants, "choose data=shapes, or masks beside the pictures (data.masks=)")
     raise UsageError(f"score {name} needs a mask of the {wants} and the data {have}: {mend}, or leave the score out")
 
 

@@ -96,6 +96,8 @@ class Found:
             return f"{what} It has no place, so that where maps lie says nothing."
         if not self.maps:
             return f"{what} No maps of images with it were scored."
+        if alone is None:
+            return f"{what} The predictor of that fold is not there yet, and its maps cannot be told from the others'."
         if not self.marks:
             return f"{what} Its maps cannot be told from those of the others: that needs two others and ten probes."
         by = ", ".join(self.shown_by) or "no method"
