@@ -15,16 +15,20 @@ import torch
 from lit_xai.data.images import Source
 from lit_xai.errors import UsageError
 from lit_xai.metrics.label_errors import (
+    ALONE,
+    CONFIDENCE,
+    LIST,
     WAYS,
+    WITH,
     agreement,
     area,
     first,
     judge,
     listed,
     pool,
-    ranks_with,
     reasons,
     require_cleanlab,
+    ways,
 )
 from lit_xai.report.label_errors import COLUMNS, Listed, kept, picture, write
 from lit_xai.store.fold import FoldStore
@@ -113,11 +117,14 @@ def test_agreement_is_the_mean_rank_correlation_of_all_pairs_without_constant_ma
     assert reasons(torch.tensor([0.5, torch.nan]), torch.tensor([0.2, 0.4])).tolist() == pytest.approx([0.3, 0.0])
 
 
-def test_places_by_the_list_and_by_reasons_are_averaged() -> None:
-    reason = torch.tensor([0.1, 0.9, 0.1, 0.8])
-    assert ranks_with(reason).tolist() == [(1 + 3.5) / 2, (2 + 1) / 2, (3 + 3.5) / 2, (4 + 2) / 2]
-    assert first(ranks_with(reason), 2).tolist() == [True, True, False, False]
-    assert first(ranks_with(reason, alone=True), 2).tolist() == [False, True, False, True]
+def test_ranks_by_self_confidence_and_by_reasons_are_averaged() -> None:
+    found = ways(torch.tensor([0.2, 0.1, 0.3, 0.4]), torch.tensor([0.1, 0.9, 0.1, 0.8]))
+    assert found[LIST].tolist() == [1, 2, 3, 4]
+    assert found[CONFIDENCE].tolist() == [2, 1, 3, 4]
+    assert found[ALONE].tolist() == [3.5, 1, 3.5, 2]
+    assert found[WITH].tolist() == [2.75, 1, 3.25, 3]
+    assert first(found[WITH], 2).tolist() == [True, True, False, False]
+    assert first(found[ALONE], 3).tolist() == [True, True, False, True]
 
 
 def test_the_area_is_that_of_the_roc_curve() -> None:
@@ -133,22 +140,35 @@ def test_reasons_that_know_the_errors_gain_and_reasons_that_know_nothing_do_not(
     wrong = torch.zeros(200, dtype=torch.bool)
     wrong[:100:2] = True  # half of the list
     wrong[100:120] = True
-    knowing = judge(wrong, 100, wrong.double(), 80, 5000)
-    assert [knowing.precision[w].value for w in WAYS] == [0.5, 0.7, 0.7]
-    assert [knowing.recall[w].value for w in WAYS] == pytest.approx([50 / 80, 70 / 80, 70 / 80])
-    assert knowing.gain[WAYS[1]].value == pytest.approx(0.2)
-    assert knowing.gain[WAYS[1]].low > 0.1
+    sure = torch.linspace(0, 0.5, 200)
+    knowing = judge(wrong, 100, sure, wrong.double(), 80, 5000)
+    assert [knowing.precision[w].value for w in WAYS] == [0.5, 0.5, 0.7, 0.7]
+    assert [knowing.recall[w].value for w in WAYS] == pytest.approx([50 / 80, 50 / 80, 70 / 80, 70 / 80])
+    assert knowing.gain[WITH].value == pytest.approx(0.2)
+    assert knowing.gain[WITH].low > 0.1
+    assert knowing.gain[LIST].value == 0
     assert knowing.p < 0.01
-    assert knowing.auc["reasons"].value == 1
-    assert knowing.precision[WAYS[0]].null == 80 / 5000
-    deaf = judge(wrong, 100, torch.randn(200, generator=seeded(4)).double(), 80, 5000)
-    assert deaf.gain[WAYS[1]].low < 0.02
+    assert knowing.auc[ALONE].value == 1
+    assert knowing.auc_gain.value == pytest.approx(knowing.auc[WITH].value - knowing.auc[CONFIDENCE].value)
+    assert knowing.auc_gain.low > 0.1
+    assert knowing.precision[LIST].null == 80 / 5000
+    deaf = judge(wrong, 100, sure, torch.randn(200, generator=seeded(4)).double(), 80, 5000)
+    assert deaf.gain[WITH].low < 0.02
     assert deaf.p > 0.05
-    null = deaf.precision[WAYS[1]].null
+    null = deaf.precision[WITH].null
     assert null is not None
-    assert abs(deaf.precision[WAYS[1]].value - null) < 0.1
-    same = judge(wrong, 100, torch.zeros(200).double(), 80, 5000)
-    assert (same.precision[WAYS[1]].value, same.gain[WAYS[1]].value) == (0.5, 0.0)
+    assert abs(deaf.precision[WITH].value - null) < 0.1
+    same = judge(wrong, 100, sure, torch.zeros(200).double(), 80, 5000)
+    assert (same.precision[WITH].value, same.gain[WITH].value, same.auc_gain.value) == (0.5, 0.0, 0.0)
+
+
+def test_a_list_that_reasons_alone_cannot_mend_is_not_said_to_be_mended() -> None:
+    """More errors stand behind the list than in it: any mixing takes them in, and no reason is to be thanked for it."""
+    wrong = torch.cat([torch.zeros(50), torch.ones(50)]).bool()
+    sure = torch.cat([torch.linspace(0.5, 0.9, 50), torch.linspace(0, 0.4, 50)])
+    found = judge(wrong, 50, sure, torch.randn(100, generator=seeded(9)).double(), 50, 1000)
+    assert (found.precision[LIST].value, found.precision[CONFIDENCE].value) == (0.0, 1.0)
+    assert found.gain[WITH].high < 0
 
 
 def test_the_list_is_written_with_names_ranks_and_the_truth(tmp_path: Path, digits: Source) -> None:

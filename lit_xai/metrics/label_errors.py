@@ -16,12 +16,12 @@ from torch import Tensor
 
 from lit_xai.errors import UsageError
 from lit_xai.metrics.distance import correlation, unit_ranks
-from lit_xai.metrics.statistics import Estimate, finish, mean_estimate, resamples, share_estimate
+from lit_xai.metrics.statistics import Estimate, difference, finish, mean_estimate, resamples, share_estimate
 from lit_xai.rng import stable_hash
 
 MEND = "pip install 'lit_xai[labels]'"
 PERMUTATIONS = 1000
-WAYS = ("without reasons", "with reasons", "reasons alone")
+LIST, CONFIDENCE, WITH, ALONE = WAYS = ("list", "self-confidence", "with reasons", "reasons alone")
 
 
 def require_cleanlab() -> None:
@@ -81,11 +81,13 @@ def reasons(predicted: Float[Tensor, "b"], given: Float[Tensor, "b"]) -> Float[T
     return (predicted - given).nan_to_num(0.0)
 
 
-def ranks_with(reason: Float[Tensor, "p"], alone: bool = False) -> Float[Tensor, "p"]:
-    """The mean of a sample's place in the pool and its place by reasons, the largest first (`alone`: the latter); ties share places."""
-    by_reason = torch.from_numpy(rankdata(-reason.double().numpy()))
+def ways(confidence: Float[Tensor, "p"], reason: Float[Tensor, "p"]) -> dict[str, Tensor]:
+    """The ranks `[p]` of the pool, the most probable error first, ties with the mean of their ranks: as it is (the list first), by
+    self-confidence, by the mean of that and the rank by reasons, and by reasons.
+    """
     place = torch.arange(1, len(reason) + 1, dtype=torch.float64)
-    return by_reason if alone else (place + by_reason) / 2
+    sure, why = (torch.from_numpy(rankdata(values.double().numpy())) for values in (confidence, -reason))
+    return {LIST: place, CONFIDENCE: sure, WITH: (sure + why) / 2, ALONE: why}
 
 
 def first(ranks: Float[Tensor, "p"], number: int) -> Bool[Tensor, "p"]:
@@ -103,9 +105,10 @@ class Judged:
         precision: by `WAYS`, the share of the list, at the same length, that is wrong; `null` is the share of all samples, with reasons
             the mean when reasons are dealt to the pool at random.
         recall: the share of all errors that is listed.
-        gain: precision with reasons (alone) minus precision without, paired over the pool.
+        gain: precision minus that of self-confidence, paired over the pool.
         p: how often reasons dealt at random give as high a precision with reasons.
-        auc: how often, within the list, an error has more (`reasons`; `confidence`: less of it) than a sample with the right label.
+        auc: how often, within the list, an error has the smaller rank than a sample with the right label.
+        auc_gain: that with reasons minus that of self-confidence, paired over the list.
     """
 
     precision: dict[str, Estimate]
@@ -113,49 +116,52 @@ class Judged:
     gain: dict[str, Estimate]
     p: float
     auc: dict[str, Estimate]
+    auc_gain: Estimate
 
 
 def judge(
-    wrong: Bool[Tensor, "p"], listed_: int, reason: Float[Tensor, "p"], errors: int, samples: int, seed: int = 0
+    wrong: Bool[Tensor, "p"],
+    listed_: int,
+    confidence: Float[Tensor, "p"],
+    reason: Float[Tensor, "p"],
+    errors: int,
+    samples: int,
+    seed: int = 0,
 ) -> Judged:
     """Judge the list by errors that are known.
 
     Args:
         wrong: of every sample of the pool, in its order.
         listed_: how many of the pool are the list.
+        confidence: the probability of its label.
         reason: `reasons` of the pool.
         errors, samples: how many labels of how many are wrong.
         seed: of resamples and permutations.
     """
-    size = len(wrong)
-    chosen = {way: first(ranks, listed_) for way, ranks in ways(reason).items()}
+    size, ranks = len(wrong), ways(confidence, reason)
+    chosen = {way: first(of, listed_) for way, of in ranks.items()}
     precision = {way: share_estimate(wrong[of], errors / samples) for way, of in chosen.items()}
     recall, gain = {}, {}
     for way, of in chosen.items():
         found = torch.zeros(errors, dtype=torch.bool)
         found[: int(wrong[of].sum())] = True
         recall[way] = share_estimate(found)
-        if way != WAYS[0]:
-            changed = (of.double() - chosen[WAYS[0]].double()) * wrong
+        if way != CONFIDENCE:
+            changed = (of.double() - chosen[CONFIDENCE].double()) * wrong
             gain[way] = mean_estimate(changed * size / listed_, seed)
     g = torch.Generator().manual_seed(stable_hash(seed, "label errors"))
-    by_reason, place = ranks_with(reason, alone=True), torch.arange(1, size + 1, dtype=torch.float64)
     dealt = [
-        float(wrong[first(place + by_reason[torch.randperm(size, generator=g)], listed_)].double().mean())
+        float(
+            wrong[first(ranks[CONFIDENCE] + ranks[ALONE][torch.randperm(size, generator=g)], listed_)].double().mean()
+        )
         for _ in range(PERMUTATIONS)
     ]
-    precision[WAYS[1]].null = sum(dealt) / len(dealt)
-    as_high = sum(d >= precision[WAYS[1]].value - 1e-12 for d in dealt)
-    within = wrong[:listed_]
-    place = -torch.arange(listed_, dtype=torch.float64)
-    auc = {"reasons": area(reason[:listed_], within, seed), "confidence": area(place, within, seed)}
-    return Judged(precision, recall, gain, (1 + as_high) / (1 + PERMUTATIONS), auc)
-
-
-def ways(reason: Float[Tensor, "p"]) -> dict[str, Tensor]:
-    """The ranks of the pool in every one of `WAYS`."""
-    place = torch.arange(1, len(reason) + 1, dtype=torch.float64)
-    return dict(zip(WAYS, (place, ranks_with(reason), ranks_with(reason, alone=True)), strict=True))
+    precision[WITH].null = sum(dealt) / len(dealt)
+    as_high = sum(d >= precision[WITH].value - 1e-12 for d in dealt)
+    auc = {way: area(-of[:listed_], wrong[:listed_], seed) for way, of in ranks.items() if way != LIST}
+    return Judged(
+        precision, recall, gain, (1 + as_high) / (1 + PERMUTATIONS), auc, difference(auc[WITH], auc[CONFIDENCE])
+    )
 
 
 def area(values: Float[Tensor, "m"], wrong: Bool[Tensor, "m"], seed: int = 0) -> Estimate:

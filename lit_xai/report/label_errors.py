@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lit_xai.data.images import ImageSet, seen
-from lit_xai.metrics.label_errors import WAYS, Judged, judge, names_of, reasons, ways
+from lit_xai.metrics.label_errors import CONFIDENCE, LIST, WAYS, WITH, Judged, judge, names_of, reasons, ways
 from lit_xai.metrics.statistics import Estimate, mean_estimate
 from lit_xai.report.figure import new_figure, save, wrapped
 from lit_xai.report.table import Column, Table, interval
@@ -81,7 +81,7 @@ class Listed:
         if self.true is None or not self.length:
             return None
         wrong = self.true != self.given
-        return judge(wrong, self.length, self.reasons, self.errors, self.total, self.seed)
+        return judge(wrong, self.length, self.probability, self.reasons, self.errors, self.total, self.seed)
 
     @cached_property
     def agreed(self) -> dict[str, Estimate]:
@@ -98,18 +98,26 @@ class Listed:
             said += f" The folds' {self.method} maps of them {agree} for the predicted class than for the label."
         j = self.judged
         if j is not None:
-            before, after = (j.precision[way] for way in WAYS[:2])
-            gain = j.gain[WAYS[1]]
+            gain, sharper = j.gain[WITH], j.auc_gain
             helps = "help" if gain.low > 0 else "harm" if gain.high < 0 else "are not shown to help"
             said += (
-                f" Of {self.errors:,} planted errors the list holds {j.recall[WAYS[0]].text()}, and {before.text()} of it are errors; with "
-                f"reasons, at the same length, {after.text()}: reasons {helps} ({gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}])."
+                f" Of {self.errors:,} planted errors the list holds {j.recall[LIST].text()}, and {j.precision[LIST].text()} of it are errors. At "
+                f"the same length, reasons beside self-confidence {helps}: precision {j.precision[WITH].text()} instead of "
+                f"{j.precision[CONFIDENCE].text()} ({gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}])"
             )
+            come = (
+                "come earlier"
+                if sharper.low > 0
+                else "come later"
+                if sharper.high < 0
+                else "are not shown to come earlier"
+            )
+            said += f"; errors within the list {come}."
         return said
 
     def rows(self) -> list[list[Any]]:
         """Of the file, in the order of the pool."""
-        places = ways(self.reasons)[WAYS[1]].argsort(stable=True).argsort() + 1
+        places = ways(self.probability, self.reasons)[WITH].argsort(stable=True).argsort() + 1
         rows: list[list[Any]] = []
         for row, sample in enumerate(self.samples.tolist()):
             numbers = (self.probability, self.about_predicted, self.about_given, self.reasons)
@@ -138,9 +146,10 @@ class Listed:
         rows = [[way, j.precision[way], j.recall[way], j.gain.get(way)] for way in WAYS]
         auc = ", ".join(f"{n} {e.text()}" for n, e in j.auc.items())
         caption = (
-            f"{self.length:,} of {self.total:,} samples, {self.errors:,} errors; of precision, /: share of all samples that are errors, with "
-            f"reasons: mean where reasons are dealt at random (as high: p {j.p:.3f}); gain: paired over the pool of {len(self.samples):,}; "
-            f"within the list an error lies before a right label by {auc} (area under the ROC curve, chance .5)"
+            f"{self.length:,} of {self.total:,} samples, {self.errors:,} errors; precision of as many by each rank; /: share of all samples that are "
+            f"errors, with reasons: mean where reasons are dealt at random (as high: p {j.p:.3f}); gain: against self-confidence, paired over the "
+            f"pool of {len(self.samples):,}; within the list an error lies before a right label by {auc} (area under the ROC curve, chance .5), with "
+            f"reasons minus self-confidence {j.auc_gain.text()}"
         )
         return Table(columns, rows, f"probable label errors of {self.name}", caption)
 
@@ -157,7 +166,7 @@ class Listed:
             "sentence": self.sentence,
             "agreement": {n: e.plain() for n, e in self.agreed.items()},
             **{n: {way: e.plain() for way, e in of.items()} for n, of in parts.items()},
-            **({} if j is None else {"p": j.p}),
+            **({} if j is None else {"p": j.p, "auc_gain": j.auc_gain.plain()}),
         }
 
 
