@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,10 +45,11 @@ def found_in(source: str, place: str) -> Iterator[Found]:
     yield from below(tree, (), False)
 
 
-LIBRARY = [
-    f for file in sorted(PACKAGE.rglob("*.py")) for f in found_in(file.read_text(), str(file.relative_to(PACKAGE)))
-]
-CLASSES = {f.node.name: f for f in LIBRARY if isinstance(f.node, ast.ClassDef)}
+@cache
+def library() -> list[Found]:
+    return [
+        f for file in sorted(PACKAGE.rglob("*.py")) for f in found_in(file.read_text(), str(file.relative_to(PACKAGE)))
+    ]
 
 
 def bases(kind: ast.ClassDef, known: dict[str, Found], seen: tuple[str, ...] = ()) -> Iterator[ast.ClassDef]:
@@ -110,20 +112,21 @@ def without_words(every: list[Found]) -> list[str]:
 
 
 def test_no_docstring_has_three_words_or_fewer() -> None:
-    assert without_words(LIBRARY) == []
+    assert without_words(library()) == []
 
 
 def test_public_functions_that_take_tensors_say_their_shapes() -> None:
-    assert without_shapes(LIBRARY) == []
+    assert without_shapes(library()) == []
 
 
 def test_explainers_and_scores_say_where_they_were_published() -> None:
-    wrong, inherited = [], {b.name for f in CLASSES.values() for b in bases(f.node, CLASSES)}  # type: ignore[arg-type]
-    modules = {f.place: f for f in LIBRARY if isinstance(f.node, ast.Module)}
-    for name, f in CLASSES.items():
+    classes = {f.node.name: f for f in library() if isinstance(f.node, ast.ClassDef)}
+    wrong, inherited = [], {b.name for f in classes.values() for b in bases(f.node, classes)}  # type: ignore[arg-type]
+    modules = {f.place: f for f in library() if isinstance(f.node, ast.Module)}
+    for name, f in classes.items():
         kind = f.node
         assert isinstance(kind, ast.ClassDef)
-        file, above = f.place.partition(":")[0], [kind, *bases(kind, CLASSES)]
+        file, above = f.place.partition(":")[0], [kind, *bases(kind, classes)]
         asks = {"Explainer", "Score"} & {c.name for c in above[1:]} and file.partition("/")[0] in (
             "explainers",
             "metrics",
