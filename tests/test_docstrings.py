@@ -35,6 +35,8 @@ def found_in(source: str, place: str) -> Iterator[Found]:
 
     def below(node: ast.AST, owners: tuple[ast.ClassDef, ...], local: bool) -> Iterator[Found]:
         for child in ast.iter_child_nodes(node):
+            if not isinstance(child, ast.stmt | ast.excepthandler | ast.match_case):
+                continue  # nothing is defined in an expression
             if isinstance(child, Function | ast.ClassDef):
                 yield Found(f"{place}:{child.lineno} {child.name}", child, owners, local)
             inner = (*owners, child) if isinstance(child, ast.ClassDef) else owners
