@@ -294,7 +294,9 @@ ELSEWHERE = {
     "FOLDER": "weights: test_pretrained.py",
     "model=pretrained": "weights: test_pretrained.py",
     "data=medmnist": "an archive: test_own_data.py",
-    "experiment=fashion_mnist": "a data set that is fetched",
+    "fashion_mnist": "a data set that is fetched",
+    "paper_": "a data set that is fetched, or trained samplers",
+    "label_errors=": "the extra labels: test_label_errors.py",
     "launcher=slurm": "a cluster: tests/slurm",
     "name=fashion": "a cluster: tests/slurm",
     "name=mine": "a folder of explain_folds: test_docs.py",
@@ -313,8 +315,15 @@ ELSEWHERE = {
     "experiment=shapes": "large counts: test_perturbation_commands.py",
     "compare=[a,b]": "folders of a reader's own: test_commands.py",
     "dashboard=true": "the extra dashboards: test_dashboard.py",
-    "data.plant": "test_shortcut.py",
+    "data.plant": "test_plant.py",
 }
+
+
+def test_what_is_run_elsewhere_has_its_tests() -> None:
+    named_files = re.findall(r"test_\w+\.py|tests/\w+", " ".join(ELSEWHERE.values()))
+    assert [f for f in named_files if not (ROOT / "tests" / f.removeprefix("tests/")).exists()] == []
+
+
 LITTLE = ["data.probes_per_fold=3", "checks=2", "model.network.width=4", "trainer.max_epochs=1"]
 LITTLE += [
     "explainer=[saliency,random]",
