@@ -85,6 +85,8 @@ def test_tests_and_files_that_pages_name_are_there() -> None:
     for page in PAGES:
         for name in re.findall(r"`(test_\w+)`", text_of(page)):
             assert name in defined, f"{named(page)}: {name}"
+        for path in re.findall(r"\bpython ([\w/]+\.py)\b", text_of(page)):
+            assert (ROOT / path).exists(), f"{named(page)}: {path}"
         for path in re.findall(r"`((?:docs|jobs|configs|tests|lit_xai|benchmarks|tools)/[\w./-]+)`", text_of(page)):
             mine = Path(path).stem in EXAMPLES or path.startswith(("docs/_build", "benchmarks/results", "jobs/logs"))
             assert mine or (ROOT / path).exists(), f"{named(page)}: {path}"
