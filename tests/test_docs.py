@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import copy
+import importlib
 import inspect
 import json
 import os
@@ -288,3 +290,35 @@ def test_the_figures_of_the_limit_are_drawn(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(sys, "argv", ["lime_limit.py", str(tmp_path)])
     runpy.run_path(str(ROOT / "docs" / "lime_limit.py"), run_name="__main__")
     assert {f.name for f in tmp_path.iterdir()} == {"detectors.png", "linear.png"}
+
+
+def test_what_the_examples_of_all_pages_import_is_there() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    written = [(page.name, code) for page in pages for code in blocks(os.path.relpath(page, ROOT / "docs"), "python")]
+    assert len(written) > 15
+    for page, code in written:
+        for node in ast.walk(ast.parse(code, page)):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "lit_xai":
+                module = importlib.import_module(node.module)
+                assert [n.name for n in node.names if n.name not in vars(module)] == [], page
+
+
+def test_the_examples_of_certificates_windows_and_pomelo_run() -> None:
+    from lit_xai.explainers import RISE
+    from lit_xai.fillers import DDIM
+    from lit_xai.rng import SampleRng
+
+    torch.manual_seed(0)
+    images = torch.rand(2, 1, 14, 14)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(576, 3)
+    ).eval()
+    names = {"model": model, "images": images, "targets": torch.tensor([0, 2]), "rng": SampleRng(0, (0, 1))}
+    names["explainer"] = RISE(masks=8)
+    exec(compile(blocks("deeper.md", "python")[0], "deeper.md", "exec"), names)
+    assert names["question"].images.shape == images.shape
+    names |= {"image": images[:1], "pixels": images[:1, :, :8, :8], "top": torch.tensor([1]), "left": torch.tensor([2])}
+    exec(compile(blocks("incremental.md", "python")[0], "incremental.md", "exec"), names)
+    assert names["logits"].kept >= 0
+    exec(compile(blocks("generative.md", "python")[0], "generative.md", "exec"), names)
+    assert isinstance(names["method"].perturbation.filler, DDIM)
