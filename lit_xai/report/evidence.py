@@ -111,6 +111,7 @@ def domain(ensemble: Ensemble) -> dict[str, dict[str, Any]]:
                 there = [
                     (r["shown_by"], float(r["mahalanobis"]), float(r["beyond"]), r["trained_on"])
                     for r in csv.DictReader(file)
+                    if r["checkpoint"] == ensemble.predictions[f].meta["checkpoint"]  # of these weights
                 ]
             own = [d for name, d, _, _ in there if name == HELD_OUT]
             for name, d, share, said in there if own else ():
