@@ -19,6 +19,8 @@ from lit_xai.explainers import GradientInput, Random
 from lit_xai.metrics import Insertion, KeptShare
 from lit_xai.metrics.conformal import bound
 from lit_xai.models.classifier import Classifier
+from lit_xai.report import audit
+from lit_xai.report.audit import Audit
 from lit_xai.report.ensemble import Ensemble
 from lit_xai.report.show import further_tables
 from lit_xai.report.summarise import summarise
@@ -234,11 +236,17 @@ def test_a_kept_share_of_the_whole_image_is_said_to_show_nothing() -> None:
     assert "any_two" not in plain
 
 
-def test_the_terminal_and_the_page_show_the_test_probes_with_the_nulls_below(folder) -> None:
+def test_the_terminal_and_the_pages_show_the_test_probes_with_the_nulls_below(folder, tmp_path) -> None:
     table = further_tables(summarise(Ensemble(folder), progress=False), ["mege"])["Test probes"]
     assert [row[0] for row in table.texts()] == ["gradient_input", "random"]
     assert table.below == ["random"]
     assert "30 test probes" in table.title
+    ensemble = Ensemble(folder)
+    audit.write([Audit.of(ensemble, summarise(ensemble, progress=False))], tmp_path)
+    text = (tmp_path / "audit.html").read_text()
+    rows = text[text.index("What holds for a new image") :].split("</table>")[0]
+    assert rows.index("gradient_input</th>") < rows.index('<tr class="null"><th scope="row">random</th>')
+    assert rows.count(">30<") == 2
 
 
 def test_a_folder_without_test_probes_says_how_to_explain_them(tmp_path) -> None:
