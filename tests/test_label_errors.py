@@ -251,3 +251,8 @@ def test_the_command_lists_planted_errors_of_a_trained_folder(tmp_path: Path) ->
     with (tmp_path / "n" / "label_errors.csv").open() as file:
         rows = [r for r in csv.DictReader(file) if r["listed"] == "yes"]
     assert sum(r["given"] != r["true"] for r in rows) >= 5
+    for f in "01":
+        run("train", tmp_path, *train, f"fold={f}", "explain=false", "name=m", "model.lr=1e-9", small=small)
+    ignorant = run("evaluate", tmp_path, "name=m", "label_errors=saliency", check=False, small=small)
+    assert (ignorant.returncode, ignorant.stderr.count("\n")) == (1, 1)
+    assert "label_errors= needs predictors that know the classes: theirs are 0.1" in ignorant.stderr

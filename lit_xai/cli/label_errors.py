@@ -19,6 +19,7 @@ from lit_xai.core import Explainer, as_explainer
 from lit_xai.data.folds import noisy_labels
 from lit_xai.errors import UsageError
 from lit_xai.metrics import label_errors as measured
+from lit_xai.metrics.statistics import share_estimate
 from lit_xai.report.label_errors import Listed, write
 from lit_xai.rng import SampleRng
 
@@ -58,6 +59,13 @@ def label_errors(cfg: DictConfig) -> None:
     models = [predictor_of(run.load()).to(first.device).eval() for run in runs]
     probabilities = out_of_fold(runs, models)
     given = noisy_labels(split, len(source.classes), cfg.label_noise)
+    right = share_estimate(probabilities.argmax(1) == given)
+    frequent = float(torch.bincount(given).max() / len(given))
+    if not right.low > frequent:
+        raise UsageError(
+            f"label_errors= needs predictors that know the classes: theirs are {right.text()} of the labels of {first.name}, the most frequent "
+            f"one alone {frequent:.3f}: train longer (trainer.max_epochs=), or on more data"
+        )
     issues = measured.listed(given, probabilities)
     rows = measured.pool(issues, given, probabilities)
     predicted = probabilities.argmax(1)
