@@ -20,8 +20,11 @@ from lit_xai.errors import UsageError
 from lit_xai.explainers import Centre, GradientInput
 from lit_xai.metrics.shortcut import MOSTLY, chance_on, top_on
 from lit_xai.models.classifier import Classifier
+from lit_xai.report.conditions import MASKS, Condition
 from lit_xai.report.ensemble import Ensemble
 from lit_xai.report.shortcut import alone_of, apart, found
+from lit_xai.report.summarise import summarise
+from lit_xai.report.verdict import cannot_be_asked
 from lit_xai.store.fold import FoldStore
 from scipy.stats import hypergeom
 from torch import Tensor, nn
@@ -277,6 +280,14 @@ def test_a_network_that_reads_the_shortcut_alone_is_found_out(tmp_path: Path) ->
     assert "leans on it" in seen.sentence
     assert "gradient_input" in " ".join(str(cell) for t in seen.tables() for row in t.texts() for cell in row)
     assert "one other predictor" in seen.plain()["maps"]["gradient_input"]["more"]["reason"]
+
+
+def test_whether_maps_point_at_an_object_is_not_asked_of_planted_data(tmp_path: Path) -> None:
+    summary = summarise(audited(tmp_path), progress=False)
+    asked = Condition("points", "", ("mege",), better_than=("centre",), needs=(MASKS,))
+    assert cannot_be_asked(summary, asked).startswith("a watermark is planted: a true explanation")
+    summary.head["planted"] = ""
+    assert cannot_be_asked(summary, asked) == ""
 
 
 def test_the_predictor_that_leans_on_it_is_told_from_one_that_does_not_and_nulls_tell_nothing(tmp_path: Path) -> None:

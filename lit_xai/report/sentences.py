@@ -9,8 +9,6 @@ from lit_xai.report.answers import CARE, CONTRADICTED, DISTRUST, NOT_SHOWN, ORDE
 from lit_xai.report.conditions import Condition
 from lit_xai.report.summary import Row, Summary
 
-PLANTED = ("tag", "shortcut")  # masks of what is planted
-
 
 def listed(names: Sequence[str]) -> str:
     """`a, b and c`."""
@@ -68,13 +66,13 @@ def said_against(c: Condition, answer: Answer) -> str:
 
 
 def tag_columns(summary: Summary) -> list[str]:
-    """The columns that score maps against a planted tag or shortcut."""
+    """The columns that score maps against a planted tag."""
     return [c for c in summary.columns if "definition" in summary.definitions.get(c, {}) and is_tag(summary, c)]
 
 
 def is_tag(summary: Summary, column: str) -> bool:
-    """Whether a score is against the mask of a tag or another shortcut."""
-    return summary.definitions[column]["definition"].get("truth") in PLANTED
+    """Whether a score is against the mask of a tag; of a shortcut of `data.plant=`, `lit_xai.report.shortcut` says more."""
+    return summary.definitions[column]["definition"].get("truth") == "tag"
 
 
 def tag_column(summary: Summary) -> str:
@@ -97,19 +95,17 @@ def tag_sentence(summary: Summary, answers: Mapping[str, Mapping[str, Answer]], 
         if believed
         else "all methods, none of which is shown to be faithful and to depend on the model"
     )
-    of, tag = [rows[n] for n in believed or rows], summary.definitions[column]["definition"]["truth"]
+    of = [rows[n] for n in believed or rows]
     said = [row.explainer in on_tag for row in of]
     looks = (
-        f"The network looks at the planted {tag}"
+        "The network looks at the planted tag"
         if 2 * sum(said) > len(said)
-        else f"It is not shown that the network looks at the planted {tag}"
+        else "It is not shown that the network looks at the planted tag"
     )
     value = mean_of(of, column)
     whole = [null for row in of if (null := row.estimates[column].null) is not None]
     cover = f", which covers {sum(whole) / len(whole):.0%} of the image" if whole else ""
-    what = (
-        f"of the map's mass lies on the {tag}" if "mass" in column else f"of the maps have their maximum on the {tag}"
-    )
+    what = "of the map's mass lies on the tag" if "mass" in column else "of the maps have their maximum on the tag"
     inside = next((c for c in summary.columns if c.rpartition("/")[2] == "mass_inside"), "")
     on = [row for row in of if inside in row.estimates and math.isfinite(row.estimates[inside].value)]
     there = f"; on the object {mean_of(on, inside):.0%}" if on and "mass" in column else ""
