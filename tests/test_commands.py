@@ -103,7 +103,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("finished")
     run("train", root, "-m", "fold=range(2)")
     run("explain", root, "-m", "fold=range(2)", "probes=disagreements", "logger=none")
-    run("evaluate", root)
+    run("evaluate", root, "printed=[{source: a paper, columns: {mege: {saliency: 0.9}}}]")
     return root
 
 
@@ -113,7 +113,16 @@ def folder(finished: Path) -> Path:
 
 
 def test_every_result_file_is_there(folder: Path) -> None:
-    for name in ("summary.json", "summary.csv", "summary.tex", "report.html", "histograms.png", "histograms.pdf"):
+    for name in (
+        "summary.json",
+        "summary.csv",
+        "summary.tex",
+        "report.html",
+        "histograms.png",
+        "histograms.pdf",
+        "printed.csv",
+        "printed.tex",
+    ):
         assert (folder / name).stat().st_size > 0, name
     for name in ("model.ckpt", "config.yaml", "predictions.safetensors", "scores.csv", "gallery.png"):
         assert (folder / "fold=1" / name).stat().st_size > 0, name
