@@ -92,4 +92,4 @@ def test_a_trainers_test_loop_leaves_what_a_command_leaves(tmp_path: Path) -> No
             trainer.test(on.module, on.data, verbose=False)
         files.append({str(f.relative_to(store.root)): f.read_bytes() for f in store.root.rglob("*.safetensors")})
     assert files[0] == files[1]
-    assert len(files[0]) == 3  # predictions, maps, thumbnails
+    assert len(files[0]) == 4  # predictions, probabilities, maps, thumbnails
