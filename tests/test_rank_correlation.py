@@ -38,6 +38,14 @@ def test_both_correlations_are_scipys_also_with_ties():
         assert found.tau.value == pytest.approx(kendalltau(mine, printed).statistic)
 
 
+def test_values_that_differ_by_rounding_are_tied():
+    one, other = (
+        rank_correlation("score", {n: Estimate(v) for n, v in zip("abcd", values, strict=True)}, named(PRINTED[:4]))
+        for values in ((0.3, 0.1 + 0.2, 0.5, 0.1), (0.3, 0.3, 0.5, 0.1))
+    )
+    assert (one.rho.value, one.tau.value) == (other.rho.value, other.tau.value)
+
+
 @pytest.mark.parametrize("printed", [PRINTED[:6], (0.3, 0.9, 0.9, 0.36, 0.77, 0.36)])
 def test_the_interval_is_the_range_over_all_orders_that_are_left_open(printed):
     above = [(0, 3), (5, 1), (2, 4)]

@@ -55,7 +55,7 @@ def rank_correlation(column: str, ours: Mapping[str, Estimate], theirs: Mapping[
         theirs: numbers by method. Those that only one side has are left out.
     """
     names = [n for n in ours if n in theirs and math.isfinite(ours[n].value)]
-    mine, printed = np.array([ours[n].value for n in names]), np.array([float(theirs[n]) for n in names])
+    mine, printed = np.array([ours[n].value for n in names]).round(12), np.array([float(theirs[n]) for n in names])
     reason = ""
     if len(names) < FEWEST:
         reason = f"{len(names)} methods in common are too few for an order"
