@@ -258,6 +258,7 @@ TRAINING = {  # where torch's generators may be used: to train, to fit, and on s
     "lit_xai/fillers/patch.py": {"held_out"},
     "lit_xai/fillers/tiles.py": {"windows"},
     "lit_xai/metrics/gaps.py": {"permuted"},
+    "lit_xai/metrics/label_errors.py": {"judge"},
     "lit_xai/metrics/statistics.py": {"draw_resamples"},
 }
 

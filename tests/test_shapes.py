@@ -209,11 +209,11 @@ def test_impossible_shapes_are_refused(options, message):
 
 def test_the_yaml_builds_them():
     from lit_xai.cli.build import build_data, check_targets
-    from lit_xai.cli.schema import config_dir
+    from lit_xai.cli.compose import compose
     from omegaconf import OmegaConf
 
-    node = OmegaConf.to_container(OmegaConf.load(config_dir() / "data" / "shapes.yaml"))
-    node.update(size=16, samples=60, test=12, tag=0.5)
+    small = ["data.size=16", "data.samples=60", "data.test=12", "data.tag=0.5"]
+    node = OmegaConf.to_container(compose("train", ["data=shapes", *small]).data)
     check_targets(node, "data")
     data = build_data(node, 0, 0, 0.0)
     assert isinstance(data, FoldData)
