@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
 import checker
 
 torch.set_num_threads(1)
+yaml.SafeLoader = (
+    yaml.CSafeLoader
+)  # the same language read faster: commands compose the same few files a thousand times
 checker.install()  # before the first import of lit_xai
 
 

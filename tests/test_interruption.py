@@ -226,6 +226,7 @@ def test_a_rank_that_is_killed_ends_the_others_and_the_same_command_completes(
     assert not list((tmp_path / "disturbed").rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_twins_that_explain_the_same_shards_do_no_harm(undisturbed: Path, tmp_path: Path) -> None:
     """A requeued job and its twin; a third one was killed while it wrote."""
     root = tmp_path / "twins"
