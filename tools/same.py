@@ -44,8 +44,8 @@ GENERATORS = (
     "data=shapes data.size=16 data.samples=120 data.test=24 data.folds=2 data.probes_per_fold=4 data.batch_size=16"
 )
 CLASSIFIER = f"{GENERATORS} model.network.width=4 trainer.max_epochs=2 shard_size=8"
-QUICK = "explainer.lime_g.samples=80 explainer.sp_g.stride=112 explainer.mp_g.steps=2 explainer.pomelo_ddim.samples=20"
-QUICK += " explainer.pomelo_ddim.filler.steps=3 explainer.pomelo_flow.samples=20"
+QUICK = "explainer.lime_g.samples=80 explainer.sp_g.stride=112 explainer.mp_g.steps=2 explainer.pomelo_ddim.samples=40"
+QUICK += " explainer.pomelo_ddim.filler.steps=3 explainer.pomelo_flow.samples=40"
 
 # groups of commands, in order; `{root}` is the folder of one checkout
 COMMANDS: dict[str, list[str]] = {
