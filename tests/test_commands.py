@@ -185,12 +185,12 @@ def test_a_complete_run_does_nothing(finished: Path) -> None:
 @pytest.mark.parametrize(
     ("cmd", "options", "number"),
     [
-        ("train", ["fold=0"], 25),
+        pytest.param("train", ["fold=0"], 25, marks=pytest.mark.slow),
         ("explain", ["fold=0"], 25),
-        ("explain", ["fold=0", "part=1/2"], 5),
+        pytest.param("explain", ["fold=0", "part=1/2"], 5, marks=pytest.mark.slow),
         ("explain", ["fold=1", "probes=disagreements"], None),
         ("evaluate", [], None),
-        ("evaluate", ["--status"], None),
+        pytest.param("evaluate", ["--status"], None, marks=pytest.mark.slow),
     ],
 )
 def test_a_command_opens_every_shard_of_a_finished_store_once(finished: Path, opens, cmd, options, number) -> None:

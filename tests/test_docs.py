@@ -286,6 +286,7 @@ def test_the_example_of_perturbation_runs(convnet: object) -> None:
     assert names["gap"].needed > 0
 
 
+@pytest.mark.slow
 def test_the_figures_of_the_limit_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["lime_limit.py", str(tmp_path)])
     runpy.run_path(str(ROOT / "docs" / "lime_limit.py"), run_name="__main__")
