@@ -37,7 +37,7 @@ types: setup
 test: lint
 	@$(MAKE) --no-print-directory -j2 types fast
 fast: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test-all: lint types $(VENV)/.docs
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m 'not slurm'
 $(VENV)/.slurm: $(VENV)/.ready
