@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
+from lit_xai.calls import Gate
 from lit_xai.errors import UsageError
 from lit_xai.explainers import RISE, IntegratedGradients, Lime, Saliency, SlidingPatch
 from lit_xai.explainers.lime import Coalitions, PixelCosineKernel, ShapleyKernel, Toggle
@@ -343,6 +345,26 @@ def test_what_has_no_certificate_has_no_radius_and_a_line_says_why(method, model
     none.cache_clear()
     assert bool(CertifiedRadius(steps=0).again(method, model(), images, targets, RNG)[:, 0].isnan().all())
     assert why in caplog.text
+
+
+class Mute(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :4] * torch.nan
+
+
+def test_of_an_answer_that_is_no_number_no_radius_is_known(images, targets):
+    question = Question.of(METHODS["rise"], affine(), images, targets, RNG, cells=3)
+    ranking = replace(next(question.rankings()), outputs=torch.full((30,), torch.nan, dtype=torch.float64))
+    assert math.isnan(ranking.radius())
+    assert bool(attack_radius(replace(question, gate=Gate.of(Mute()))).isnan().all())
+
+
+def test_the_radius_of_a_method_is_none_of_another_methods_map(images, targets):
+    score, method, model = CertifiedRadius(cells=3, steps=2), METHODS["rise"], bent()
+    both = score.again(method, model, images, targets, RNG)
+    value, details = score.with_details(model, images, -method(model, images, targets, RNG), targets, RNG, both)
+    assert bool(value.isnan().all())
+    assert bool(details["attack"].isnan().all())
 
 
 @pytest.mark.parametrize("options", [{"cells": 1}, {"steps": -1}])

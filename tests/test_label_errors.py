@@ -81,6 +81,13 @@ def test_the_list_is_that_of_confident_learning_by_hand() -> None:
     assert sum(bool(true[i] != given[i]) for i in found) > 0.9 * len(found)
 
 
+def test_probabilities_that_are_no_numbers_are_refused() -> None:
+    pytest.importorskip("cleanlab")
+    _, given, p = noisy()
+    with pytest.raises(UsageError, match="1 samples have no probabilities"):
+        listed(given, p.index_fill(0, torch.tensor([3]), torch.nan))
+
+
 def test_the_least_self_confident_comes_first_and_right_labels_give_an_empty_list() -> None:
     pytest.importorskip("cleanlab")
     true, given, p = noisy()

@@ -241,9 +241,9 @@ def test_variants_are_explainers_of_their_own_that_differ_in_one_key() -> None:
     assert found == {"sp__5": {**same, "patch": 5}, "sp__17": {**same, "patch": 17}}
 
 
-@pytest.mark.parametrize("variants", ["5", "{patch:5}", "{patch:[]}", "{patch:[[5]]}"])
+@pytest.mark.parametrize("variants", ["5", "{patch:5}", "{patch:[]}", "{patch:[[5]]}", "{patch:[5,5]}"])
 def test_variants_of_no_or_several_keys_are_refused(variants: str) -> None:
-    with pytest.raises(CommandError, match=r"explainer\.sp\.variants must be one key with a list of values"):
+    with pytest.raises(CommandError, match=r"explainer\.sp\.variants must be one key with a list of different values"):
         compose("explain", ["experiment=robustness", f"explainer.sp.variants={variants}"])
 
 

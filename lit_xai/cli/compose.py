@@ -83,9 +83,14 @@ def expand_variants(cfg: Any) -> None:
                 found[name] = node
                 continue
             values = next(iter(variants.values())) if isinstance(variants, dict) and len(variants) == 1 else None
-            if not isinstance(values, list) or not values or any(isinstance(v, dict | list) for v in values):
+            if (
+                not isinstance(values, list)
+                or not values
+                or any(isinstance(v, dict | list) for v in values)
+                or len(set(map(str, values))) < len(values)
+            ):
                 raise CommandError(
-                    f"{group}.{name}.variants must be one key with a list of values, as in {{repeat: [0, 1]}}, found {variants}"
+                    f"{group}.{name}.variants must be one key with a list of different values, as in {{repeat: [0, 1]}}, found {variants}"
                 )
             found |= {f"{name}__{value}": {**node, next(iter(variants)): value} for value in values}
         cfg[group] = found

@@ -118,11 +118,13 @@ class Ranking:
         return (weights.sum(1) * (weights @ self.masks.square()).amax(1)).sqrt()
 
     def radius(self) -> float:
-        """The largest radius, from below, at which the whole top stays above all the rest; 0 where not even here."""
+        """The largest radius, from below, at which the whole top stays above all the rest; 0 where not even here, NaN where an answer is no number."""
 
         def good(radius: float) -> bool:
             return bool(self.holds(radius, whole=False).all())
 
+        if not bool(self.outputs.isfinite().all()):
+            return math.nan
         low = 0.01
         while not good(low):
             low /= 2
@@ -295,11 +297,13 @@ def attacked(
     """Projected gradient descent on the margin of the top, and what it found: the size of the change, and the image.
 
     Without a radius that of the ball shrinks where the top has lost its rank and grows where not (fast minimum-norm attack, Pintor et
-    al., 2021): the least change is returned, infinite if none was found. With one, what leaves the least margin within it.
+    al., 2021): the least change is returned, infinite if none was found, NaN where the model's answer is no number. With one, what leaves the least margin within it.
     """
     x = question.images[image]
     rows = question.regions(image)
     values = rows @ question.outputs(image, x)
+    if not bool(values.isfinite().all()):
+        return math.nan, x
     top = torch.zeros_like(values, dtype=torch.bool)
     top[values.argsort(descending=True)[: question.tops]] = True
     moved, best, least = x, x, math.inf

@@ -45,10 +45,18 @@ def listed(given: Int[Tensor, "n"], probabilities: Float[Tensor, "n k"]) -> Int[
     Args:
         given: the label of every sample.
         probabilities: by a predictor that never saw the sample.
+
+    Raises:
+        UsageError: a probability is no number.
     """
     require_cleanlab()
     from cleanlab.filter import find_label_issues
 
+    if not bool(probabilities.isfinite().all()):
+        lacks = int((~probabilities.isfinite().all(1)).sum())
+        raise UsageError(
+            f"{lacks} samples have no probabilities: a predictor's answer is no number; train that fold again"
+        )
     p = probabilities.double()
     p = p / p.sum(1, keepdim=True)  # float32 sums to 1 up to its rounding
     options = {"return_indices_ranked_by": "self_confidence", "filter_by": "prune_by_noise_rate", "n_jobs": 1}

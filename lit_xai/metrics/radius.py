@@ -12,15 +12,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lit_xai.calls import gated
+from lit_xai.calls import admit, gated
 from lit_xai.core import Explainer, Images, Maps, Model, Scores, Targets, as_explainer
 from lit_xai.errors import UsageError
 from lit_xai.fitting import describe
-from lit_xai.metrics.certificates import Question, attack_radius, certified_radius
+from lit_xai.metrics.certificates import Question, attack_radius
 from lit_xai.metrics.scored import Detailed, check_scored
 from lit_xai.rng import SampleRng
+from lit_xai.segments import Grid, segment_counts, segment_sums
 
 LOG = logging.getLogger(__name__)
+ROUNDED = 1e-4  # of a map's range: by how much float32 may confuse two of its cells
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,9 @@ class CertifiedRadius(Detailed):
 
     A lower bound of the least change that ends its rank; the detail `attack` is an upper bound, the change that an attack within
     [0, 1] found, infinite where it found none (`lit_xai.metrics.certificates`; docs/deeper.md). NaN, with one line, of methods that
-    are no weighted sum over masks which stay where they are, and of networks without a known Lipschitz constant. Nulls that ignore the
-    model have no such sum either: nothing is marked against them.
+    are no weighted sum over masks which stay where they are, and of networks without a known Lipschitz constant; NaN also where the map's
+    top is not that of the sum, as it is another method's, or the model's answer is no number. Nulls that ignore the model have no such sum
+    either: nothing is marked against them.
 
     Args:
         cells: of the grid whose cells are ranked, along a side.
@@ -65,12 +68,14 @@ class CertifiedRadius(Detailed):
         images: Images,
         targets: Targets,
         rng: SampleRng | None = None,
-    ) -> Float[Tensor, "b 2"]:
-        """Both radii of every image."""
-        method, found = as_explainer(explainer), images.new_full((len(images), 2), torch.nan, dtype=torch.float64)
+    ) -> Float[Tensor, "b 3"]:
+        """Both radii of every image, and which cell is its top."""
+        method, found = as_explainer(explainer), images.new_full((len(images), 3), torch.nan, dtype=torch.float64)
+        admit(model, images, targets)  # what is no question at all is refused
         try:
             question = Question.of(method, model, images, targets, rng, self.cells)
-            found[:, 0] = certified_radius(question).to(found)
+            for image, ranking in enumerate(question.rankings()):
+                found[image, 0], found[image, 2] = ranking.radius(), float(ranking.top.int().argmax())
         except UsageError as e:
             none(type(method).__name__, str(e))
             return found
@@ -90,11 +95,19 @@ class CertifiedRadius(Detailed):
     ) -> tuple[Scores, dict[str, Float[Tensor, "b"]]]:
         """The radius, and the attack's."""
         check_scored(images, maps)
-        if observed is None or observed.shape != (len(images), 2):
+        if observed is None or observed.shape != (len(images), 3):
             raise UsageError(
                 "CertifiedRadius needs both radii: pass observed=score.again(explainer, model, images, targets, rng)"
             )
-        return observed[:, 0], {"attack": observed[:, 1]} if self.steps else {}
+        certified, attack, top = observed.to(maps.device).unbind(1)
+        labels = Grid(self.cells)(images)
+        means = segment_sums(maps.double(), labels) / segment_sums(torch.ones_like(maps, dtype=torch.float64), labels)
+        means = means[:, : int(segment_counts(labels)[0])] if len(maps) else means
+        lacks = means.amax(1) - means.gather(1, top.nan_to_num().long()[:, None])[:, 0]
+        other = lacks > ROUNDED * maps.double().flatten(1).abs().amax(1)
+        return certified.masked_fill(other, torch.nan), {
+            "attack": attack.masked_fill(other, torch.nan)
+        } if self.steps else {}
 
 
 @functools.cache
