@@ -267,6 +267,7 @@ def test_a_gradient_goes_through_the_network_itself(by):
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", [Recorded, compiled])
 def test_passes_on_a_gpu_draw_as_plain_ones_and_follow_the_weights(by, monkeypatch, kind, way):

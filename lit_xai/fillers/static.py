@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_xai.calls.recording import WARM, recorded
 from lit_xai.errors import UsageError
 
 LOG = logging.getLogger(__name__)
 CHOICES = ("auto", "never")
 KINDS = 64  # networks and shapes that a call is compiled for in a process; torch's own 8 are fewer than some ensembles have folds
-WARM = 3  # passes before one is recorded, or looked at: libraries choose their kernels and allocate in them
 GROSS = 0.05  # of the largest value: no rounding, of bfloat16 neither, reaches it; what was not copied or is out of date does
 
 Call = Callable[..., Tensor]  # rows [m, ...] to rows [m, ...], each by itself
@@ -63,20 +63,11 @@ class Recorded:
         """Record a pass of rows like these."""
         self.weights = list(weights_of(self.module))  # as long as they are held, nothing else lies where they lie
         self.rows = [torch.zeros_like(r) for r in rows]
-        device = self.rows[0].device
-        with torch.cuda.device(device):
-            stream, self.graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(WARM):
-                    self.call(*self.rows)
-            torch.cuda.current_stream().wait_stream(stream)
-            torch.clear_autocast_cache()  # weights are cast within the graph, and nobody else reads what it casts them to
-            try:
-                with torch.cuda.graph(self.graph, pool(device), stream, capture_error_mode="thread_local"):
-                    self.out = self.call(*self.rows)
-            finally:
-                torch.clear_autocast_cache()
+
+        def work() -> None:
+            self.out = self.call(*self.rows)
+
+        self.replay = recorded(work, self.rows[0].device)
 
     def __call__(self, *rows: Tensor) -> Tensor:
         now = weights_of(self.module)
@@ -84,14 +75,8 @@ class Recorded:
             self.record(rows)
         for mine, given in zip(self.rows, rows, strict=True):
             mine.copy_(given)
-        self.graph.replay()
+        self.replay()
         return self.out
-
-
-@functools.cache
-def pool(device: torch.device) -> Any:
-    """The memory of all graphs of a device: only one is at work, and its result is copied before the next."""
-    return torch.cuda.graph_pool_handle()
 
 
 def weights_of(module: nn.Module) -> chain[Tensor]:

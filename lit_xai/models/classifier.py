@@ -15,12 +15,14 @@ from lit_xai.errors import UsageError
 from lit_xai.models.calibration import SPREAD, CalibratedData
 from lit_xai.models.lipschitz import Temperature, fitted_temperature, plain
 from lit_xai.models.pretrained import Normalise
+from lit_xai.models.steps import Steps
 from lit_xai.models.trainable import Trainable, check_choice
 from lit_xai.rng import stable_hash
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.MultiheadAttention)  # layers that have weights to damage
 FITTED = 2000  # most training images that a temperature is fitted to
 LOSSES = ("cross_entropy", "tau_cross_entropy", "hkr")
+RECORD = ("auto", "never")
 
 
 class Classifier(Trainable):
@@ -36,6 +38,8 @@ class Classifier(Trainable):
         tau: temperature of `tau_cross_entropy`; the predictor is softmax(tau z), as it is trained.
         hkr_alpha, hkr_margin: weight of the hinge term and margin of `hkr`.
         scale: divide by the standard deviation as well (must be off where the Lipschitz constant counts).
+        record: `auto` records steps of a small network as a CUDA graph where one GPU trains (see `Steps`); `never` launches
+            every kernel.
 
     Attributes:
         calibration: the positive factor on the predictor's logits that fits images best that the gradient never saw, see
@@ -46,6 +50,7 @@ class Classifier(Trainable):
     temperature: Tensor
     calibration: Tensor | None
     hides: Callable[..., Tensor] | None = None
+    steps: Steps | None = None  # of the training that goes on
 
     def __init__(
         self,
@@ -64,9 +69,11 @@ class Classifier(Trainable):
         hkr_margin: float = 0.1,
         scale: bool = True,
         optimizer: str = "adamw",
+        record: str = "auto",
     ) -> None:
         super().__init__(lr, weight_decay, schedule, optimizer)
         check_choice(loss, LOSSES, "loss")
+        check_choice(record, RECORD, "record")
         if classes < 2:
             raise UsageError(
                 f"a classifier needs at least 2 classes and the data have {classes}: point data.root= at a folder with one "
@@ -76,6 +83,7 @@ class Classifier(Trainable):
         self.normalise = Normalise(mean, std if scale else [1.0] * len(std))
         self.network = network(channels=channels, classes=classes, side=side)
         self.label_smoothing, self.loss_name, self.trained_tau = label_smoothing, loss, tau
+        self.record = record
         self.hkr_alpha, self.hkr_margin = hkr_alpha, hkr_margin
         self.classes = classes
         self.register_buffer("temperature", torch.tensor(1.0), persistent=loss == "hkr")
@@ -99,8 +107,14 @@ class Classifier(Trainable):
         tau = self.tau if self.calibration is None else self.tau * float(self.calibration)
         return nn.Sequential(*layers, *([Temperature(tau)] if tau != 1 else [])).eval()
 
+    def on_train_start(self) -> None:
+        """Steps on one GPU are recorded; those of several wait for each other in between."""
+        alone = self.device.type == "cuda" and self.trainer.world_size == 1
+        self.steps = Steps(self, self.plain_loss) if alone and self.record == "auto" else None
+
     def on_train_end(self) -> None:
         """HKR trains at no temperature: the one that fits the training folds best is kept with the weights. Then the calibration."""
+        self.steps = None
         if self.loss_name == "hkr" and self.data is not None:
             samples = self.data.split.training(self.data.fold)[:FITTED]
             self.temperature.fill_(fitted_temperature(*self.answers(self.data, samples)))
@@ -141,6 +155,10 @@ class Classifier(Trainable):
         images, labels = batch
         if self.hides is not None:
             images = self.hides(images, epoch=self.current_epoch)
+        return self.plain_loss(images, labels) if self.steps is None else self.steps(images, labels)
+
+    def plain_loss(self, images: Float[Tensor, "b c h w"], labels: Tensor) -> Tensor:
+        """The training loss of images as they are, labels `[b]`."""
         return self.loss(self(images), labels)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:

@@ -167,10 +167,13 @@ class Trainable(TrainedModule):
     def optimizer_of(self, parameters: Iterable[nn.Parameter]) -> Any:
         """AdamW or SGD, and a schedule per step."""
         optimizer: torch.optim.Optimizer
+        parameters = list(parameters)
+        # one kernel for all of them on a GPU; Lightning bounds no gradients of such an optimizer
+        fused = (all(p.is_cuda for p in parameters) and not self.trainer.gradient_clip_val) or None
         if self.optimizer == "sgd":
-            optimizer = torch.optim.SGD(parameters, self.lr, MOMENTUM, weight_decay=self.weight_decay)
+            optimizer = torch.optim.SGD(parameters, self.lr, MOMENTUM, weight_decay=self.weight_decay, fused=fused)
         else:
-            optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
+            optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay, fused=fused)
         if self.schedule == "constant":
             return optimizer
         steps = self.total_steps()

@@ -1,0 +1,157 @@
+"""Recorded training steps are the steps themselves; what cannot be recorded is done as it is. Without a card, a recording does its work anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from lit_xai.models import resnet18
+from lit_xai.models.steps import Steps
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from conftest import seeded
+
+
+def replayed(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """What recording leaves: the work, done three times before, whenever it is asked for."""
+    for _ in range(3):
+        work()
+    return work
+
+
+def network() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return resnet18(1, 4, 8, width=2, dropout=0.0).train()
+
+
+def batches(number: int, size: int = 6) -> list[tuple[Tensor, Tensor]]:
+    g = seeded(1)
+    return [(torch.rand(size, 1, 8, 8, generator=g), torch.randint(0, 4, (size,), generator=g)) for _ in range(number)]
+
+
+def loss_of(module: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda images, labels: nn.functional.cross_entropy(module(images), labels)
+
+
+def trained(
+    module: nn.Module, loss: Callable[..., Tensor], many: list[tuple[Tensor, Tensor]], each: int = 1
+) -> list[float]:
+    """The losses of steps of `each` batches, whose gradients add up."""
+    optimizer, losses = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=0.01), []
+    for number, batch in enumerate(many):
+        found = loss(*batch)
+        (found / each).backward()
+        losses.append(float(found.detach()))
+        if (number + 1) % each == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+    return losses
+
+
+def both(
+    change: Callable[[nn.Module], None] = lambda module: None, many: int = 6, each: int = 1
+) -> tuple[nn.Module, nn.Module]:
+    """The same training, plain and recorded."""
+    one, other = network(), network()
+    change(one), change(other)
+    steps = Steps(other, loss_of(other), replayed)
+    expected, found = trained(one, loss_of(one), batches(many), each), trained(other, steps, batches(many), each)
+    assert found == expected
+    assert steps.replay is not None
+    return one, other
+
+
+def equal(one: nn.Module, other: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("each", [1, 2])
+def test_a_recorded_training_ends_with_the_same_weights_and_statistics(each):
+    one, other = both(each=each)
+    assert equal(one, other)
+
+
+def test_weights_that_are_not_trained_stay_as_they_are():
+    one, other = both(lambda module: module.stages.requires_grad_(False))
+    assert equal(one, other)
+    assert equal(other.stages, network().stages) is False  # their statistics are followed
+
+
+def test_a_layer_that_is_not_asked_has_no_gradient():
+    def add(module: nn.Module) -> None:
+        module.unused = nn.Linear(2, 2)
+
+    torch.manual_seed(0)
+    other = both(add)[1]
+    assert other.unused.weight.grad is None
+
+
+def test_a_batch_of_another_size_is_a_step_as_it_is():
+    one, other = network(), network()
+    many = [*batches(4), *batches(1, 3), *batches(2)]
+    assert trained(other, Steps(other, loss_of(other), replayed), many) == trained(one, loss_of(one), many)
+    assert equal(one, other)
+
+
+def test_weights_that_moved_are_recorded_anew():
+    one, other = network(), network()
+    steps, recordings = Steps(other, loss_of(other), lambda *a: recordings.append(1) or replayed(*a)), []
+    trained(other, steps, batches(3)), trained(one, loss_of(one), batches(3))
+    for module in (one, other):
+        for p in module.parameters():
+            p.data = p.data * 0.5
+    trained(other, steps, batches(3)), trained(one, loss_of(one), batches(3))
+    assert len(recordings) == 2
+    assert equal(one, other)
+
+
+def test_what_cannot_be_recorded_goes_on_as_it_is_and_says_so(caplog):
+    def broken(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
+        work()
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    one, other = network(), network()
+    steps = Steps(other, loss_of(other), broken)
+    assert trained(other, steps, batches(4)) == trained(one, loss_of(one), batches(4))
+    assert equal(one, other)
+    assert caplog.text.count("launched kernel by kernel, as they cannot be recorded (RuntimeError: operation not") == 1
+
+
+def test_a_buffer_that_is_put_elsewhere_in_every_step_is_not_recorded(caplog):
+    class Moves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network()
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen = self.seen + 1
+            return self.inner(x) + 0 * self.seen
+
+    module = Moves()
+    steps = Steps(module, loss_of(module), replayed)
+    trained(module, steps, batches(4))
+    assert steps.replay is None
+    assert "it puts its buffers elsewhere every time" in caplog.text
+    assert int(module.seen) == 4
+
+
+def test_weights_that_are_computed_anew_in_every_step_are_not_recorded():
+    module = network()
+    nn.utils.parametrizations.spectral_norm(module.head[-1])
+    assert any(parametrize.is_parametrized(m) for m in module.modules())
+    steps = Steps(module, loss_of(module), replayed)
+    trained(module, steps, batches(4))
+    assert steps.replay is None
+
+
+def test_without_gradients_a_loss_is_a_loss():
+    module = network()
+    steps = Steps(module, loss_of(module), replayed)
+    with torch.no_grad():
+        for batch in batches(3):
+            steps(*batch)
+    assert steps.replay is None
