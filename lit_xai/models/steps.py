@@ -116,7 +116,7 @@ class Replayed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, value: Float[Tensor, ""], gradients: list[Tensor], *parameters: Float[Tensor, "..."]
+        ctx: Any, value: Float[Tensor, ""], gradients: list[Float[Tensor, "..."]], *parameters: Float[Tensor, "..."]
     ) -> Float[Tensor, ""]:
         """The loss, in memory of its own."""
         ctx.gradients = gradients
