@@ -246,10 +246,12 @@ class Filler(Component):
         deterministic: all draws are alike; whatever it paints, it takes no noise.
         turn_off_rate: share of the superpixels that are hidden where its samples are judged, in (0, 1]; 1 = they are whole
             new images.
+        on_host: it looks at masks on the host, wherever images are: whoever has many of them gives them in one call.
     """
 
     deterministic: ClassVar[bool] = False
     turn_off_rate = 0.5
+    on_host: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(

@@ -79,9 +79,7 @@ def test_quantus_offset_makes_a_faint_map_dense_and_ours_does_not(quantus, rgb, 
 )
 def test_max_sensitivity_equals_captums_of_the_same_perturbations(captum, convnet, rgb, targets, explainer: Explainer):
     model, images, score = convnet.double(), rgb.double(), MaxSensitivity(draws=4, radius=0.1)
-    moved = torch.stack([score.question(Gate.of(model), images, targets, RNG, n)[0] for n in range(4)], dim=1).flatten(
-        0, 1
-    )
+    moved = score.questions(Gate.of(model), images, targets, RNG)[0].transpose(0, 1).flatten(0, 1)
 
     def explain(x: Tensor | tuple[Tensor], target: Tensor) -> tuple[Tensor]:
         x = x[0] if isinstance(x, tuple) else x

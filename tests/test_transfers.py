@@ -57,10 +57,8 @@ def waits(file: Path, times: int, images: int, of: Any) -> Counter[str]:
     return counted.counts
 
 
-# captum draws by NumPy, image by image; whole new images are looked up by key, as a draw costs many passes; a score that explains
-# again makes calls of its own; ROAD's equations are solved on the host; the tiles of any other hole than a window are found there; radii are searched image by image
-OTHERS = {"gradient_shap", "lime_g", "mp_g", "sp_g", "pomelo_ddim", "pomelo_flow", "max_sensitivity"}
-OTHERS |= {"road_deletion", "road_insertion", "pda", "deletion_infill", "certified_radius"}
+# captum draws by NumPy, image by image; a Gaussian is conditioned pattern by pattern on the host; radii are searched image by image
+OTHERS = {"gradient_shap", "pda", "certified_radius"}
 
 
 SLOW = ("pomelo", "information", "variants", "replaced", "captum", "in_domain", "generative")

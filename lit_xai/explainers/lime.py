@@ -399,7 +399,7 @@ class Lime(Explainer):
             one = len(chunk.images) == 1
             index = flat[chunk.images[0]].expand(len(z), -1) if one else flat[chunk.image]
             keep = z.gather(1, index).view(len(z), *segments.shape[1:])
-            perturbed = refill(keep, chunk, start + chunk.variant)
+            perturbed = refill(keep, chunk, since=start)
             rows = Rows(images, segments, chunk.image, z, perturbed, counts[chunk.image])
             made[chunk.start] = self.representation(rows), self.kernel(rows)
             return perturbed
@@ -423,7 +423,7 @@ class Lime(Explainer):
         settled = torch.zeros(len(images), dtype=torch.bool)
         together = Refill(self.perturbation.filler, images, rng, segments)
         for i, count in enumerate(counts.tolist()):
-            refill = together.of(i)
+            refill = together.of(i, i + 1)
             blocks: list[Block] = []
             done, target = 0, BLOCK
             while not settled[i] and done < self.cap:

@@ -98,26 +98,28 @@ class MeaningfulPerturbation(Explainer):
             )
         if self.upsampling not in ("bilinear", "nearest"):
             raise UsageError(f"upsampling must be bilinear or nearest, found {self.upsampling!r}")
-        rng = SampleRng.default(len(images), rng).repeated(self.repeat).on(images.device)
+        rng = SampleRng.default(len(images), rng).repeated(self.repeat)
         parts = {}
 
-        def solve(chunk: Chunk) -> None:
-            here = slice(chunk.start, chunk.stop)
-            parts[chunk.start] = self.optimise(model, images[here].clone(), targets[here].clone(), rng.take(chunk.row))
-
         with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
+            together, classes = Refill(self.filler, images.clone(), rng), targets.clone()
+
+            def solve(chunk: Chunk) -> None:
+                refill = together.of(chunk.start, chunk.stop)
+                parts[chunk.start] = self.optimise(model, refill, classes[chunk.start : chunk.stop])
+
             walk(model, images, 1, self.max_batch, solve)
         maps, changed, left = (torch.cat(p) for p in zip(*parts.values(), strict=True))
         return maps, {"pixels_changed": changed.double(), "output_left": left.double()}
 
-    def optimise(self, model: Model, images: Images, targets: Targets, rng: SampleRng) -> tuple[Maps, Scores, Scores]:
-        """The maps of one chunk, the share of pixels changed, and the output left."""
+    def optimise(self, model: Model, refill: Refill, targets: Targets) -> tuple[Maps, Scores, Scores]:
+        """The maps of one chunk's images, the share of pixels changed, and the output left."""
+        images, rng = refill.images, refill.rng
         size = self.resolve(model, images)
         side, shift = size["mask"], size["jitter"]
         m = rng.noise("mask", images.device).uniform((1, side, side)).to(images.dtype).requires_grad_()
         shifts = self.shifts(rng.noise("jitter", images.device), shift)
         optimiser = torch.optim.Adam([m], lr=self.rate)
-        refill = Refill(self.filler, images, rng)
         for step in range(self.steps):
             shown = self.perturbed(refill, self.enlarged(m, images), step)
             moved = in_format_of(moved_by(shown, shifts[:, step]), images) if shift else shown

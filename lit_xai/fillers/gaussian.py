@@ -223,6 +223,7 @@ class ConditionalGaussian(WindowFiller):
         self,
         canvas: Float[Tensor, "r d c hp wp"],
         state: Float[Tensor, "r 1 hp wp"],
+        at: Int[Tensor, "g 3"],
         rows: list[int],
         steps: list[Step],
         noise: Float[Tensor, "g d c k k"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -141,7 +142,7 @@ class GenerativeFiller(FittedFiller):
             UsageError: as `check`.
         """
         images = images.detach().contiguous()
-        if not self.opened.digest:
+        if not self.opened.digest or self.paints:  # of a painter nothing is encoded
             return Prepared(self, images, self.encoded(images))
         ways = self.ways(images.device)  # which decide the rounding
         key = (repr(describe(self)), self.opened.digest, digest(images), ways, self.rows(images) if ways else None)
@@ -181,23 +182,38 @@ class Prepared:
     looked_at: list[bool] = field(default_factory=list, compare=False)
 
     def __call__(
-        self, rows: Int[Tensor, "r"], keep: Bool[Tensor, "r n h w"], rng: SampleRng, draws: int = 1
+        self,
+        rows: Int[Tensor, "r"],
+        keep: Bool[Tensor, "r n h w"],
+        rng: SampleRng,
+        draws: int = 1,
+        names: Callable[[int], list[list[int]]] | None = None,
     ) -> Float[Tensor, "r n d c h w"]:
-        """Row t is image `rows[t]` under its masks `keep[t]`; its noise is that of row t of `rng`."""
+        """Row t is image `rows[t]` under its masks `keep[t]`; its noise is that of row t of `rng`.
+
+        `names(draws)` gives row and noise key of every draw where the host knows them; else they are read from the device.
+        """
         at_least(1, draws=draws)
         masks, each = keep.shape[1], 1 if self.filler.deterministic else draws
         noise = keys_of(keep, rng, each).reshape(-1)
         of = rows.repeat_interleave(masks * each)
         visible = keep.flatten(0, 1).repeat_interleave(each, dim=0)
-        drawn = self.drawn(of, visible, noise)
+        drawn = self.drawn(of, visible, noise, partial(names, each) if names else None)
         out = torch.where(visible[:, None], self.images[of], drawn)
         out = out.view(len(rows), masks, each, *self.images.shape[1:])
         return out.expand(-1, -1, draws, -1, -1, -1) if each < draws else out
 
-    def drawn(self, rows: Int[Tensor, "m"], keep: Bool[Tensor, "m h w"], noise: Noise) -> Float[Tensor, "m c h w"]:
+    def drawn(
+        self,
+        rows: Int[Tensor, "m"],
+        keep: Bool[Tensor, "m h w"],
+        noise: Noise,
+        names: Callable[[], list[list[int]]] | None = None,
+    ) -> Float[Tensor, "m c h w"]:
         """One draw a row, in [0, 1]."""
         reuse = self.key is not None and not self.filler.paints
-        keys = [(self.key, *pair) for pair in torch.stack([rows, noise.keys], 1).tolist()] if reuse else []
+        pairs = [] if not reuse else names() if names else torch.stack([rows, noise.keys], 1).tolist()
+        keys = [(self.key, *pair) for pair in pairs]
         if reuse and all(DRAWN.get(key) is not None for key in keys):
             return torch.stack([DRAWN.get(key) for key in keys])
         # where one is missing all are drawn: what a row shares a call with decides its rounding

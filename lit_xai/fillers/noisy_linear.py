@@ -80,6 +80,8 @@ class NoisyLinear(Filler):
 
     noise: float = 0.01
 
+    on_host = True
+
     def __post_init__(self) -> None:
         if self.noise < 0:
             raise UsageError(f"noisy linear imputation needs noise >= 0, found {self.noise}")

@@ -233,19 +233,20 @@ class PatchSampler(WindowFiller):
         self,
         canvas: Float[Tensor, "r d c hp wp"],
         state: Float[Tensor, "r 1 hp wp"],
+        at: Int[Tensor, "g 3"],
         rows: list[int],
         steps: list[Step],
         noise: Float[Tensor, "g d c k k"],
         first: bool,
     ) -> None:
-        """Fill one tile of each of these rows in place; what is known beside the seen was drawn."""
-        k, device = self.patch, canvas.device
-        row = torch.tensor(rows, device=device)
-        top, left = (torch.tensor(places, device=device) for places in zip(*(s[:2] for s in steps), strict=True))
-        known = torch.stack([torch.from_numpy(s.known) for s in steps]).to(device)
+        """Fill one tile of each of these rows in place; what was hidden in it is marked as drawn from then on."""
+        k, (row, top, left) = self.patch, at.unbind(1)
         now = cut(state, row, top, left, 3 * k)[:, 0]
-        now = torch.where(known & (now == HIDDEN), DRAWN, now)
-        self.fill_places(canvas, row, top, left, now, ~known[:, middle(k), middle(k)], noise, first)
+        tile = now[:, middle(k), middle(k)]
+        self.fill_places(canvas, row, top, left, now, tile == HIDDEN, noise, first)
+        along = torch.arange(k, device=canvas.device)
+        y, x = (k + top[:, None] + along)[:, :, None], (k + left[:, None] + along)[:, None]
+        state[row[:, None, None], 0, y, x] = torch.where(tile == HIDDEN, DRAWN, tile)
 
     def in_windows(
         self, images: Images, keep: Keep, top: Int[Tensor, "b"], left: Int[Tensor, "b"], rng: SampleRng, draws: int = 1

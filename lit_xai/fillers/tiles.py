@@ -135,6 +135,7 @@ class WindowFiller(FittedFiller):
     """
 
     noun: ClassVar[str]
+    on_host = True
 
     @property
     def patch(self) -> int:
@@ -170,12 +171,15 @@ class WindowFiller(FittedFiller):
         self,
         canvas: Float[Tensor, "r d c hp wp"],
         state: Float[Tensor, "r 1 hp wp"],
+        at: Int[Tensor, "g 3"],
         rows: list[int],
         steps: list[Step],
         noise: Float[Tensor, "g d c k k"],
         first: bool,
     ) -> None:
         """Fill one tile of each of these rows in place; canvas and state have a margin around the image.
+
+        `at` has row, top and left of each tile on the images' device, for whoever needs no more than these.
 
         On the `first` tile of a row its draws still look alike.
         """
@@ -213,9 +217,11 @@ class WindowFiller(FittedFiller):
             keys = keys_of(keep, rng, draws).reshape(-1, draws)
             canvas = F.pad(images, around).repeat_interleave(masks, dim=0)[:, None].repeat(1, draws, 1, 1, 1)
             state = F.pad(keep.flatten(0, 1)[:, None].to(images), around, value=OUTSIDE)
-            for s in range(max((len(p) for p in plans), default=0)):
-                rows = [r for r, p in enumerate(plans) if s < len(p)]
-                noise = self.noise(keys[rows].part(s))
-                self.fill_tiles(canvas, state, rows, [plans[r][s] for r in rows], noise, first=s == 0)
+            rounds = [[r for r, p in enumerate(plans) if s < len(p)] for s in range(max(map(len, plans), default=0))]
+            places = [(r, *plans[r][s][:2]) for s, rows in enumerate(rounds) for r in rows]
+            where = torch.tensor(places, dtype=torch.long).view(-1, 3).to(images.device)  # all at once
+            for s, (rows, at) in enumerate(zip(rounds, where.split([len(r) for r in rounds]), strict=True)):
+                noise = self.noise(keys[at[:, 0]].part(s))
+                self.fill_tiles(canvas, state, at, rows, [plans[r][s] for r in rows], noise, first=s == 0)
         out = canvas[..., edge : edge + height, edge : edge + width].unflatten(0, (len(images), masks))
         return torch.where(keep[:, :, None, None], images[:, None, None], out)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lit_xai.calls import Gate, admit, evaluate_rows, gated
@@ -25,10 +25,10 @@ class Again(OfMaps):
     """
 
     @abstractmethod
-    def question(
-        self, gate: Gate, images: Images, targets: Targets, rng: SampleRng, number: int
-    ) -> tuple[Images, Targets]:
-        """What is explained in place of the images and targets, the `number`-th time."""
+    def questions(
+        self, gate: Gate, images: Images, targets: Targets, rng: SampleRng
+    ) -> tuple[Float[Tensor, "n b c h w"], Int[Tensor, "n b"]]:
+        """What is explained in place of the images and targets, as often as there are explanations."""
 
     @abstractmethod
     def value(self, maps: Float[Tensor, "b h w"], others: Float[Tensor, "b n h w"]) -> Scores:
@@ -42,22 +42,21 @@ class Again(OfMaps):
         targets: Targets,
         rng: SampleRng | None = None,
     ) -> Float[Tensor, "b n h w"]:
-        """The explainer's other maps: it is given as many images at once as here, and the model as it is.
+        """The explainer's other maps, in one call for all of them: it is given `explanations` times as many images as here.
 
         Raises:
             UsageError: a map holds NaN; what an explainer's call refuses.
         """
         explainer = as_explainer(explainer)
         gate, batch, targets = admit(model, images, targets)
+        if not len(batch):
+            return batch.new_zeros(0, self.explanations, *batch.shape[-2:])
         rng = SampleRng.default(len(batch), rng)
-        others = []
-        for number in range(self.explanations if len(batch) else 0):
-            x, classes = self.question(gate, batch, targets, rng, number)
-            maps = explainer(model, x.to(images.dtype), classes, rng).detach()
-            check_scored(batch, maps)
-            others.append(maps)
-        empty = batch.new_zeros(len(batch), self.explanations, *batch.shape[-2:])
-        return torch.stack(others, dim=1) if others else empty
+        x, classes = (q.flatten(0, 1) for q in self.questions(gate, batch, targets, rng))
+        same = rng.take(list(range(len(batch))) * self.explanations)
+        maps = explainer(model, x.to(images.dtype), classes, same).detach()
+        check_scored(x, maps)
+        return maps.unflatten(0, (self.explanations, len(batch))).transpose(0, 1)
 
     @gated
     def __call__(
@@ -114,12 +113,13 @@ class MaxSensitivity(Again):
         """One further map a draw."""
         return self.draws
 
-    def question(
-        self, gate: Gate, images: Images, targets: Targets, rng: SampleRng, number: int
-    ) -> tuple[Images, Targets]:
+    def questions(
+        self, gate: Gate, images: Images, targets: Targets, rng: SampleRng
+    ) -> tuple[Float[Tensor, "n b c h w"], Int[Tensor, "n b"]]:
         """The moved images; the class stays."""
-        drawn = rng.noise("max_sensitivity", images.device).part(number).uniform(images.shape[1:]).to(images.dtype)
-        return (images + self.radius * (2 * drawn - 1)).clamp(0, 1), targets
+        drawn = rng.noise("max_sensitivity", images.device).parts(self.draws).uniform(images.shape[1:]).to(images.dtype)
+        moved = (images[:, None] + self.radius * (2 * drawn - 1)).clamp(0, 1)
+        return moved.transpose(0, 1), targets.expand(self.draws, -1)
 
     def value(self, maps: Float[Tensor, "b h w"], others: Float[Tensor, "b n h w"]) -> Scores:
         """The largest relative change."""
@@ -157,9 +157,9 @@ class ClassSensitivity(Again):
         """One forward pass, by which the model says how many classes it has."""
         return Passes(1)
 
-    def question(
-        self, gate: Gate, images: Images, targets: Targets, rng: SampleRng, number: int
-    ) -> tuple[Images, Targets]:
+    def questions(
+        self, gate: Gate, images: Images, targets: Targets, rng: SampleRng
+    ) -> tuple[Float[Tensor, "n b c h w"], Int[Tensor, "n b"]]:
         """Another class of every image."""
         if gate.classes is None:
             evaluate_rows(gate, lambda c: images[c.image], images[:1], targets[:1], 1, 1)
@@ -168,7 +168,7 @@ class ClassSensitivity(Again):
             raise UsageError(f"class sensitivity needs a model of at least 2 classes, found {classes}")
         drawn = rng.noise("class_sensitivity", targets.device).uniform(())
         offset = 1 + (drawn * (classes - 1)).long().clamp_max(classes - 2)
-        return images, (targets + offset) % classes
+        return images[None], ((targets + offset) % classes)[None]
 
     def value(self, maps: Float[Tensor, "b h w"], others: Float[Tensor, "b n h w"]) -> Scores:
         """The similarity, rounded to 1e-12: that of equal maps is 1, not what sums round to."""

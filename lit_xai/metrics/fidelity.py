@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -18,6 +19,8 @@ from lit_xai.fitting import describe
 from lit_xai.metrics.drops import MuFidelity as MuFidelity  # saved configurations name it from here
 from lit_xai.metrics.scored import Detailed, Hides, check_scored
 from lit_xai.rng import SampleRng
+
+HELD = 1 << 28  # values of inputs that are made together where a filler works on the host
 
 # ------------------------------------------------------------------------------------------------ deletion, insertion
 
@@ -65,7 +68,27 @@ class Walk(Detailed, Hides):
             changed = place[chunk.image] < counts[chunk.image, chunk.variant].view(-1, 1, 1)
             return refill(self.keep(changed), chunk, 0)  # one noise along the whole curve
 
-        return evaluate_rows(model, make, images, targets, counts.shape[1], self.max_batch, self.output)
+        far = refill.filler.on_host and images.device.type != "cpu"
+        made = ahead(make, len(images) * counts.shape[1], counts.shape[1], images) if far else make
+        return evaluate_rows(model, made, images, targets, counts.shape[1], self.max_batch, self.output)
+
+
+def ahead(make: Callable[[Chunk], Tensor], total: int, each: int, images: Images) -> Callable[[Chunk], Tensor]:
+    """The same inputs `[r, c, h, w]` of a walk over `images x each`, made by as few calls as `HELD` values allow, which are kept till the next."""
+    size = max(1, HELD // max(1, images[:1].numel()))
+    held: dict[int, Tensor] = {}
+
+    def taken(chunk: Chunk) -> Tensor:
+        parts = []
+        for number in range(chunk.start // size, (chunk.stop - 1) // size + 1):
+            first = number * size
+            if number not in held:
+                held.clear()
+                held[number] = make(Chunk(first, min(first + size, total), each, images.device))
+            parts.append(held[number][max(0, chunk.start - first) : chunk.stop - first])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    return taken
 
 
 @dataclass(frozen=True)

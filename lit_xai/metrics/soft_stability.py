@@ -121,7 +121,7 @@ class SoftStability(Detailed):
 
             def make(chunk: Chunk) -> Tensor:
                 shown = sets[chunk.image, chunk.variant].gather(1, own[chunk.image].flatten(1))
-                return refill(shown.view(-1, *images.shape[-2:]), chunk, start + chunk.variant)
+                return refill(shown.view(-1, *images.shape[-2:]), chunk, since=start)
 
             return predicted_rows(gate, make, x, sets.shape[1], self.max_batch).double()
 
