@@ -87,7 +87,7 @@ def one(
         def naive() -> Tensor:
             return torch.cat([model(part) for part in whole.split(most)])
 
-        works: dict[str, Callable[[], object]] = {"naive": naive, "carried": partial(carried.of_all, pixels, top, left)}
+        works: dict[str, Callable[[], object]] = {"naive": naive, "carried": partial(carried, pixels, top, left)}
         times = alternate({name: finished(work, device) for name, work in works.items()}, rounds)
         found, expected = carried(pixels, top, left), naive()
     off = float((found - expected).abs().max() / expected.abs().max())

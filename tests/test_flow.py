@@ -199,7 +199,7 @@ def test_without_mixing_the_image_returns():
 def test_draws_mix_the_latents_one_by_one():
     s, images = sampler(mu=0.4, sigma=0.2), toy(3)
     noise = RNG.noise("filler")
-    out = s.draw(images, s.encode(images), torch.arange(3), hidden(images)[:, 0], noise)
+    out = s.draw(images, s.encoded(images), torch.arange(3), hidden(images)[:, 0], noise)
     mean, scale = s.module.network.prior()
     for i in range(3):
         z = s.encode(images[[i]])[0]
@@ -212,13 +212,13 @@ def test_wholly_mixed_draws_have_the_priors_moments_and_forget_the_image():
     s, images = sampler(mu=1, sigma=0), toy(2)
     noise, keep = SampleRng.default(3000).noise("filler"), torch.zeros(3000, 8, 8, dtype=torch.bool)
     drawn = s.draw(
-        images[:1].expand(3000, -1, -1, -1), s.encode(images), torch.zeros(3000, dtype=torch.long), keep, noise
+        images[:1].expand(3000, -1, -1, -1), s.encoded(images), torch.zeros(3000, dtype=torch.long), keep, noise
     )
     z, (mean, scale) = s.encode(drawn), s.module.network.prior()
     assert float(((z.mean(0) - mean) / scale).abs().max()) < 4.5 / math.sqrt(3000)
     assert float((z.std(0) / scale - 1).abs().max()) < 4.5 / math.sqrt(6000)
     assert len(scale.unique()) == 2 + 8  # a channel of a level has one: 2 leave after the first, 8 after the second
-    other = s.draw(images[1:], s.encode(images), torch.tensor([1]), hidden(images)[:1, 0], noise[:1])
+    other = s.draw(images[1:], s.encoded(images), torch.tensor([1]), hidden(images)[:1, 0], noise[:1])
     assert torch.allclose(other, drawn[:1], rtol=0, atol=1e-5)
 
 

@@ -25,6 +25,8 @@ CPU_VALUES = 16 * 3 * 224 * 224  # and most pixel values: past some 2 million, a
 MOST = 4096  # images of one call on any device
 TRIED = (8, 16)  # images of the two calls that are measured
 ROOM = 0.5  # of the free memory; masks, noise and other tensors need some, too
+# Kept beside the model, since measuring takes more than many a call on a GPU. It is a size to begin with and no result: one that
+# a changed model has outgrown runs out of memory once, and is halved.
 LEARNED: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], int]] = WeakKeyDictionary()
 
 

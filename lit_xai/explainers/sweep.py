@@ -205,9 +205,8 @@ class Outputs:
                 first = chunk.start + of_image.start - image * chunk.each
                 some = slice(first, first + of_image.stop - of_image.start)
                 pixels = self.shown(x[rows], some, draws)
-                parts.append(
-                    logits.of_all(pixels, *(np.repeat(c[some], draws) for c in self.corners)).double().softmax(-1)
-                )
+                places = (np.repeat(c[some], draws) for c in self.corners)
+                parts.append(logits(pixels, *places).double().softmax(-1))
             else:
                 parts.append(softmax_of(self.model, x[rows], self.images, self.max_batch, self.precision))
         return parts[0] if len(parts) == 1 else torch.cat(parts)

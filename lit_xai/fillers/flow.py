@@ -103,7 +103,7 @@ class Glow(nn.Module):
             priors.append(GlowBase((inside // 2 if level else inside, small, small)))
         self.flow = MultiscaleFlow(priors, flows, [Merge() for _ in range(levels - 1)], class_cond=False)
         self.inverses: list[Tensor] = []  # of the 1 x 1 convolutions in the order of decoding, see `renew`
-        self.known: tuple[list[tuple[int, int]], Tensor] = [], torch.empty(0)  # the weights that they belong to
+        self.known = torch.empty(0)  # the weights that they belong to
 
     def encode(self, y: Float[Tensor, "m c h w"]) -> Float[Tensor, "m d"]:
         """The latents of all levels in a row, the deepest first."""
@@ -113,7 +113,7 @@ class Glow(nn.Module):
 
     def decode(self, z: Float[Tensor, "m d"]) -> Float[Tensor, "m c h w"]:
         """The inverse of `encode`. No gradient reaches the weights of the 1 x 1 convolutions."""
-        self.renew(surely=True)
+        self.renew()
         return self.decoded(z)
 
     def decoded(self, z: Float[Tensor, "m d"]) -> Float[Tensor, "m c h w"]:
@@ -131,23 +131,15 @@ class Glow(nn.Module):
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def renew(self, surely: bool = False) -> None:
-        """Work out the inverses of the 1 x 1 convolutions where weights are others than before.
+    def renew(self) -> None:
+        """Work out the inverses of the 1 x 1 convolutions where weights are others than before; this waits for the device.
 
         They are written where they were, since a recorded pass reads them there.
-
-        Args:
-            surely: compare the weights' values, too, which can be written without a trace (`.data`); this waits for the device.
         """
         convolutions = [flow for flows in self.flow.flows for flow in flows if is_convolution(flow)]
-        weights = [w.detach() for c in convolutions for w in (*c.parameters(), *c.buffers())]
-        traces, (before, values) = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights], self.known
-        if traces == before and not surely:
-            return
-        now = torch.cat([w.flatten() for w in weights])
-        same = (now.shape, now.dtype, now.device) == (values.shape, values.dtype, values.device)
-        self.known = traces, now
-        if same and torch.equal(now, values):
+        now = torch.cat([w.detach().flatten() for c in convolutions for w in (*c.parameters(), *c.buffers())])
+        same = (now.shape, now.dtype, now.device) == (self.known.shape, self.known.dtype, self.known.device)
+        if same and torch.equal(now, self.known):
             return
         with exact(now):
             found = [inverse_of(c, now) for c in convolutions]
@@ -156,6 +148,7 @@ class Glow(nn.Module):
                 old.copy_(new)
         else:
             self.inverses = found
+        self.known = now
 
     def log_prob(self, y: Float[Tensor, "m c h w"]) -> Float[Tensor, "m"]:
         """The log density of y, nats an image."""
@@ -339,11 +332,10 @@ class Flow(GenerativeFiller):
 
     def begin(self, images: Tensor) -> None:
         """See to it that the inverses are those of the weights."""
-        self.network(images).renew(surely=True)
+        self.network(images).renew()
 
     def decoded(self, code: Float[Tensor, "m d"]) -> Float[Tensor, "m c h w"]:
-        """As `decode`, within a loop."""
-        self.network(code).renew()
+        """As `decode`, within a loop, after `begin`."""
         with torch.no_grad():
             return from_bins(self.quick(code, lambda module: module.network.decoded)(code))
 

@@ -69,7 +69,7 @@ class GenerativeFiller(FittedFiller):
         """
         module, ways = self.opened.like(images), self.ways(images.device)
         most = self.most(images.device)
-        key = (id(module), ways, most, *about)
+        key = (module, ways, most, *about)
         if key not in self.opened.quick:
             self.opened.quick[key] = Static(module, make(module), ways, most)
         return self.opened.quick[key]
@@ -99,7 +99,7 @@ class GenerativeFiller(FittedFiller):
         keep: Bool[Tensor, "m h w"],
         noise: Noise,
     ) -> Float[Tensor, "m c h w"]:
-        """One draw for each of `max_batch` rows: `images[t]` seen through `keep[t]`, its code at `rows[t]`, noise from key t."""
+        """One draw for each of `max_batch` rows, after `begin`: `images[t]` seen through `keep[t]`, its code at `rows[t]`, noise from key t."""
 
     @abstractmethod
     def quality(self, images: Images) -> dict[str, Float[Tensor, "b"]]:

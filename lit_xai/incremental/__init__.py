@@ -44,16 +44,16 @@ __all__ = [
 LOG = logging.getLogger(__name__)
 GAIN = 0.85  # of the naive cost, by prediction: above it the model itself is used
 MEMORY = 1 << 30  # bytes of feature maps that may be kept of an image
+LEAST = (
+    12  # pixels a side: smaller maps are patches as a whole after two or three layers, and tracing would take longer
+)
 MODES = ("auto", "always", "never")
-ALIKE = 1e-3  # of the largest |logit|: what rounding stays far below
 
 
 class WindowLogits:
     """Logits of one image with windows replaced, by the shortest exact way.
 
-    What is kept of model and image may be out of date when it is called again, since weights can be written without a trace
-    (`.data`). So the model itself answers the first window of every call, too; where the answers differ, everything is computed
-    anew. A sweep, in which neither changes, asks `of_all`, that spares this pass.
+    It answers for the weights, the settings and the image of when it was made: who changes one of them makes another.
 
     Args:
         model: images in [0, 1] to logits, in evaluation mode.
@@ -63,7 +63,6 @@ class WindowLogits:
         mode: `auto` carries patches where it is possible and pays by prediction, `always` where it is possible, `never`
             calls the model.
         costs: of the device; None takes `COSTS`.
-        memory: most bytes of feature maps to keep.
         network: the model as it was traced for another image; None traces it.
         windows: most windows in a call by patches, for which its time is predicted; None = `rows`. Above `rows`, they are no more
             than what holds as much memory as the model's own call; what they are is the attribute.
@@ -86,7 +85,6 @@ class WindowLogits:
         rows: int = 16,
         mode: str = "auto",
         costs: Costs | None = None,
-        memory: int = MEMORY,
         network: Network | None = None,
         windows: int | None = None,
     ) -> None:
@@ -100,29 +98,22 @@ class WindowLogits:
             raise UsageError(f"windows of {patch[0]} x {patch[1]} do not fit an image of shape {tuple(image.shape)}")
         self.model, self.image, self.patch, self.rows = model, image, patch, rows
         self.windows = rows if windows is None else windows
-        self.mode, self.costs, self.network, self.memory = mode, costs, network, memory
+        self.mode, self.network = mode, network
         self.incremental: Incremental | None = None
         self.why, self.kept, self.share = "incremental=never", 0, 1.0
-        if mode != "never":
-            self.prepare()
-
-    def prepare(self) -> None:
-        """Keep what patches need, or say why not.
-
-        Raises:
-            UsageError: it is not possible, with `always`.
-        """
+        if mode == "never":
+            return
         try:
             with torch.no_grad():
-                self.incremental, self.why = self.carrying(), ""
+                self.incremental, self.why = self.carrying(costs), ""
             self.kept, self.share = self.incremental.kept, self.incremental.plan.share
         except NotIncremental as e:
-            if self.mode == "always":
+            if mode == "always":
                 raise UsageError(f"incremental=always is not possible: {e}") from None
-            self.incremental, self.why, self.kept, self.share = None, str(e), 0, 1.0
+            self.why = str(e)
             LOG.info("the model itself is called for every window: %s", e)
 
-    def carrying(self) -> Incremental:
+    def carrying(self, costs: Costs | None) -> Incremental:
         """The way by patches.
 
         Raises:
@@ -133,7 +124,9 @@ class WindowLogits:
             raise NotIncremental("autocast is on: windows would be rounded otherwise than whole maps")
         if self.image.dtype != torch.float32:
             raise NotIncremental(f"the image is {self.image.dtype}: only float32")
-        known = self.costs or COSTS.get(device.type)
+        if self.mode == "auto" and min(self.image.shape[2:]) < LEAST:
+            raise NotIncremental(f"images of under {LEAST} px a side: it does not pay")
+        known = costs or COSTS.get(device.type)
         if known is None:
             raise NotIncremental(f"nothing is known of the speed of {device.type}")
         self.network = network = self.network or network_of(self.model)
@@ -144,10 +137,8 @@ class WindowLogits:
                 raise NotIncremental(
                     f"it would take {plan.share:.2f} of the model's own time at {plan.rows} windows a call"
                 )
-            if plan.kept > self.memory:
-                raise NotIncremental(
-                    f"{plan.kept / 1e6:.0f} MB of feature maps are more than memory={self.memory / 1e6:.0f} MB"
-                )
+            if plan.kept > MEMORY:
+                raise NotIncremental(f"{plan.kept / 1e6:.0f} MB of feature maps are more than {MEMORY / 1e6:.0f} MB")
             return Incremental(network, plan, self.image)
         except torch.OutOfMemoryError:
             raise  # a command that goes on otherwise where memory was short would give other last bits
@@ -174,30 +165,18 @@ class WindowLogits:
             )
         if len(ys) and (min(ys.min(), xs.min()) < 0 or ys.max() > height - h or xs.max() > width - w):
             raise UsageError(f"a window of {h} x {w} lies outside of the image of {height} x {width} pixels")
-        found = self.of_all(pixels, ys, xs)
-        if self.carries and len(ys):
-            with torch.no_grad():
-                own = self.by_model(pixels[:1], ys[:1], xs[:1])
-            if not alike(found[:1], own):
-                self.network = None
-                self.prepare()
-                found = self.of_all(pixels, ys, xs)
-        return found
+        rows = self.windows if self.carries else self.rows
+        return torch.cat(
+            [
+                self.of_rows(pixels[i : i + rows], ys[i : i + rows], xs[i : i + rows])
+                for i in range(0, max(1, len(ys)), rows)
+            ]
+        )
 
     @property
     def carries(self) -> bool:
         """Whether a call carries patches now."""
         return self.incremental is not None and not torch.is_autocast_enabled(self.image.device.type)
-
-    def of_all(self, pixels: Tensor, top: Ints, left: Ints) -> Tensor:
-        """All windows, some in a call, by what is kept."""
-        rows = self.windows if self.carries else self.rows
-        return torch.cat(
-            [
-                self.of_rows(pixels[i : i + rows], top[i : i + rows], left[i : i + rows])
-                for i in range(0, max(1, len(top)), rows)
-            ]
-        )
 
     def of_rows(self, pixels: Tensor, top: Ints, left: Ints) -> Tensor:
         """The logits of windows `[r, c, K, K]` by one call, by what is kept or by the model."""
@@ -212,9 +191,3 @@ class WindowLogits:
         for row, (t, s) in enumerate(zip(top.tolist(), left.tolist(), strict=True)):
             x[row, :, t : t + self.patch[0], s : s + self.patch[1]] = pixels[row]
         return self.model(x)
-
-
-def alike(found: Tensor, own: Tensor) -> bool:
-    """Whether logits `[r, k]` are the model's own, up to rounding."""
-    most = ALIKE * float(own.detach().nan_to_num().abs().max())
-    return found.shape == own.shape and torch.allclose(found, own, rtol=0, atol=most, equal_nan=True)

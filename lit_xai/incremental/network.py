@@ -14,7 +14,7 @@ import torch
 import torch.fx as fx
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from lit_xai.incremental.costs import Costs
 from lit_xai.incremental.operations import (
@@ -145,7 +145,7 @@ class Network:
         NotIncremental: it cannot be traced, or changes values that are used elsewhere.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         refusals(model)
         with untouched(model):
             self.trace(model)
@@ -270,11 +270,13 @@ class Network:
                 if len(users) == 1 and users[0].op == "call_module"
                 else None
             )
-            if type(norm) is nn.BatchNorm2d and norm.track_running_stats:
-                module = fuse_conv_bn_eval(module, norm)
+            weight, bias = module.weight, module.bias
+            mean, var = (norm.running_mean, norm.running_var) if isinstance(norm, nn.BatchNorm2d) else (None, None)
+            if type(norm) is nn.BatchNorm2d and mean is not None and var is not None:
+                weight, bias = fuse_conv_bn_weights(weight, bias, mean, var, norm.eps, norm.weight, norm.bias)
                 self.renamed[users[0].name] = step.name
-            weight = module.weight.detach().contiguous(memory_format=torch.channels_last)
-            bias = None if module.bias is None else module.bias.detach()
+            weight = weight.detach().contiguous(memory_format=torch.channels_last)
+            bias = None if bias is None else bias.detach()
             stride, padding, dilation, groups = module.stride, module.padding, module.dilation, module.groups
             step.run = lambda x: conv2d(x, weight, bias, stride, padding, dilation, groups)
             self.convolves(step, conv_of(weight, bias, stride, padding, dilation, groups), weight, groups)
@@ -381,19 +383,21 @@ def untouched(model: nn.Module) -> Iterator[None]:
     finally:
         touched = False
         for now, was in before:
-            pairs = (list(now.items()), list(was.items())) if isinstance(now, dict) else (now, was)
-            new = [item for item in pairs[0] if not (isinstance(item, tuple) and "_tensor_constant" in str(item[0]))]
-            touched |= list(map(identities, new)) != list(map(identities, pairs[1]))
-            if list(map(identities, pairs[0])) != list(map(identities, pairs[1])) or len(pairs[0]) != len(new):
-                now.clear()
-                now.update(was) if isinstance(now, dict) else now.extend(was)
+            if same_items(now, was):
+                continue
+            kept = {k: v for k, v in now.items() if "_tensor_constant" not in str(k)} if isinstance(now, dict) else now
+            touched |= not same_items(kept, was)
+            now.clear()
+            now.update(was) if isinstance(now, dict) else now.extend(was)
     if touched:
         raise NotIncremental("its forward pass keeps values for later")
 
 
-def identities(item: Any) -> Any:
-    """An item of a dictionary or a list, for comparison."""
-    return (item[0], id(item[1])) if isinstance(item, tuple) and len(item) == 2 else id(item)
+def same_items(one: Any, other: Any) -> bool:
+    """Whether two dictionaries, or two lists, hold the same objects in the same order."""
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(map(operator.is_, one.values(), other.values()))
+    return len(one) == len(other) and all(map(operator.is_, one, other))
 
 
 def in_a_line(e: Exception) -> str:
@@ -410,7 +414,6 @@ def network_of(model: Any) -> Network:
     Raises:
         NotIncremental: why it cannot be.
     """
-    refusals(model)
     with LOCK, torch.inference_mode(False), torch.no_grad():  # what is traced serves in either mode
         try:
             return Network(model)
