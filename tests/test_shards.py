@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from lit_xai.store import shards
 from lit_xai.store.names import range_of, shard_name, shard_paths
 from lit_xai.store.shards import read_head, verify
 from lit_xai.store.tensors import read_tensors, write_tensors
+from safetensors import SafetensorError, safe_open
 
 
 def written(path: Path) -> bytes:
@@ -79,6 +82,60 @@ def test_every_flipped_bit_is_noticed(tmp_path):
         for read in (verify, read_tensors):
             with pytest.raises(DamagedFile):
                 read(file)
+
+
+def other_maps(**changes: Any) -> Any:
+    """A header whose `maps` are said to be others."""
+    return lambda head: json.dumps({**json.loads(head), "maps": {**json.loads(head)["maps"], **changes}}).encode()
+
+
+def twice(head: bytes) -> bytes:
+    """A header in which `maps` stand twice, in the same place."""
+    return head.replace(b'"maps":', b'"maps":' + json.dumps(json.loads(head)["maps"]).encode() + b',"maps":')
+
+
+GARBLED: dict[str, Any] = {
+    "no JSON": lambda head: b"x" * len(head),
+    "no UTF-8": lambda head: head.replace(b"dtype", b"dt\xffpe", 1),
+    "UTF-16": lambda head: head.decode().encode("utf-16-le"),
+    "a byte order mark": lambda head: b"\xef\xbb\xbf" + head,
+    "no object": lambda _: b"[1, 2]",
+    "deeper than the stack": lambda _: b"[" * 100_000,
+    "wrong type": other_maps(dtype="F64"),
+    "unknown type": other_maps(dtype="F99"),
+    "no number": other_maps(data_offsets=[float("nan")] * 2),
+    "infinite": other_maps(data_offsets=[0, float("inf")]),
+    "three offsets": other_maps(data_offsets=[0, 1, 2]),
+    "backwards": other_maps(data_offsets=[192, 0]),
+    "beside its place": other_maps(data_offsets=[1, 193]),
+    "fractional offsets": lambda head: other_maps(data_offsets=[*map(float, json.loads(head)["maps"]["data_offsets"])])(head),
+    "fractional shape": other_maps(shape=[3.0, 4, 4]),
+    "negative shape": other_maps(shape=[-3, -4, 4]),
+    "shape of truths": other_maps(shape=[True, 12, 4]),
+    "shape in words": other_maps(shape="344"),
+    "no shape": other_maps(shape=None),
+    "a number of 5,000 digits": lambda head: head.replace(b"[3,4,4]", b"[" + b"9" * 5000 + b"]"),
+    "a field twice": lambda head: head.replace(b'"shape":[3,4,4]', b'"shape":[3,4,4],"shape":[4,3,4]'),
+    "a tensor twice": twice,
+}  # fmt: skip
+LENGTHS = {"2^60": 1 << 60, "2^64 - 1": (1 << 64) - 1, "0": 0, "1": 1}
+
+
+@pytest.mark.parametrize("garble", [*GARBLED.values(), *LENGTHS.values()], ids=[*GARBLED, *LENGTHS])
+def test_a_header_that_safetensors_refuses_or_that_says_things_twice_is_refused_in_a_line(garble, tmp_path):
+    file = tmp_path / "x.safetensors"
+    whole = written(file)
+    length = int.from_bytes(whole[:8], "little")
+    head = whole[8 : 8 + length] if isinstance(garble, int) else garble(whole[8 : 8 + length])
+    says = garble if isinstance(garble, int) else len(head)
+    file.write_bytes(says.to_bytes(8, "little") + head + whole[8 + length :])
+    for read in (read_head, verify, read_tensors):
+        with pytest.raises(DamagedFile) as refused:
+            read(file)
+        assert "\n" not in str(refused.value)
+    if garble is not twice:  # of which it takes the last
+        with pytest.raises(SafetensorError), safe_open(file, "numpy"):
+            pass
 
 
 def test_large_tensors_are_checked_in_blocks(tmp_path, monkeypatch):

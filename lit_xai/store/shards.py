@@ -3,6 +3,10 @@
 A file is a safetensors file: eight bytes with the length of a JSON header, the header (every tensor's type, shape and place,
 and under `lit_xai` our own description), the tensors. Reading the head of a shard takes one small read; `verify` reads all of
 it once. Nothing here needs torch, so that looking after a store starts at once.
+
+The header is read here and not by `safetensors.safe_open`, which says of no tensor where it lies, as checksums by blocks must know; opens
+a file by its name, so that head and bytes could be of two files where one is replaced; maps it into memory, where a file that somebody
+cuts ends the process; and needs NumPy. What it refuses is refused here, too.
 """
 
 from __future__ import annotations
@@ -62,6 +66,17 @@ def meta_checksum(meta: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
 
 
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a header, in which no name stands twice."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice")
+    return found
+
+
+HEADER = json.JSONDecoder(object_pairs_hook=once)
+
+
 def parse_head(path: Path, header: bytes | bytearray, size: int) -> Head:
     """The head in a file's first bytes: `header` holds at least the length and the JSON, `size` is the file's.
 
@@ -72,14 +87,16 @@ def parse_head(path: Path, header: bytes | bytearray, size: int) -> Head:
         length = int.from_bytes(header[:8], "little")
         if len(header) < 8 + length:
             raise damaged(path, "cut")
-        content = json.loads(header[8 : 8 + length])
+        content = HEADER.decode(str(header[8 : 8 + length], "utf-8"))
         meta = json.loads(content.pop("__metadata__")["lit_xai"])
         tensors = {}
         for name, t in content.items():
-            first, last = t["data_offsets"]
-            tensors[name] = Entry(t["dtype"], tuple(t["shape"]), 8 + length + first, 8 + length + last)
-            if last - first != ITEMSIZE[t["dtype"]] * math.prod(t["shape"]):
+            (first, last), shape = t["data_offsets"], t["shape"]
+            if {*map(type, (first, last, *shape))} != {int} or min(first, last, *shape) < 0:
+                raise damaged(path, f"{name} has a shape or a place that is none")
+            if last - first != ITEMSIZE[t["dtype"]] * math.prod(shape):
                 raise damaged(path, f"{name} has another size than its shape")
+            tensors[name] = Entry(t["dtype"], tuple(shape), 8 + length + first, 8 + length + last)
         expected = meta.pop("meta_checksum", None)  # files of older versions have none
         if meta["format"] != FORMAT or expected not in (None, meta_checksum(meta)):
             raise damaged(path, "checksum or format differs")
