@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -580,6 +580,7 @@ def gpu(
     device: str = "cuda",
     minutes: float = MINUTES,
     protocol: bool = False,
+    only: Sequence[str] = (),
     each: Callable[[Report], None] = lambda report: None,
 ) -> Report:
     """Every row within so many minutes.
@@ -588,6 +589,7 @@ def gpu(
         device: `cuda`, or `cpu`, which tries the same code on next to nothing.
         minutes: rows that no longer fit are left out, and named.
         protocol: also the whole protocol in processes of its own.
+        only: words of which a row's name has one; none = every row.
         each: is given the report after every row.
     """
     on_gpu = device == "cuda"
@@ -595,7 +597,8 @@ def gpu(
     report = Report(heading(place), COLUMNS)
     began, left_out = time.perf_counter(), []
     with tf32_kept():
-        for row in [*rows_of(), *([PROTOCOL] if protocol else [])]:
+        rows = [r for r in rows_of() if not only or any(w.lower() in r.name.lower() for w in only)]
+        for row in [*rows, *([PROTOCOL] if protocol else [])]:
             start = time.perf_counter()
             left = 60 * minutes - (start - began)
             if left < (0 if place.small else row.takes):
