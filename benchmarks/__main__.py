@@ -62,9 +62,7 @@ def main() -> int:
     parser.add_argument(
         "--protocol", action="store_true", help="gpu: also the whole Fashion-MNIST protocol (180 s more)"
     )
-    parser.add_argument(
-        "--rows", default="", help="gpu: only those whose name has one of these words, as flow,training"
-    )
+    parser.add_argument("--rows", nargs="+", default=[], help="gpu: only rows whose name has one of these words")
     options = parser.parse_args()
     if options.list:
         for name, (default, about) in BENCHMARKS.items():
@@ -91,7 +89,7 @@ def main() -> int:
         keep(report)
 
     own: dict[str, Any] = {"device": options.device, "minutes": options.minutes, "protocol": options.protocol}
-    own["only"] = options.rows
+    own |= {"only": options.rows}
     for name in options.names or [n for n, (default, _) in BENCHMARKS.items() if default]:
         began = time.perf_counter()
         report = run(name, **({**own, "each": row_by_row} if name == "gpu" else {}))
