@@ -108,6 +108,18 @@ def test_weights_that_moved_are_recorded_anew():
     assert equal(one, other)
 
 
+def test_buffers_that_were_replaced_are_found_by_a_look():
+    module, recordings = network(), []
+    steps = Steps(module, loss_of(module), lambda *a: recordings.append(1) or replayed(*a))
+    norm = next(m for m in module.modules() if isinstance(m, nn.BatchNorm2d))
+    for replaced in (False, True):
+        trained(module, steps, batches(3))
+        norm.running_mean = norm.running_mean + 1.0 if replaced else norm.running_mean
+        steps.look()
+    trained(module, steps, batches(1))
+    assert len(recordings) == 2
+
+
 def test_what_cannot_be_recorded_goes_on_as_it_is_and_says_so(caplog):
     def broken(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
         work()

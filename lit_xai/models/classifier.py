@@ -112,6 +112,11 @@ class Classifier(Trainable):
         alone = self.device.type == "cuda" and self.trainer.world_size == 1
         self.steps = Steps(self, self.plain_loss) if alone and self.record == "auto" else None
 
+    def on_validation_end(self) -> None:
+        """Whatever ran between two steps may have put other tensors in place of the module's."""
+        if self.steps is not None:
+            self.steps.look()
+
     def on_train_end(self) -> None:
         """HKR trains at no temperature: the one that fits the training folds best is kept with the weights. Then the calibration."""
         self.steps = None

@@ -38,13 +38,15 @@ class Steps:
         self.seen: tuple[Any, ...] = ()  # shapes of the batch of the last step,
         self.shapes: tuple[Any, ...] = ()  # and of that which is recorded
         self.replay: Callable[[], None] | None = None
+        self.held: list[Tensor] = []  # the module's tensors,
+        self.places: list[int] = []  # and where they lay when it was recorded
 
     def __call__(self, *batch: Tensor) -> Tensor:
         """The loss of images `[b, c, h, w]` and what else it takes, a scalar whose gradient reaches the parameters."""
         shapes = tuple((x.shape, x.dtype, x.device) for x in batch)
         if self.why_not or not torch.is_grad_enabled() or (self.replay is not None and shapes != self.shapes):
             return self.loss(*batch)
-        if self.replay is not None and [p.data_ptr() for p in self.tensors()] != self.places:
+        if self.replay is not None and [x.data_ptr() for x in self.held] != self.places:
             self.replay = None
         if self.replay is None:
             first, self.seen = shapes != self.seen, shapes
@@ -63,6 +65,10 @@ class Steps:
     def tensors(self) -> chain[Tensor]:
         """All parameters and buffers, which a recorded step reads and writes where they lie."""
         return chain(self.module.parameters(), self.module.buffers())
+
+    def look(self) -> None:
+        """Find the module's tensors again, once others may have put new ones in their place (a step looks where they lie, which is soon done)."""
+        self.held = list(self.tensors())
 
     def watched(self, *batch: Tensor) -> Tensor:
         """A step on a batch of images `[b, c, h, w]` as it is, which says whether it is a large one."""
@@ -98,6 +104,7 @@ class Steps:
             if state is not None:
                 torch.cuda.set_rng_state(state, device)
         self.places = places
+        self.look()
         return True
 
     def work(self) -> None:
