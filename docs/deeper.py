@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from lit_xai.callbacks.fillers import held_out_order
 from lit_xai.callbacks.samplers import fit_mahalanobis
 from lit_xai.cli.build import read_config
+from lit_xai.cli.compose import compose
 from lit_xai.cli.offered import refuse_other_code
 from lit_xai.cli.run import Run
 from lit_xai.cli.saved import SETTING
-from lit_xai.cli.schema import config_dir
 from lit_xai.core import Score
 from lit_xai.explainers import GradCAM, IntegratedGradients, Lime
 from lit_xai.fillers import BlurOrMean, Hiding
@@ -60,8 +59,7 @@ def fold_of(folder: Path, fold: int) -> Run:
 
     saved = read_config(file := folder / f"fold={fold}" / "config.yaml")
     refuse_other_code(saved, file, ("data", "model", "trainer"))
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        cfg: Any = compose("explain", overrides=["explainer=[]", "score=[]"])
+    cfg: Any = compose("explain", ["explainer=[]", "score=[]"])
     cfg = OmegaConf.create(OmegaConf.to_container(cfg))
     cfg.update({k: saved[k] for k in (*SETTING, "trainer") if k in saved})
     cfg.update({"fold": fold, "name": folder.name, "root": str(folder.parent)})

@@ -172,9 +172,6 @@ class TestExplainer:
         assert is_frozen(explainer)
         assert describe(explainer) == describe(build(file))
 
-    def test_yaml_places_it_under_its_own_name(self, file):
-        assert file.read_text().splitlines()[0] == f"# @package explainer.{file.stem}"
-
     def test_maps_are_finite_image_sized_and_of_the_images_type(self, file, images):
         maps = maps_of(file)
         assert maps.shape == (5, 16, 16)
@@ -280,10 +277,6 @@ class TestScore:
         assert is_frozen(score)
         assert isinstance(score.higher_is_better, bool)
         assert score.meaning()["source"]
-
-    def test_yaml_places_it_under_its_own_name(self, file):
-        own = {f"# @package score.{file.stem}", f"# @package score.{file.parent.name}_{file.stem}"}
-        assert file.read_text().splitlines()[0] in own
 
     def test_gives_one_finite_number_a_sample_and_setting(self, file, model, images, maps, targets, masks):
         score = build(file)

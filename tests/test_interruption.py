@@ -139,7 +139,7 @@ def test_ctrl_c_before_or_after_the_work_says_the_same(
     def pressed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lit_xai.cli.command.compose", pressed)
+    monkeypatch.setattr("lit_xai.cli.loader.application", pressed)
     done = run(cmd, tmp_path, check=False, small=[])
     assert done.returncode == 128 + signal.SIGINT
     assert done.stdout == "interrupted by SIGINT: finished work is kept; run the same command to go on\n"

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "jobs" / "README.md", ROOT / "checkpoints" / "README.md"]
@@ -225,10 +226,15 @@ def test_every_command_is_composed_by_itself() -> None:
 
 
 def test_choices_and_keys_that_pages_name_are_there() -> None:
+    from lit_xai.cli.complete import complete
     from lit_xai.cli.schema import GROUPS, config_dir, options
 
     known = {group: options(group) for group in GROUPS}
-    yamls = {group: "\n".join(f.read_text() for f in (config_dir() / group).rglob("*.yaml")) for group in GROUPS}
+    files = {group: (config_dir() / group).rglob("*.yaml") for group in GROUPS}
+    yamls = {
+        group: "\n".join(yaml.dump(complete(yaml.safe_load(f.read_text()))) for f in found)
+        for group, found in files.items()
+    }
     key = re.compile(rf"(?<![\w.+])({'|'.join(GROUPS)})((?:\.\w+)*)=(\[[\w/,]+\]|[\w/]+)")
     seen = 0
     for page in PAGES:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lit_xai.cli.complete import complete
 from lit_xai.cli.compose import CommandError, compose
 from lit_xai.store.fold import FoldStore, MapReader
 from lit_xai.store.names import RANDOM
@@ -238,7 +239,7 @@ def test_variants_are_explainers_of_their_own_that_differ_in_one_key() -> None:
     chosen = ["experiment=robustness", "explainer.sp.variants.patch=[5,17]", "explainer.sp.stride=7"]
     found = compose("explain", [*chosen, "~explainer.lime50", "~explainer.lime150", "~explainer.mp"]).explainer
     same = {"_target_": "lit_xai.explainers.SlidingPatch", "stride": 7}
-    assert found == {"sp__5": {**same, "patch": 5}, "sp__17": {**same, "patch": 17}}
+    assert found == {"sp__5": complete({**same, "patch": 5}), "sp__17": complete({**same, "patch": 17})}
 
 
 @pytest.mark.parametrize("variants", ["5", "{patch:5}", "{patch:[]}", "{patch:[[5]]}", "{patch:[5,5]}"])

@@ -11,13 +11,14 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import lit_xai
-from lit_xai.cli.compose import CommandError, check_tuned, compose, expand_variants, parameters
-from lit_xai.cli.schema import NULL, NULLS, config_dir, help_text, with_lists
+from lit_xai.cli.compose import CommandError, check_tuned, one_line
+from lit_xai.cli.schema import NULL, NULLS, help_text, with_lists
 from lit_xai.errors import UsageError
 
 
@@ -88,13 +89,10 @@ def command(
                     places = searched([*flags, *overrides])
                     overrides = with_lists(overrides, places, NULLS if name == "audit" else (NULL,))
                     check_tuned(places)
-                    own = search_path(places)
-                    compose(name, [*own, *(o for o in overrides if not o.startswith("hydra.searchpath="))])
-                except (CommandError, UsageError) as e:
+                except UsageError as e:
                     fail(str(e))
                 sys.argv[1:] = [*flags, *overrides]
-                ahead(overrides)
-            run(name, task)
+            run(name, task, overrides, flags, lambda: ahead(overrides))
 
         return main
 
@@ -132,22 +130,6 @@ def searched(arguments: list[str]) -> list[str]:
 def search_path(places: Sequence[str]) -> list[str]:
     """The override that adds folders of configurations."""
     return [f"hydra.searchpath=[{','.join(in_quotes(f'file://{p}') for p in places)}]"] if places else []
-
-
-def drop_replaced(cfg: Any, overrides: list[str]) -> None:
-    """Where the command line gives a node another `_target_`, drop the old one's keys that the new one does not take."""
-    from omegaconf import DictConfig, OmegaConf
-
-    given = {o.lstrip("+").split("=", 1)[0] for o in overrides}
-    for key in given:
-        parent, _, leaf = key.rpartition(".")
-        node = OmegaConf.select(cfg, parent) if leaf == "_target_" else None
-        known = parameters(node["_target_"]) if isinstance(node, DictConfig) else None
-        if known is None or node is None:
-            continue
-        OmegaConf.set_struct(node, False)
-        for name in [n for n in map(str, node) if n not in known and n != "_target_" and f"{parent}.{n}" not in given]:
-            del node[name]
 
 
 # keys whose values are names of files and folders
@@ -198,37 +180,62 @@ def is_sweep(value: str) -> bool:
     return bool("," in value or re.fullmatch(SWEEP, value)) and not os.path.exists(os.path.expanduser(value))
 
 
-def run(name: str, task: Callable[[Any], None]) -> None:
-    """Hand over to hydra (single run, multirun, launchers), with one-line errors."""
-    import hydra
+def run(
+    name: str, task: Callable[[Any], None], overrides: list[str], flags: list[str], ahead: Callable[[], None]
+) -> None:
+    """Compose and run by hydra (single run, multirun, launchers), with one-line errors."""
+    from hydra._internal.utils import get_args_parser
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
-    def job(cfg: Any) -> None:
-        from hydra.core.hydra_config import HydraConfig
+    from lit_xai.cli.loader import application
 
-        quiet()
-        if str(HydraConfig.get().mode).endswith("MULTIRUN"):
-            # a process that is started again for another rank must run this job, not the sweep
-            sys.argv[1:] = list(HydraConfig.get().overrides.task)
-        from lit_xai.errors import UsageError
+    args = get_args_parser().parse_args(flags)
+    config = args.config_name or name
+    many = args.multirun or "hydra.mode=MULTIRUN" in overrides
+    places = [p for p in searched([*flags, *overrides]) if p]
+    own = search_path(places) if args.config_dir else []
+    given = [*own, *(o for o in overrides if not (own and o.startswith("hydra.searchpath=")))]
+    try:
+        with application(name, ahead, Path(args.config_path).resolve() if args.config_path else None) as hydra:
+            if args.hydra_help:
+                hydra.hydra_help(config, get_args_parser(), args)
+            elif args.shell_completion:
+                hydra.shell_completion(config, given)
+            elif args.cfg:
+                hydra.show_cfg(config, given, args.cfg, args.package, args.resolve)
+            elif args.info:
+                hydra.show_info(args.info, config, given)
+            elif many:
+                hydra.multirun(config, partial(job, task), [*given, "hydra.mode=MULTIRUN"])
+            else:
+                hydra.run(config, partial(job, task), given)
+    except (HydraException, OmegaConfBaseException, CommandError) as e:
+        fail(one_line(e, overrides, name))
 
-        drop_replaced(cfg, list(HydraConfig.get().overrides.task))
-        expand_variants(cfg)
-        try:
-            task(cfg)
-        except UsageError as e:
-            fail(str(e))
-        except OSError as e:
-            if e.errno not in (27, 28, 122):  # file too large, disk full, quota
-                fail(f"{type(e).__name__}: {e} (HYDRA_FULL_ERROR=1 shows where)")
-            fail(f"{e.strerror} while writing {e.filename or 'results'}: make room, then run the same command again")
-        except Exception as e:
-            if os.environ.get("HYDRA_FULL_ERROR") == "1":
-                raise
-            if isinstance(e.__cause__, UsageError):  # hydra wraps what an object's constructor refuses
-                fail(str(e.__cause__))
-            fail(f"{type(e).__name__}: {str(e)[:400]} (HYDRA_FULL_ERROR=1 shows where)")
 
-    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(job)()
+def job(task: Callable[[Any], None], cfg: Any) -> None:
+    """One run of a command, with one-line errors."""
+    from hydra.core.hydra_config import HydraConfig
+
+    quiet()
+    if str(HydraConfig.get().mode).endswith("MULTIRUN"):
+        # a process that is started again for another rank must run this job, not the sweep
+        sys.argv[1:] = list(HydraConfig.get().overrides.task)
+    try:
+        task(cfg)
+    except UsageError as e:
+        fail(str(e))
+    except OSError as e:
+        if e.errno not in (27, 28, 122):  # file too large, disk full, quota
+            fail(f"{type(e).__name__}: {e} (HYDRA_FULL_ERROR=1 shows where)")
+        fail(f"{e.strerror} while writing {e.filename or 'results'}: make room, then run the same command again")
+    except Exception as e:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        if isinstance(e.__cause__, UsageError):  # hydra wraps what an object's constructor refuses
+            fail(str(e.__cause__))
+        fail(f"{type(e).__name__}: {str(e)[:400]} (HYDRA_FULL_ERROR=1 shows where)")
 
 
 def quiet() -> None:

@@ -14,7 +14,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from lit_xai.cli.build import plain, read_config
-from lit_xai.cli.command import drop_replaced, in_quotes, search_path, searched
+from lit_xai.cli.command import in_quotes, search_path, searched
+from lit_xai.cli.complete import complete, targets_in
 from lit_xai.cli.compose import CommandError, compose
 from lit_xai.cli.run import Run
 from lit_xai.cli.saved import decided_by, with_saved
@@ -130,11 +131,16 @@ class Ensemble:
         for kind in kinds:
             for name, node in nodes.items():
                 said = read_plan(plan_file(step.fold, kind, name))
-                if (said.get("overrides") != told and not as_saved) or said.get("node") != node:
+                if (said.get("overrides") != told and not as_saved) or not same(said.get("node"), node):
                     return False
         looked_at = kinds if revealed else (RANDOM, *CHECKS)
         counts = [row[fold] for kind in looked_at for name, row in state.counts.get(kind, {}).items() if name in nodes]
         return not any(c.missing or c.running or not c.known for c in counts)
+
+
+def same(said: Any, node: Any) -> bool:
+    """Whether a plan's node is ours, which has the defaults of its classes; no class is imported that ours does not name."""
+    return said == node or (targets_in(said) <= targets_in(node) and complete(said) == node)
 
 
 def key_of(override: str) -> str:
@@ -168,7 +174,6 @@ def ensembles(cfg: Any, command: str, flags: Iterable[str] = ()) -> list[Ensembl
             own = compose(command, theirs)
         except CommandError as e:
             raise UsageError(str(e)) from None
-        drop_replaced(own, theirs)
         kept = [o for o in told if key_of(o) != "model"]
         out.append(Ensemble(own, tuple(flags), (*kept, f"model={model}"), folds_of(own)))
     return out

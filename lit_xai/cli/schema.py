@@ -22,7 +22,8 @@ GROUPS = {
     "launcher": "launchers",
 }
 LISTS = ("explainer", "score")
-OPEN = (*LISTS, "filler")
+OPEN = (*LISTS, "filler")  # whose members have names
+ANYWHERE = ("experiment", "launcher", "tuned")  # whose yamls set keys of any group
 
 
 def config_dir() -> Path:

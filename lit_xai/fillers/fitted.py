@@ -106,9 +106,9 @@ class FittedFiller(Filler):
     """
 
     checkpoint: str | None = None
-    trained_on: TrainedOn | None = None
+    trained_on: TrainedOn | None = field(default=None, metadata={"said": False})  # by no yaml
     given: nn.Module | None = field(
-        default=None, kw_only=True, repr=False, compare=False, metadata={"described": False}
+        default=None, kw_only=True, repr=False, compare=False, metadata={"described": False, "said": False}
     )
 
     model: ClassVar[str]  # of configs/model

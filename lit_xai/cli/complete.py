@@ -1,0 +1,125 @@
+"""What a node of a configuration leaves out: a yaml says `_target_` and what differs, the defaults of the class are the rest."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from importlib import import_module
+from pkgutil import resolve_name
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from lit_xai.cli.checks import parameters
+from lit_xai.cli.schema import OPEN
+
+PLAIN = bool | int | float | str | None
+
+
+def complete(node: Any) -> Any:
+    """A node with the defaults of its class, also in the nodes below it; one whose `_target_` cannot be imported as it is.
+
+    What is built from it is what is built from the node itself: a node below it that names its own `_target_` has the
+    defaults of that one alone.
+    """
+    if isinstance(node, list):
+        return [complete(n) for n in node]
+    if not isinstance(node, Mapping):
+        return node
+    target = node.get("_target_")
+    return {k: complete(v) for k, v in under(node, defaults(target) if isinstance(target, str) else {}).items()}
+
+
+def under(node: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+    """What a node says, and the default where it says nothing."""
+    both = {k: v for k, v in node.items() if isinstance(v, Mapping) and "_target_" not in v}
+    both = {k: under(v, d) for k, v in both.items() if isinstance(d := default.get(k), Mapping) and "_target_" in d}
+    return {**node, **both, **{k: v for k, v in default.items() if k not in node}}
+
+
+@cache
+def defaults(target: str) -> Mapping[str, Any]:
+    """The parameters of a `_target_` that have a default, which a yaml could say."""
+    try:
+        found = resolve_name(target)
+        parameters = inspect.signature(found).parameters
+    except Exception:  # `check_targets` says what is wrong with it
+        return {}
+    given = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+    for f in fields(found) if isinstance(found, type) and is_dataclass(found) else ():
+        if f.default_factory is not MISSING and f.name in given:
+            given[f.name] = f.default_factory()
+        if not f.metadata.get("said", True):
+            given.pop(f.name, None)
+    return {name: said(value, found) for name, value in given.items() if sayable(value)}
+
+
+def sayable(value: Any) -> bool:
+    """Whether a yaml can say it: words, numbers, lists and mappings of them, and dataclasses."""
+    if isinstance(value, tuple | list):
+        return all(map(sayable, value))
+    if isinstance(value, Mapping):
+        return all(map(sayable, value.values()))
+    return isinstance(value, PLAIN) or (is_dataclass(value) and not isinstance(value, type))
+
+
+def said(value: Any, owner: Any) -> Any:
+    """A default as a yaml of its owner says it."""
+    if isinstance(value, tuple | list):
+        return [said(v, owner) for v in value]
+    if isinstance(value, Mapping):
+        return {k: said(v, owner) for k, v in value.items()}
+    if isinstance(value, PLAIN):
+        return value
+    kept = [f for f in fields(value) if f.init and f.metadata.get("said", True)]
+    return {"_target_": name_of(type(value), owner)} | {f.name: said(getattr(value, f.name), type(value)) for f in kept}
+
+
+def name_of(kind: type, owner: Any) -> str:
+    """Where a class is offered: by its package, else beside what it is a default of, else in its own module."""
+    places = (".".join(kind.__module__.split(".")[:2]), str(owner.__module__), kind.__module__)
+    return next(f"{p}.{kind.__name__}" for p in places if vars(import_module(p)).get(kind.__name__) is kind)
+
+
+def targets_in(node: Any) -> set[str]:
+    """Every `_target_` in plain containers."""
+    if isinstance(node, Mapping):
+        own = {str(node["_target_"])} if "_target_" in node else set()
+        return own.union(*map(targets_in, node.values()))
+    return set().union(*map(targets_in, node)) if isinstance(node, list | tuple) else set()
+
+
+def fill_in(cfg: DictConfig) -> None:
+    """Complete the explainers, scores and fillers of a configuration, in place."""
+    for group in (g for g in OPEN if isinstance(cfg.get(g), DictConfig)):
+        nodes: Any = OmegaConf.to_container(cfg[group], resolve=False)
+        whole = {name: complete(node) for name, node in nodes.items()}
+        if whole != nodes:
+            cfg[group] = whole
+
+
+def make_room(cfg: DictConfig, path: str, value: Mapping[str, Any], yaml: Any) -> None:
+    """Where a value gives the node of a path another `_target_`, drop what the yaml did not say or the new class does not take."""
+    node, yaml = OmegaConf.select(cfg, path), yaml if isinstance(yaml, Mapping) else {}
+    if not isinstance(node, DictConfig):
+        return
+    target = value.get("_target_", node.get("_target_"))
+    if target != node.get("_target_"):
+        known = parameters(target)
+        with open_dict(node):
+            for key in [
+                k for k in map(str, node) if k != "_target_" and not (k in yaml and (known is None or k in known))
+            ]:
+                del node[key]
+    for key, below in value.items():
+        if isinstance(below, Mapping):
+            make_room(cfg, f"{path}.{key}", below, yaml.get(key))
+
+
+def at(nodes: Any, path: str) -> Any:
+    """What plain containers hold at a path; None where they hold nothing."""
+    for key in path.split("."):
+        nodes = nodes.get(key) if isinstance(nodes, Mapping) else None
+    return nodes
