@@ -13,7 +13,8 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 import lit_xai  # noqa: E402
-from lit_xai.cli.schema import GROUPS, help_text, key_lines, options  # noqa: E402
+from lit_xai.cli.keys import keys_of, shown  # noqa: E402
+from lit_xai.cli.schema import GROUPS, help_text, options  # noqa: E402
 
 project = "lit_xai"
 version = release = lit_xai.__version__
@@ -115,9 +116,7 @@ def commands() -> str:
         about, usage, *_ = text.split("\n\n")
         page += ["", f"## {name}", "", f"`{usage.removeprefix('usage: ')}`", "", plain(about), ""]
         page += ["| key | default | |", "|---|---|---|"]
-        for line in key_lines(name):
-            (key, _, default), comment = line.partition("#")[0].partition(":"), line.partition("#")[2].strip()
-            page.append(f"| `{key}` | `{default.strip() or ' '}` | {plain(comment)} |")
+        page += [f"| `{key.name}` | `{shown(key.default)}` | {plain(key.about)} |" for key in keys_of(name).values()]
     return "\n".join(page)
 
 

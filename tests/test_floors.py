@@ -13,8 +13,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "lit_xai"
 FLOORS = [
     {"errors"},
-    {"cli.schema", "store.names"},
-    {"rng", "cache", "cli.offered", "store.shards", "store.plans"},
+    {"cli.keys", "cli.schema", "cli.offered", "store.names"},
+    {"rng", "cache", "store.shards", "store.plans"},
     {"core"},
     {"fitting"},
     {"calls", "data"},

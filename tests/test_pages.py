@@ -166,7 +166,8 @@ def batches(calls: list[tuple[str, list[str]]]) -> list[tuple[str, list[str]]]:
 
     A command joins one that builds on it.
     """
-    from lit_xai.cli.schema import GROUPS, LISTS, every, lineage
+    from lit_xai.cli.keys import lineage
+    from lit_xai.cli.schema import GROUPS, LISTS, every
 
     everything = {g: every(g) for g in LISTS}
     found: list[tuple[str, dict[str, str]]] = []
@@ -198,10 +199,11 @@ def in_the_way(group: str, a: dict[str, str], b: dict[str, str]) -> bool:
 
 
 def test_every_command_that_is_written_is_one() -> None:
-    from lit_xai.cli.schema import GROUPS, keys_of, lineage
+    from lit_xai.cli.keys import keys_of
+    from lit_xai.cli.schema import GROUPS
 
     calls = []
-    known = {name: {*GROUPS, "hydra", *(k for file in lineage(name) for k in keys_of(file))} for name in OWN}
+    known = {name: {*GROUPS, "hydra", *keys_of(name)} for name in OWN}
     for page, module, arguments in commands():
         package, _, name = module.partition(".")
         assert package in ("lit_xai", "benchmarks"), f"{page}: {module}"

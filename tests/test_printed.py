@@ -12,7 +12,7 @@ import torch
 from lit_xai import engine
 from lit_xai.cli.build import plain, training_of
 from lit_xai.cli.compose import compose
-from lit_xai.cli.schema import built_on, config_dir, experiment_text, options, with_lists
+from lit_xai.cli.schema import chosen_by, config_dir, options, read_experiment, with_lists
 from lit_xai.errors import UsageError
 from lit_xai.evaluate import measured
 from lit_xai.explainers import GradientInput, Random, Saliency
@@ -173,14 +173,15 @@ def test_an_experiment_that_builds_on_another_has_its_lists(tmp_path: Path) -> N
     (tmp_path / "experiment").mkdir()
     text = "# @package _global_\ndefaults:\n  - fashion_mnist\n  - _self_\nseed: 1\n"
     (tmp_path / "experiment" / "mine.yaml").write_text(text)
-    assert "override /explainer:" in experiment_text("mine", [tmp_path, config_dir()])
-    assert experiment_text("nowhere", [tmp_path, config_dir()]) == ""
+    assert "explainer" in chosen_by(read_experiment("mine", [tmp_path, config_dir()]))
+    assert read_experiment("nowhere", [tmp_path, config_dir()]) == []
     assert not any(o.startswith("explainer=") for o in with_lists(["experiment=mine"], [str(tmp_path)]))
     for way in (
         "defaults: [fashion_mnist, {override /data: npz}, _self_]\n",
         "defaults:\n- /experiment/fashion_mnist # base\nseed: 1\n",
     ):
-        assert built_on(way) == ["fashion_mnist"]
+        (tmp_path / "experiment" / "way.yaml").write_text(way)
+        assert len(read_experiment("way", [tmp_path, config_dir()])) == 2
     (tmp_path / "experiment" / "fashion_mnist.yaml").write_text("seed: 2\n")  # the user's own goes before ours
     assert any(o.startswith("explainer=") for o in with_lists(["experiment=mine"], [str(tmp_path)]))
 

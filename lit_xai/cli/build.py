@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
@@ -16,6 +15,7 @@ from omegaconf import OmegaConf
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from lit_xai.cli.keys import alternatives
 from lit_xai.cli.schema import config_dir, options
 from lit_xai.core import Filler, as_filler
 from lit_xai.data.folds import FoldData
@@ -78,16 +78,31 @@ def check_targets(node: Any, path: str = "") -> None:
 
 
 def check_numbers(target: Any, node: Mapping[str, Any], path: str) -> None:
-    """Refuse a word where a `_target_` takes numbers alone, by its annotations."""
-    for name, parameter in inspect.signature(target).parameters.items():
-        annotation, value = str(parameter.annotation), node.get(name)
-        if name in node and re.search(r"\b(Auto|Size)\b", annotation):
+    """Refuse a word where a `_target_` takes numbers alone, and a fraction where it takes whole ones."""
+    for name, kinds in parameter_kinds(target).items():
+        value = node.get(name)
+        words = any(isinstance(k, str) or k is str for k in kinds)
+        if name in node and {int, "auto"} <= kinds:
             counted(f"{path}.{name}", value, 1)
-            continue
-        if isinstance(value, str) and "str" not in annotation and re.search(r"\b(int|float)\b", annotation):
+        elif isinstance(value, str) and not words and kinds & {int, float}:
             raise UsageError(f"{path}.{name} must be a number, found {value!r}")
-        if isinstance(value, float) and re.fullmatch(r"int( \| None)?", annotation):
+        elif isinstance(value, float) and kinds - {type(None)} == {int}:
             raise UsageError(f"{path}.{name} must be a whole number, found {value!r}")
+
+
+def parameter_kinds(target: Any) -> dict[str, set[Any]]:
+    """The types and words that each parameter of a `_target_` takes; empty where they cannot be told."""
+    told = target if is_dataclass(target) or not isinstance(target, type) else target.__init__
+    try:
+        return {name: leaves(kind) for name, kind in get_type_hints(told).items()}
+    except (NameError, TypeError):  # names of a type checker's alone, or code without annotations
+        return {}
+
+
+def leaves(kind: Any) -> set[Any]:
+    """The types and words of an annotation, those inside of sequences and mappings, too."""
+    own = {a for a in alternatives(kind) if isinstance(a, type | str)}
+    return own.union(*(leaves(a) for a in get_args(kind) if a is not ...)) if get_origin(kind) is not Literal else own
 
 
 def build_data(

@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from lit_xai.cli.schema import GROUPS, OPEN, config_dir, keys_of, lineage
+from lit_xai.cli.keys import KEYS, keys_of
+from lit_xai.cli.schema import GROUPS, OPEN, config_dir
 
 
 class CommandError(Exception):
@@ -22,16 +23,35 @@ class CommandError(Exception):
 
 
 def check_keys(cfg: Any, parsed: Sequence[Any], command: str) -> None:
-    """Refuse keys of the root that nothing reads.
+    """Refuse keys of the root that nothing reads, and values that they do not take.
 
     Raises:
         CommandError: naming the first.
     """
-    known = set(GROUPS) | {key for file in lineage(command) for key in keys_of(file)} | {"hydra"}
+    known = {*GROUPS, *keys_of(command), "hydra"}
     typed = {o.key_or_group.partition(".")[0] for o in parsed}  # those are looked at by `check_added`
     for key in map(str, cfg):
         if key not in known | typed:
             raise CommandError(f"unknown key {key} (in an experiment's file?)", key)
+    check_types(cfg)
+
+
+def check_types(cfg: Any) -> None:
+    """Refuse values of the commands' own keys that are of another type, no choice, or outside.
+
+    Raises:
+        CommandError: naming the first.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    for name in (k for k in cfg if k in KEYS):
+        try:
+            value = OmegaConf.to_container(cfg[name], resolve=True) if OmegaConf.is_config(cfg[name]) else cfg[name]
+        except OmegaConfBaseException:  # it stands for what is not there; `check` says so
+            continue
+        if wrong := KEYS[name].refused(value):
+            raise CommandError(wrong)
 
 
 def check(cfg: Any, parsed: Sequence[Any], command: str) -> None:

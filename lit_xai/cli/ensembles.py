@@ -17,9 +17,10 @@ from lit_xai.cli.build import plain, read_config
 from lit_xai.cli.command import in_quotes, search_path, searched
 from lit_xai.cli.complete import complete, targets_in
 from lit_xai.cli.compose import CommandError, compose
+from lit_xai.cli.keys import keys_of
 from lit_xai.cli.run import Run
 from lit_xai.cli.saved import decided_by, with_saved
-from lit_xai.cli.schema import GROUPS, experiment_name, keys_of, typed
+from lit_xai.cli.schema import GROUPS, experiment_name, typed
 from lit_xai.cli.side_by_side import DONE, Step
 from lit_xai.cluster.status import UNTRAINED, Status, status
 from lit_xai.errors import UsageError

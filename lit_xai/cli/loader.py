@@ -12,6 +12,7 @@ from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra._internal.config_repository import ConfigRepository
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
@@ -21,7 +22,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from lit_xai.cli.checks import check, check_keys
 from lit_xai.cli.complete import at, fill_in, make_room, targets_in
+from lit_xai.cli.keys import COMMANDS, keys_of, own
 from lit_xai.cli.schema import ANYWHERE, OPEN, config_dir
+
+for command in COMMANDS:  # what its yaml begins or ends with
+    ConfigStore.instance().store(name=f"{command}_keys", node={n: keys_of(command)[n].default for n in own(command)})
 
 
 class Sources(ConfigRepository):

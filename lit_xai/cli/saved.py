@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from omegaconf import OmegaConf
 
 from lit_xai.cli.build import ELSEWHERE, HOW, config_places, read_config
 from lit_xai.cli.offered import refuse_other_code
-from lit_xai.cli.schema import experiment_name, experiment_text, left_open
+from lit_xai.cli.schema import chosen_by, experiment_name, left_open, read_experiment
 from lit_xai.errors import UsageError
 from lit_xai.store.names import RANDOM, explainers_in, fold_paths, is_name
 from lit_xai.store.plans import PLANS, read_plan
@@ -133,5 +132,5 @@ def node_of(group: str, name: str, mine: dict[str, Any], known: dict[str, tuple[
 
 def decided_by(experiment: str) -> set[str]:
     """Which of data and model an experiment's file decides."""
-    text = experiment_text(experiment, config_places())
-    return set(re.findall(r"override /(data|model):", text)) | set(re.findall(r"^(data|model):", text, re.M))
+    contents = read_experiment(experiment, config_places())
+    return {"data", "model"} & chosen_by(contents).union(*contents)

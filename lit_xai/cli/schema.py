@@ -1,12 +1,13 @@
-"""The groups and keys of the commands, read from `configs/` by the standard library alone."""
+"""The groups of `configs/` and what a command line takes where it gives none, by the standard library and yaml alone."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_xai.cli.keys import keys_of
 from lit_xai.errors import UsageError
 
 GROUPS = {
@@ -58,19 +59,13 @@ def help_text(command: str, about: str, sweeps: bool = True) -> str:
         width = max((len(n) for n in found), default=0)
         lines += [f"  {n:<{width}}  {text}" for n, text in found.items()]
         lines.append("")
-    lines += ["keys and defaults:", *(f"  {line}" for line in key_lines(command))]
+    lines += ["keys and defaults:", *(f"  {key.line}" for key in keys_of(command).values())]
     lines += [
         "",
         "Any key below a choice may be set too, e.g. trainer.max_epochs=3 data.train_subset=6000 explainer.rise.masks=300.",
         "The whole composed configuration: --cfg job. Hydra's own options: --hydra-help.",
     ]
     return "\n".join(lines)
-
-
-def key_lines(command: str) -> list[str]:
-    """The lines `key: default  # comment` of a command's own file and of those that it builds on."""
-    lines = [line for f in lineage(command) for line in (config_dir() / f"{f}.yaml").read_text().splitlines()]
-    return [n for n in lines if re.match(r"^[a-z_]+:", n) and not n.startswith(("defaults:", "hydra:"))]
 
 
 def every(group: str) -> str:
@@ -116,44 +111,36 @@ def with_lists(overrides: list[str], places: Sequence[str] = (), nulls: Sequence
     overrides = [f"filler={o.removeprefix('samplers=')}" if n else o for o, n in zip(overrides, named, strict=True)]
     given = {o.split("=", 1)[0] for o in overrides if not o.startswith(("+", "~"))}
     chosen = [o.split("=", 1)[1].strip('"') for o in overrides if o.startswith("experiment=")]
-    text = experiment_text(chosen[-1], [*map(Path, places), config_dir()]) if chosen else ""
     if any(o.split("=", 1)[0] == "filler" for o in overrides):  # nothing is explained
         given |= set(LISTS)
-    given |= {g for g in LISTS if f"override /{g}:" in text}
+    if chosen:
+        given |= chosen_by(read_experiment(chosen[-1], [*map(Path, places), config_dir()]))
     return [*(every(g) for g in LISTS if g not in given), *overrides]
 
 
-def experiment_text(name: str, places: Sequence[Path]) -> str:
-    """An experiment's file and those of the experiments that it builds on; empty where there is none.
+def read_experiment(name: str, places: Sequence[Path]) -> list[dict[str, Any]]:
+    """An experiment's yaml and those of the experiments that it builds on; empty where there is none that can be read.
 
     Of several folders of configurations, the first that has a file is taken.
     """
+    import yaml
+
     file = next((f for p in places if (f := p / "experiment" / f"{name}.yaml").is_file()), None)
-    if file is None:
-        return ""
-    text = file.read_text()
-    return "\n".join([text, *(experiment_text(n, places) for n in built_on(text) if n != name)])
+    try:
+        content = None if file is None else yaml.safe_load(file.read_text())
+    except yaml.YAMLError:
+        return []  # hydra says what is wrong with it
+    if not isinstance(content, dict):
+        return []
+    below = [d.rpartition("/")[2] for d in content.get("defaults") or [] if isinstance(d, str) and d != "_self_"]
+    return [content, *(c for n in below if n != name for c in read_experiment(n, places))]
 
 
-def built_on(text: str) -> list[str]:
-    """The plain names in the `defaults:` of a yaml, in either way of writing a list."""
-    found = re.search(r"^defaults:(.*?)(?=^[^\s#-]|\Z)", re.sub(r"#.*", "", text), re.M | re.S)
-    plain = re.sub(r"\{.*?\}", "", found[1], flags=re.S) if found else ""
-    names = re.findall(r"(?:^ *- +|[\[,] *)/?(?:experiment/)?([\w.-]+) *(?=$|[\],])", plain, re.M)
-    return [n for n in names if n != "_self_"]
-
-
-def lineage(command: str) -> list[str]:
-    """The command's own file and those it builds on, the lowest first."""
-    text = (config_dir() / f"{command}.yaml").read_text()
-    below = re.findall(r"^  - ([a-z]+)$", text, re.M)
-    return [*(file for name in below for file in lineage(name)), command]
-
-
-def keys_of(command: str) -> list[str]:
-    """The top-level keys of a command's own file."""
-    lines = (config_dir() / f"{command}.yaml").read_text().splitlines()
-    return [line.split(":")[0] for line in lines if re.match(r"^[a-z_]+:", line)]
+def chosen_by(contents: Iterable[Mapping[str, Any]]) -> set[str]:
+    """The groups of which experiments choose something."""
+    entries = [d for content in contents for d in content.get("defaults") or [] if isinstance(d, dict)]
+    keys = [key for entry in entries for key in map(str, entry) if key.startswith("override ")]
+    return {key.removeprefix("override ").strip().lstrip("/").partition("@")[0] for key in keys}
 
 
 def experiment_name(cfg: Any) -> str:

@@ -1,4 +1,4 @@
-"""What there is to do and by which command, for people to see; the standard library alone reads it."""
+"""What there is to do and by which command, for people to see; the standard library alone reads it, but where an override names code."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_xai.cli.offered import refuse_other_code
 from lit_xai.cli.schema import config_dir, options
-from lit_xai.errors import DamagedFile
+from lit_xai.errors import DamagedFile, UsageError
 from lit_xai.store.names import NAME, PROBES
 
 LIBRARY = "explain_folds"  # the command in plans that no command but a call of this function left
@@ -66,7 +67,7 @@ def printable(text: str) -> str:
 
 
 def repeatable(override: Any) -> bool:
-    """Whether an override that a file tells may stand in a command: it names no code but what our own configurations name."""
+    """Whether an override that a file tells may stand in a command: it names no code but what a file may name."""
     if not isinstance(override, str) or not override.isprintable():
         return False
     key = re.match(r"(\+\+|\+|~)?(\w[\w./]*)(=|$)", override)
@@ -76,14 +77,23 @@ def repeatable(override: Any) -> bool:
             return False
     if key is None or key[2].startswith("hydra") or re.sub(r"\$\{oc\.env:\w+\}", "", override).count("${"):
         return False
-    named = re.findall(r"_target_[\"']?\s*[:=]\s*[\"']?([\w.]+)", override)
-    return len(named) == override.count("_target_") and (not named or set(named) <= named_in_configs())
+    return "_target_" not in override or names_ours(override)
 
 
-def named_in_configs() -> set[str]:
-    """Every `_target_` of the package's own configurations, read as text."""
-    texts = (file.read_text() for file in sorted(config_dir().rglob("*.yaml")))
-    return {name for text in texts for name in re.findall(r"_target_: *([\w.]+)", text)}
+def names_ours(override: str) -> bool:
+    """Whether every `_target_` of an override is one that a file may name; only this needs hydra, and torch."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        found = OverridesParser.create().parse_override(override)
+        path, _, leaf = found.key_or_group.rpartition(".")
+        value = {leaf: found.value()} if leaf == "_target_" else found.value()
+        group = (path or leaf).partition(".")[0]
+        refuse_other_code({group: value}, Path(override), (group,))
+    except (HydraException, UsageError):
+        return False
+    return str(value).count("_target_") == override.count("_target_")
 
 
 def damaged(path: Path, why: object) -> DamagedFile:
