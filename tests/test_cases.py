@@ -12,13 +12,14 @@ import pytest
 import torch
 from lit_xai.crossval import explain_folds
 from lit_xai.explainers import RISE, GradientInput, Saliency, SmoothGrad
+from lit_xai.metrics.distance import average_ranks
 from lit_xai.report.cases import Seen, core, draw_worst, highest, low_quantile
 from lit_xai.report.ensemble import Ensemble
 from lit_xai.report.summarise import summarise
 from lit_xai.store.fold import FoldStore
 from lit_xai.store.names import THUMBNAILS
 from lit_xai.store.tensors import write_tensors
-from scipy.stats import norm, spearmanr
+from scipy.stats import norm, rankdata, spearmanr
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -130,7 +131,7 @@ def test_the_core_is_what_all_maps_have_on_top() -> None:
     maps = torch.rand(3, 20, 6, 7, generator=torch.Generator().manual_seed(0)) + torch.linspace(0, 2, 42).view(6, 7)
     sets = [[set(np.argsort(m.ravel())[-4:]) for m in fold] for fold in maps.numpy()]
     expected = [len(set.intersection(*of)) / 4 for of in zip(*sets, strict=True)]
-    assert core(torch.stack([highest(m) for m in maps])).tolist() == expected
+    assert core(np.stack([np.packbits(highest(m).numpy(), axis=1) for m in maps])).tolist() == expected
 
 
 def test_equal_values_are_on_top_together_or_not_at_all() -> None:
@@ -140,6 +141,23 @@ def test_equal_values_are_on_top_together_or_not_at_all() -> None:
     assert highest(tied)[0].nonzero()[:, 0].tolist() == list(range(10))
     tied[0, :3] = 1  # three tenths, none of them above the others
     assert not highest(tied).any()
+
+
+def test_the_highest_are_those_of_the_highest_mean_ranks() -> None:
+    for levels in (2, 3, 5, 9, 40):
+        maps = torch.randint(levels, (60, 5, 6), generator=torch.Generator().manual_seed(levels)).float()
+        ranks = rankdata(maps.flatten(1).numpy(), axis=1) - 1
+        assert torch.equal(highest(maps), torch.from_numpy(ranks > 30 - 3 - 0.5))
+
+
+def test_maps_are_ranked_once_for_their_distances_and_for_cases(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranked: list[int] = []
+    monkeypatch.setattr("lit_xai.metrics.distance.average_ranks", lambda x: ranked.append(len(x)) or average_ranks(x))
+    ensemble = Ensemble(folder)
+    readers = ensemble.readers("rise")
+    probes = ensemble.probes(readers)
+    ensemble.distances(readers, probes, "spearman", Seen(ensemble))
+    assert sum(ranked) == 5 * len(probes)
 
 
 def test_the_core_of_unrelated_maps_is_what_chance_gives(folder: Path) -> None:

@@ -16,7 +16,7 @@ from lit_xai.errors import UsageError
 from lit_xai.metrics.gaps import PERMUTATIONS, permuted
 from lit_xai.metrics.intervals import PERCENTILE, Interval
 from lit_xai.metrics.pairs import Pairs, source_of
-from lit_xai.metrics.statistics import CHUNK, RESAMPLES, Estimate, across_predictors, resamples
+from lit_xai.metrics.statistics import RESAMPLES, Estimate, across_predictors, resamples
 from lit_xai.store.names import CHECKS, TEST
 
 # the pairs of S_equal; those and S_differ, whose maps explain what each predictor says, or the label; or all
@@ -38,6 +38,7 @@ SHORT = "short"  # the view of the degradation study, and of what training says 
 MIN_DISAGREEMENTS = 10
 TINY = 1e-12  # by which a value and a permuted one differ by rounding
 NOTHING = torch.empty(0)
+ALONE = 256  # samples of which each is looked at alone, at once
 
 
 @dataclass(frozen=True)
@@ -268,7 +269,7 @@ def of_group(pairs: Pairs, group: Mapping[str, Measure], n_resamples: int) -> di
             for name, statistic in of.items():
                 without[name].append(statistic(part))
         each = (
-            of_each(sums, of, len(samples))
+            of_each(replicates(first).prepare, of, known, cluster, len(samples))
             if first.over in (EQUAL, TEST, *CHECKS) and replicates(first).prepare is not Drawn
             else {}
         )
@@ -290,17 +291,19 @@ def of_group(pairs: Pairs, group: Mapping[str, Measure], n_resamples: int) -> di
 
 
 def of_each(
-    sums: Callable[[Float[Tensor, "r n"]], Iterable[Any]],
+    prepare: Callable[[Pairs, Int[Tensor, "p"], int], Callable[[Float[Tensor, "r n"]], Iterable[Any]]],
     of: Mapping[str, Callable[[Any], Float[np.ndarray, "r"]]],
+    pairs: Pairs,
+    cluster: Int[Tensor, "p"],
     samples: int,
 ) -> dict[str, Float[Tensor, "n"]]:
     """The values of every sample alone; NaN where all of its pairs are unknown."""
     found: dict[str, list[np.ndarray]] = {name: [] for name in of}
-    rows = max(1, CHUNK // samples)
-    for start in range(0, samples, rows):
-        alone = torch.zeros(min(rows, samples - start), samples, dtype=torch.float64)
-        alone[:, start : start + rows].fill_diagonal_(1.0)
-        for part in sums(alone):
+    order = cluster.argsort(stable=True)
+    begins = torch.searchsorted(cluster[order], torch.arange(0, samples + ALONE, ALONE)).tolist()
+    for start, begin, end in zip(range(0, samples, ALONE), begins, begins[1:], strict=False):
+        here, number = order[begin:end], min(ALONE, samples - start)
+        for part in prepare(pairs.take(here), cluster[here] - start, number)(torch.eye(number, dtype=torch.float64)):
             for name, statistic in of.items():
                 found[name].append(statistic(part))
     return {name: torch.from_numpy(np.concatenate(parts)) for name, parts in found.items()}

@@ -18,12 +18,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from lit_xai.engine.predict import small
-from lit_xai.metrics.distance import average_ranks, correlation, unit_ranks
+from lit_xai.metrics.distance import correlation, unit_ranks
 from lit_xai.metrics.statistics import Estimate, mean_estimate
 from lit_xai.report import draw
 from lit_xai.report.ensemble import Ensemble
@@ -44,14 +45,19 @@ COLUMNS = (
 
 def highest(maps: Float[Tensor, "n h w"]) -> Bool[Tensor, "n p"]:
     """The highest tenth of every map's pixels; of equal values at its edge all or none, so of a constant map none."""
-    ranks = torch.from_numpy(average_ranks(maps.flatten(1).numpy()))  # 0 .. p-1, those of ties at their mean
-    pixels = ranks.shape[1]
-    return ranks > pixels - max(1, round(TOP * pixels)) - 0.5
+    flat = maps.flatten(1).numpy()
+    pixels = flat.shape[1]
+    number = max(1, round(TOP * pixels))
+    edge = np.partition(flat, pixels - number, axis=1)[:, pixels - number, None]
+    above, tied = flat > edge, flat == edge
+    by_mean_rank = 2 * above.sum(1, keepdims=True) + tied.sum(1, keepdims=True) < 2 * number
+    return torch.from_numpy(above | (tied & by_mean_rank))
 
 
-def core(tops: Bool[Tensor, "k n p"]) -> Float[Tensor, "n"]:
-    """The pixels that all predictors have on top, as a share of what each has there on average; NaN where nobody has any."""
-    return tops.all(0).sum(1) / tops.sum(2).double().mean(0)
+def core(bits: UInt8[np.ndarray, "k n bytes"]) -> Float[Tensor, "n"]:
+    """The pixels that all predictors have on top (a bit each), as a share of what each has there on average; NaN where nobody has any."""
+    shared, each = np.bitwise_count(np.bitwise_and.reduce(bits)).sum(1), np.bitwise_count(bits).sum(2).mean(0)
+    return torch.from_numpy(shared.astype(np.float64)) / torch.from_numpy(each)
 
 
 def consensus(maps: Float[Tensor, "k h w"]) -> Float[Tensor, "h w"]:
@@ -83,16 +89,16 @@ class Seen:
     chance: list[Float[Tensor, "_"]] = field(default_factory=list)
     kept: list[tuple[tuple[bool, float], int, Float[Tensor, "k h w"]]] = field(default_factory=list)
 
-    def __call__(self, samples: Tensor, maps: dict[int, Tensor]) -> None:
-        """Look at the maps `[n, h, w]` of some probes `[n]` by all folds."""
+    def __call__(self, samples: Tensor, maps: dict[int, Tensor], ranks: dict[int, Tensor] | None = None) -> None:
+        """Look at the maps `[n, h, w]` of some probes `[n]` by all folds; `ranks` are their `unit_ranks`, where somebody has them."""
         pairs = list(combinations(sorted(maps), 2))
         if not pairs:
             return
-        ranks = {f: unit_ranks(m) for f, m in maps.items()}
+        ranks = ranks or {f: unit_ranks(m) for f, m in maps.items()}
         rho = torch.stack([correlation(ranks[a], ranks[b]) for a, b in pairs])
         known = torch.where(torch.isfinite(rho), rho, math.inf)
         worst, at = known.min(0)
-        tops = torch.stack([highest(m) for m in maps.values()])
+        tops = np.stack([np.packbits(highest(m).numpy(), axis=1) for m in maps.values()])
         self.samples.append(samples)
         self.alike.append(alike := self.all_right(samples))
         self.worst.append(torch.where(torch.isfinite(worst), worst, torch.nan))
@@ -100,8 +106,7 @@ class Seen:
         self.folds.append(torch.tensor(pairs)[at])
         self.core.append(core(tops))
         for shift in range(1, min(SHIFTS, (len(samples) - 1) // max(1, len(maps) - 1)) + 1):
-            other = torch.stack([top.roll(shift * n, 0) for n, top in enumerate(tops)])
-            self.chance.append(core(other))
+            self.chance.append(core(np.stack([np.roll(top, shift * n, axis=0) for n, top in enumerate(tops)])))
 
     def all_right(self, samples: Int[Tensor, "n"]) -> Bool[Tensor, "n"]:
         """Whether all predictors say the same class, and the label where there is one."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from lit_xai.cli.schema import NULL
 from lit_xai.data.folds import Disagreements, Split
 from lit_xai.errors import UsageError
-from lit_xai.metrics.distance import distance_of
+from lit_xai.metrics.distance import distance_of, unit_ranks
 from lit_xai.metrics.pairs import Pairs
 from lit_xai.report.tested import VALUES, pairs_of_tests, predictions_of_tests
 from lit_xai.report.unfinished import Share, planned_probes
@@ -56,7 +56,8 @@ class Decided:
 
 
 Maps = MapReader | Decided
-Look = Callable[[Tensor, dict[int, Tensor]], None]  # some samples, and all folds' maps of them
+# Some samples, all folds' maps of them, and these maps' unit ranks where they are there.
+Look = Callable[[Tensor, dict[int, Tensor], dict[int, Tensor] | None], None]
 
 
 class Ensemble:
@@ -229,7 +230,7 @@ class Ensemble:
                     whole |= {f: maps} if len(maps) == len(part) else {}
                     rows_of[f] = torch.full((len(part),), -1).masked_scatter_(here, torch.arange(int(here.sum())))
             if look is not None and len(whole) == len(readers):
-                look(part, whole)
+                look(part, whole, prepared if d.prepare is unit_ranks else None)
             for i in (f for f in home.unique().tolist() if f in prepared):
                 for j in prepared:
                     both = (home == i) & (rows_of[i] >= 0) & (rows_of[j] >= 0)
