@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_xai.cli.checks import CommandError as CommandError
-from lit_xai.cli.schema import GROUPS, options
+from lit_xai.cli.schema import GROUPS, OPEN, options
 from lit_xai.errors import UsageError
 
 
@@ -60,12 +60,13 @@ def did_you_mean(wrong: str, command: str, overrides: list[str]) -> str:
     """The nearest keys of the configuration that the command line chooses."""
     from omegaconf import OmegaConf
 
-    choices = [o for o in overrides if o.split("=", 1)[0] in GROUPS]
+    here = wrong.partition(".")[0] in OPEN  # else no class need be imported
+    choices = [o for o in overrides if (group := o.split("=", 1)[0]) in GROUPS and (here or group not in OPEN)]
     try:
         cfg = compose(command, choices)
     except CommandError:
         return f": see python -m lit_xai.{command} --help"
-    known: list[str] = []
+    known = list(GROUPS)
 
     def walk(node: Any, prefix: str) -> None:
         for k, v in node.items() if isinstance(node, dict) else ():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,6 +28,21 @@ from lit_xai.cli.schema import ANYWHERE, OPEN, config_dir
 
 for command in COMMANDS:  # what its yaml begins or ends with
     ConfigStore.instance().store(name=f"{command}_keys", node={n: keys_of(command)[n].default for n in own(command)})
+
+
+def printed(file: str) -> dict[str, dict[str, float]]:
+    """What a paper prints, by column and method: `${printed:FILE.csv}` in a yaml, below configs/printed/ or anywhere."""
+    with (config_dir() / "printed" / file).open() as lines:
+        rows = list(csv.DictReader(lines))
+    return {c: {r["method"]: number(r[c]) for r in rows if r[c]} for c in rows[0] if c != "method"}
+
+
+def number(text: str) -> float:
+    """A number, whole where it is printed so."""
+    return int(text) if text.lstrip("-").isdigit() else float(text)
+
+
+OmegaConf.register_new_resolver("printed", printed, replace=True)
 
 
 class Sources(ConfigRepository):
