@@ -255,7 +255,7 @@ def test_random_labels_are_compared_once_they_are_trained(copy):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["sanity=foo"], "sanity must be of cascading, independent, labels, found foo"),
+        (["sanity=foo"], "sanity must be null, cascading, independent, labels or a list, found foo"),
         (["sanity=cascading", "sanity_images=0"], "sanity_images must be a whole number"),
         (["sanity=cascading", "~explainer.pmi", "~explainer.information_gain", "~explainer.random"], "set explainer="),
         (["curves=true"], "choose one of them by score="),
@@ -350,7 +350,7 @@ def test_damaged_weights_are_those_of_a_training_with_damage(study, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["levels=3"], "levels must give some of"),
+        (["levels=3"], "levels must be a mapping, found 3"),
         (["levels.weight_noise=[2]"], "list of shares"),
         (["label_noise=0.1"], "would damage every ensemble"),
     ],

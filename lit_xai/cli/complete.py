@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from importlib import import_module
@@ -15,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from lit_xai.cli.checks import parameters
 from lit_xai.cli.schema import OPEN
 
-PLAIN = bool | int | float | str | None
+PLAIN = (bool, int, float, str, type(None))
 
 
 def complete(node: Any) -> Any:
@@ -41,7 +42,7 @@ def under(node: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]
 
 @cache
 def defaults(target: str) -> Mapping[str, Any]:
-    """The parameters of a `_target_` that have a default, which a yaml could say."""
+    """The parameters of a `_target_` that have a default, which a yaml can say."""
     try:
         found = resolve_name(target)
         parameters = inspect.signature(found).parameters
@@ -53,34 +54,42 @@ def defaults(target: str) -> Mapping[str, Any]:
             given[f.name] = f.default_factory()
         if not f.metadata.get("said", True):
             given.pop(f.name, None)
-    return {name: said(value, found) for name, value in given.items() if sayable(value)}
+    said = {}
+    for name, value in given.items():
+        with suppress(TypeError):
+            said[name] = as_said(value, found)
+    return said
 
 
-def sayable(value: Any) -> bool:
-    """Whether a yaml can say it: words, numbers, lists and mappings of them, and dataclasses."""
-    if isinstance(value, tuple | list):
-        return all(map(sayable, value))
-    if isinstance(value, Mapping):
-        return all(map(sayable, value.values()))
-    return isinstance(value, PLAIN) or (is_dataclass(value) and not isinstance(value, type))
+def as_said(value: Any, owner: Any) -> Any:
+    """A default as a yaml of its owner says it.
 
-
-def said(value: Any, owner: Any) -> Any:
-    """A default as a yaml of its owner says it."""
-    if isinstance(value, tuple | list):
-        return [said(v, owner) for v in value]
-    if isinstance(value, Mapping):
-        return {k: said(v, owner) for k, v in value.items()}
-    if isinstance(value, PLAIN):
+    Raises:
+        TypeError: no yaml can: it is no word, number, list or mapping of them, nor a dataclass that is its fields.
+    """
+    if type(value) in PLAIN:
         return value
-    kept = [f for f in fields(value) if f.init and f.metadata.get("said", True)]
-    return {"_target_": name_of(type(value), owner)} | {f.name: said(getattr(value, f.name), type(value)) for f in kept}
+    if isinstance(value, list) or (
+        isinstance(value, tuple) and owner.__module__.startswith("lit_xai.")
+    ):  # ours take both
+        return [as_said(v, owner) for v in value]
+    if isinstance(value, dict):
+        return {k: as_said(v, owner) for k, v in value.items()}
+    if not is_dataclass(value) or isinstance(value, type):
+        raise TypeError(f"{value!r} cannot be said")
+    kind, kept = type(value), [f.name for f in fields(value) if f.init and f.metadata.get("said", True)]
+    if kind(**{name: vars(value)[name] for name in kept}) != value:
+        raise TypeError(f"{value!r} is more than its fields")
+    return {"_target_": name_of(kind, owner)} | {name: as_said(vars(value)[name], kind) for name in kept}
 
 
 def name_of(kind: type, owner: Any) -> str:
     """Where a class is offered: by its package, else beside what it is a default of, else in its own module."""
     places = (".".join(kind.__module__.split(".")[:2]), str(owner.__module__), kind.__module__)
-    return next(f"{p}.{kind.__name__}" for p in places if vars(import_module(p)).get(kind.__name__) is kind)
+    found = [f"{p}.{kind.__name__}" for p in places if vars(import_module(p)).get(kind.__name__) is kind]
+    if not found:
+        raise TypeError(f"{kind} has no name")
+    return found[0]
 
 
 def targets_in(node: Any) -> set[str]:
@@ -100,11 +109,15 @@ def fill_in(cfg: DictConfig) -> None:
             cfg[group] = whole
 
 
-def make_room(cfg: DictConfig, path: str, value: Mapping[str, Any], yaml: Any) -> None:
-    """Where a value gives the node of a path another `_target_`, drop what the yaml did not say or the new class does not take."""
+def make_room(cfg: DictConfig, path: str, value: Mapping[str, Any], yaml: Any) -> bool:
+    """Where a value gives the node of a path another `_target_`, drop what the yaml did not say or the new class does not take.
+
+    Returns:
+        Whether there is a node.
+    """
     node, yaml = OmegaConf.select(cfg, path), yaml if isinstance(yaml, Mapping) else {}
     if not isinstance(node, DictConfig):
-        return
+        return False
     target = value.get("_target_", node.get("_target_"))
     if target != node.get("_target_"):
         known = parameters(target)
@@ -116,6 +129,7 @@ def make_room(cfg: DictConfig, path: str, value: Mapping[str, Any], yaml: Any) -
     for key, below in value.items():
         if isinstance(below, Mapping):
             make_room(cfg, f"{path}.{key}", below, yaml.get(key))
+    return True
 
 
 def at(nodes: Any, path: str) -> Any:

@@ -32,8 +32,7 @@ class Key:
         """What is wrong with a value, plain and resolved; empty if nothing is."""
         if value_of(value, self.kind) and within(value, self.least, self.most):
             return ""
-        words = f"must {self.words}"
-        return f"{self.name} {words}, found {value if isinstance(value, str | bool | None) else shown(value)}"
+        return f"{self.name} must {self.words}, found {shown(value)}"
 
     @property
     def words(self) -> str:

@@ -31,8 +31,8 @@ for command in COMMANDS:  # what its yaml begins or ends with
 
 
 def printed(file: str) -> dict[str, dict[str, float]]:
-    """What a paper prints, by column and method: `${printed:FILE.csv}` in a yaml, below configs/printed/ or anywhere."""
-    with (config_dir() / "printed" / file).open() as lines:
+    """What a paper prints, by column and method: `${printed:FILE.csv}` in a yaml, below configs/papers/ or anywhere."""
+    with (config_dir() / "papers" / file).open() as lines:
         rows = list(csv.DictReader(lines))
     return {c: {r["method"]: number(r[c]) for r in rows if r[c]} for c in rows[0] if c != "method"}
 
@@ -113,18 +113,18 @@ class Loader(ConfigLoaderImpl):
         """
         yamls = {g: OmegaConf.to_container(cfg[g], resolve=False) for g in OPEN if cfg.get(g)}
         fill_in(cfg)
-        later = []
+        later: list[Override] = []
+        gone: set[str] = set()
         for o in (replace(o, type=OverrideType.FORCE_ADD) if o.is_add() else o for o in overrides):
             path, value = o.key_or_group, cast(Any, o.value())
             if path.endswith("._target_"):
                 path, value = path.removesuffix("._target_"), {"_target_": value}
-            if o.is_delete() and path.count(".") == 1:
-                self._apply_overrides_to_config([o], cfg)
-            elif not o.is_delete() and targets_in(value):
-                make_room(cfg, path, value, at(yamls, path))
-                self._apply_overrides_to_config([o], cfg)
-            else:
+            if o.is_delete() or not targets_in(value) or any(f"{path}.".startswith(g) for g in gone):
                 later.append(o)
+                gone |= {f"{path}."} if o.is_delete() else set()
+            else:
+                there = make_room(cfg, path, value, at(yamls, path))
+                self._apply_overrides_to_config([replace(o, type=OverrideType.FORCE_ADD) if there else o], cfg)
         if len(later) < len(overrides):
             fill_in(cfg)
         self._apply_overrides_to_config(later, cfg)
