@@ -95,8 +95,5 @@ def check_tuned(places: list[str]) -> None:
             content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
         except Exception as e:
             raise UsageError(f"{file} cannot be read ({type(e).__name__}): mend or remove it") from None
-        headers = re.findall(r"^#\s*@package\s+(\S*)", file.read_text(), re.M)
-        if any(header != "_global_" for header in headers):
-            raise UsageError(f"{file} is put at {headers[0]}: let its first line be `# @package _global_`")
         if isinstance(content, dict):
             refuse_other_code({str(k): v for k, v in content.items()}, file)

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from lit_xai.errors import UsageError
 
@@ -52,7 +52,8 @@ def is_data(found: Any) -> bool:
     if isinstance(found, type):
         transform = found.__module__.startswith("torchvision.transforms.") and found.__name__ not in RUNS_ITS_ARGUMENT
         return transform or found is importlib.import_module("lit_xai.data").FoldData
-    return inspect.isfunction(found) and str(found.__annotations__.get("return")).rstrip("'>").endswith("Source")
+    source = importlib.import_module("lit_xai.data.images").Source
+    return inspect.isfunction(found) and get_type_hints(found).get("return") is source
 
 
 def is_trainer(found: Any) -> bool:
