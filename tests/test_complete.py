@@ -260,7 +260,14 @@ def test_a_yaml_of_the_users_own_has_the_name_of_its_file(flags: tuple[str, ...]
 def test_several_values_without_a_multirun_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         ran("explainer=[rise]", "explainer.rise.masks=3,4")
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    mend = "add -m for a run of each, or write explainer.rise.masks=[3,4] for a list"
+    assert capsys.readouterr().err == f"error: explainer.rise.masks=3,4 are several values: {mend}\n"
+
+
+def test_a_folder_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        ran(flags=("--config-dir", "nowhere"))
+    assert capsys.readouterr().err.startswith("error: --config-dir=nowhere is no folder")
 
 
 # ------------------------------------------------------------------------------------------------------------------- keys

@@ -192,6 +192,8 @@ def run(
 
     args = get_args_parser().parse_args(flags)
     config = args.config_name or name
+    if args.config_dir and not Path(args.config_dir).is_dir():
+        fail(f"--config-dir={args.config_dir} is no folder: give one that holds explainer/, experiment/ or the like")
     many = args.multirun or "hydra.mode=MULTIRUN" in overrides
     places = [p for p in searched([*flags, *overrides]) if p]
     own = search_path(places) if args.config_dir else []

@@ -52,6 +52,9 @@ def one_line(error: Exception, overrides: list[str], command: str) -> str:
         full = re.search(r"Could not override '([^']+)'", text)
         wrong = full.group(1) if full else key.group(1)
         return f"unknown key {wrong}{did_you_mean(wrong, command, overrides)}"
+    several = re.search(r"Ambiguous value for argument '(([^=]+)=(.*))'", text)
+    if several:
+        return f"{several[1]} are several values: add -m for a run of each, or write {several[2]}=[{several[3]}] for a list"
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     return f"{first} (see python -m lit_xai.{command} --help)"
 

@@ -95,12 +95,14 @@ class Loader(ConfigLoaderImpl):
         others = [str(o.input_line) for o in parsed if o not in inside]
         cfg = super().load_configuration(config_name, others, run_mode, from_shell, validate_sweep_overrides)
         note(cfg, [o for o in parsed if not o.is_hydra_override()])
+        if run_mode is not RunMode.MULTIRUN:
+            self.validate_sweep_overrides_legal(inside, run_mode, from_shell)
+            check_keys(cfg, parsed, self.command)
+        ahead, self.ahead = self.ahead, None  # once
+        if ahead is not None:
+            ahead()
         if run_mode is RunMode.MULTIRUN:
             return cfg
-        self.validate_sweep_overrides_legal(inside, run_mode, from_shell)
-        check_keys(cfg, parsed, self.command)
-        if self.ahead is not None:
-            self.ahead()
         self.fill(cfg, inside)
         check(cfg, parsed, self.command)
         return cfg
