@@ -23,7 +23,7 @@ def show_status(arguments: list[str]) -> None:
     from pathlib import Path
 
     from lit_xai.cli.command import fail, parted, quoted
-    from lit_xai.cli.compose import CommandError, compose
+    from lit_xai.cli.compose import compose
     from lit_xai.cli.schema import experiment_name
     from lit_xai.cluster import status
     from lit_xai.errors import UsageError
@@ -34,7 +34,7 @@ def show_status(arguments: list[str]) -> None:
     try:
         cfg = compose("evaluate", ["explainer=[]", "score=[]", *map(quoted, overrides)])
         status.show(Path(cfg.root) / experiment_name(cfg), "--json" in flags)
-    except (CommandError, UsageError) as e:
+    except UsageError as e:
         fail(str(e))
 
 

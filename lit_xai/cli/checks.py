@@ -8,9 +8,10 @@ from typing import Any
 
 from lit_xai.cli.keys import KEYS, keys_of
 from lit_xai.cli.schema import GROUPS, OPEN, config_dir
+from lit_xai.errors import UsageError
 
 
-class CommandError(Exception):
+class CommandError(UsageError):
     """A command line that cannot be composed; the message is one line.
 
     Attributes:

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from lit_xai.cli.build import plain, read_config
 from lit_xai.cli.command import in_quotes, search_path, searched
 from lit_xai.cli.complete import complete, targets_in
-from lit_xai.cli.compose import CommandError, compose
+from lit_xai.cli.compose import compose
 from lit_xai.cli.keys import keys_of
 from lit_xai.cli.run import Run
 from lit_xai.cli.saved import decided_by, with_saved
@@ -171,10 +171,7 @@ def ensembles(cfg: Any, command: str, flags: Iterable[str] = ()) -> list[Ensembl
         theirs = [o for o in typed if key_of(o) not in ("models", "model", "name")] + [f"model={model}", *own_places]
         if cfg.name:
             theirs.append(f"name={in_quotes(f'{cfg.name}-{model}')}")
-        try:
-            own = compose(command, theirs)
-        except CommandError as e:
-            raise UsageError(str(e)) from None
+        own = compose(command, theirs)
         kept = [o for o in told if key_of(o) != "model"]
         out.append(Ensemble(own, tuple(flags), (*kept, f"model={model}"), folds_of(own)))
     return out

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lit_xai.cli.build import plain
-from lit_xai.cli.keys import KEYS
+from lit_xai.cli.checks import check_types
 from lit_xai.cli.schema import options
 from lit_xai.errors import UsageError
 from lit_xai.report import printed
@@ -27,9 +27,7 @@ def without_unchosen(cfg: Any) -> Any:
 
 def check_values(cfg: Any) -> None:
     """Numbers that would fail late, or in somebody else's code."""
-    for name in (k for k in cfg if k in KEYS):
-        if wrong := KEYS[name].refused(plain(cfg[name])):
-            raise UsageError(wrong)
+    check_types(cfg)
     for key in ("fold", "data.folds", "data.batch_size", "trainer.max_epochs"):
         value = OmegaConf.select(cfg, key)
         if value is None and key == "trainer.max_epochs":
