@@ -182,6 +182,14 @@ def test_an_experiment_that_builds_on_another_has_its_lists(tmp_path: Path) -> N
     ):
         (tmp_path / "experiment" / "way.yaml").write_text(way)
         assert len(read_experiment("way", [tmp_path, config_dir()])) == 2
+    for name, way in {
+        "round": "defaults: [way_round]\n",
+        "way_round": "defaults: [round]\n",
+        "torn": "a: [",
+        "odd": "defaults: 3",
+    }.items():
+        (tmp_path / "experiment" / f"{name}.yaml").write_text(way)
+    assert [len(read_experiment(n, [tmp_path])) for n in ("round", "torn", "odd")] == [2, 0, 1]
     (tmp_path / "experiment" / "fashion_mnist.yaml").write_text("seed: 2\n")  # the user's own goes before ours
     assert any(o.startswith("explainer=") for o in with_lists(["experiment=mine"], [str(tmp_path)]))
 

@@ -118,7 +118,7 @@ def with_lists(overrides: list[str], places: Sequence[str] = (), nulls: Sequence
     return [*(every(g) for g in LISTS if g not in given), *overrides]
 
 
-def read_experiment(name: str, places: Sequence[Path]) -> list[dict[str, Any]]:
+def read_experiment(name: str, places: Sequence[Path], above: Sequence[str] = ()) -> list[dict[str, Any]]:
     """An experiment's yaml and those of the experiments that it builds on; empty where there is none that can be read.
 
     Of several folders of configurations, the first that has a file is taken.
@@ -127,18 +127,21 @@ def read_experiment(name: str, places: Sequence[Path]) -> list[dict[str, Any]]:
 
     file = next((f for p in places if (f := p / "experiment" / f"{name}.yaml").is_file()), None)
     try:
-        content = None if file is None else yaml.safe_load(file.read_text())
-    except yaml.YAMLError:
+        content = yaml.safe_load(file.read_text()) if file else None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return []  # hydra says what is wrong with it
     if not isinstance(content, dict):
         return []
-    below = [d.rpartition("/")[2] for d in content.get("defaults") or [] if isinstance(d, str) and d != "_self_"]
-    return [content, *(c for n in below if n != name for c in read_experiment(n, places))]
+    entries = content.get("defaults")
+    content["defaults"] = entries if isinstance(entries, list) else []
+    below = [d.rpartition("/")[2] for d in content["defaults"] if isinstance(d, str)]
+    above = (*above, name, "_self_")
+    return [content, *(c for n in below if n not in above for c in read_experiment(n, places, above))]
 
 
 def chosen_by(contents: Iterable[Mapping[str, Any]]) -> set[str]:
     """The groups of which experiments choose something."""
-    entries = [d for content in contents for d in content.get("defaults") or [] if isinstance(d, dict)]
+    entries = [d for content in contents for d in content["defaults"] if isinstance(d, dict)]
     keys = [key for entry in entries for key in map(str, entry) if key.startswith("override ")]
     return {key.removeprefix("override ").strip().lstrip("/").partition("@")[0] for key in keys}
 
