@@ -23,7 +23,7 @@ BENCHMARKS = {
     "gate": (True, "the checks of a model call, over RISE; the memory of a Lipschitz constant of 1,000 classes"),
     "explainers": (True, "explainers and scores, against the bare model calls and the peers"),
     "perturbation": (True, "LIME, sliding patch and meaningful perturbation, against the bare calls and the peers"),
-    "large": (True, "LIME at 224 px, against the bare calls and the peers (about five minutes)"),
+    "large": (True, "LIME at 224 px, against the bare calls and the peers"),
     "information": (
         True,
         "PMI and information gain with PatchSampler, against the bare passes of classifier and sampler",
@@ -31,7 +31,7 @@ BENCHMARKS = {
     "incremental": (True, "windows answered from what they change, against whole passes; predicted beside measured"),
     "generative": (True, "DDIM and flow samplers, alone and inside POMELO, against the bare passes of their networks"),
     "training": (True, "training steps on batches of the loader and on those made as a whole, over bare steps"),
-    "memory": (True, "peak memory of perturbation explainers for 1,000 and 50,000 model inputs"),
+    "memory": (True, "peak memory of perturbation explainers for 1,000 and 10,000 model inputs"),
     "evaluate": (True, "memory and time of the final numbers over large stores"),
     "scale": (
         True,

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from benchmarks.harness import Report, Target, alternate, ratio, spread
 
-FOLDS, SAMPLES, SIDE = 5, 2500, 32
-SUBSET = 250  # samples whose pairs scipy correlates; its time is scaled
+FOLDS, SAMPLES, SIDE = 5, 1500, 32
+SUBSET = 150  # samples whose pairs scipy correlates; its time is scaled
 ROUNDS = 5
 CHUNK = VALUES // SIDE**2
 FASTER = {1: 3.5, 2: 5.0}  # threads: times faster than scipy

@@ -20,7 +20,7 @@ from lit_xai.store.tensors import write_tensors
 from benchmarks.harness import Report, Target
 
 FOLDS, SIDE, CLASSES, SHARD, CAP = 5, 32, 10, 256, 100
-SIZES = (20_000, 40_000)
+SIZES = (10_000, 20_000)
 EXPLAINERS = ("signal", "random")
 MOST_GB, GROWTH = 1.5, 1.1
 IDENTITY = {"data": "synthetic", "content": "none", "folds": FOLDS, "split_seed": 0, "label_noise": 0.0}

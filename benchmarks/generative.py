@@ -22,9 +22,9 @@ from benchmarks.harness import Cell, Report, Target, alternate, ratio, spread
 from benchmarks.setting import bare_forward
 
 IMAGES, CHUNK, SIDE, CLASSES = 2, 64, 32, 10
-STEPS, DRAWS = (50, 10), 16  # draws of an image
-POMELO_STEPS, POMELO_SAMPLES = 10, {"DDIM": 64, "flow": 256}
-ROUNDS, MORE = 3, 2  # short pieces of work take so many rounds more
+STEPS, DRAWS = (50, 10), 8  # draws of an image
+POMELO_STEPS, POMELO_SAMPLES = 10, {"DDIM": 32, "flow": 128}
+ROUNDS, MORE = 2, 3  # short pieces of work take so many rounds more
 OVERHEAD = 1.10
 
 Work = Callable[[], object]

@@ -12,7 +12,7 @@ from lit_xai.metrics.distance import correlation, unit_ranks
 from benchmarks.harness import Report, alternate, ratio, spread
 from benchmarks.setting import BATCH, SIDE, model_and_images
 
-MASKS = 32
+MASKS = 16
 ROUNDS = 3
 
 

@@ -256,10 +256,10 @@ MEASURED: dict[str, dict[str, int]] = {  # with fewer passes than by default, wh
     "saliency": {},
     "integrated_gradients": {},
     "smoothgrad": {},
-    "rise": {"masks": 256},
-    "sliding_patch": {},
-    "lime": {"samples": 256},
-    "meaningful_perturbation": {"steps": 100},
+    "rise": {"masks": 128},
+    "sliding_patch": {"stride": 14},
+    "lime": {"samples": 128},
+    "meaningful_perturbation": {"steps": 50},
 }
 
 
@@ -332,7 +332,7 @@ def parallel(report: Report, samples: int) -> None:
 
 def scale(full: bool = False) -> Report:
     """Parallel parts, the scan of a store, `--status`, and the evaluation against its floor."""
-    per_fold, large, shards, side, samples = (8_000, 256, 10_000, 32, 192) if full else (800, 64, 1_000, 16, 96)
+    per_fold, large, shards, side, samples = (8_000, 256, 10_000, 32, 192) if full else (800, 64, 1_000, 16, 32)
     report = Report(
         f"scale: {FOLDS * FOLDS * per_fold:,} maps of {SIDE} px, {shards:,} shards", ["what", "value", "unit"]
     )
