@@ -6,7 +6,7 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -26,9 +26,8 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 ROUNDING = 1e-3  # by which pixel values may leave [0, 1]
 REFERENCE_SIDE = 224  # pixel-sized parameters are given for this image side
 
-Auto = Literal[
-    "auto"
-]  # the word auto, in the place of a number: as many as are needed, or as there is room for (`errors.counted`)
+# the word auto, in the place of a number: as many as are needed, or as there is room for (`errors.counted`)
+Auto = Annotated[str, "auto"]
 
 
 class Passes(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
@@ -94,7 +94,7 @@ def parameter_kinds(target: Any) -> dict[str, set[Any]]:
     """The types and words that each parameter of a `_target_` takes; empty where they cannot be told."""
     told = target if is_dataclass(target) or not isinstance(target, type) else target.__init__
     try:
-        return {name: leaves(kind) for name, kind in get_type_hints(told).items()}
+        return {name: leaves(kind) for name, kind in get_type_hints(told, include_extras=True).items()}
     except (NameError, TypeError):  # names of a type checker's alone, or code without annotations
         return {}
 
@@ -102,7 +102,11 @@ def parameter_kinds(target: Any) -> dict[str, set[Any]]:
 def leaves(kind: Any) -> set[Any]:
     """The types and words of an annotation, those inside of sequences and mappings, too."""
     own = {a for a in alternatives(kind) if isinstance(a, type | str)}
-    return own.union(*(leaves(a) for a in get_args(kind) if a is not ...)) if get_origin(kind) is not Literal else own
+    return (
+        own.union(*(leaves(a) for a in get_args(kind) if a is not ...))
+        if get_origin(kind) not in (Annotated, Literal)
+        else own
+    )
 
 
 def build_data(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 Place = None | str | int | float  # a name or a path, which may look like a number
 Names = None | str | list
@@ -170,7 +170,7 @@ def alternatives(kind: Any) -> list[Any]:
     """The types and words of a kind."""
     if get_origin(kind) in (Union, UnionType):
         return [a for k in get_args(kind) for a in alternatives(k)]
-    return list(get_args(kind)) if get_origin(kind) is Literal else [get_origin(kind) or kind]
+    return list(get_args(kind)) if get_origin(kind) in (Annotated, Literal) else [get_origin(kind) or kind]
 
 
 def value_of(value: Any, kind: Any) -> bool:
