@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from hydra.utils import get_object, instantiate
+from lit_xai.cli.complete import complete
 from lit_xai.cli.schema import config_dir
 from lit_xai.core import TrainedOn
 from lit_xai.errors import UsageError
@@ -69,7 +70,7 @@ def every(group: str) -> Any:
 
 def build(file: Path, change: Callable[[Any], Any] = lambda node: node) -> Any:
     """The object of a yaml, its content changed; what is fitted to data is."""
-    node = OmegaConf.to_container(OmegaConf.load(file))
+    node = complete(OmegaConf.to_container(OmegaConf.load(file)))
     made = instantiate(change(shrunk(node)), _convert_="all")
     made = made.within(Hiding(Mean(), 4)) if isinstance(made, InDomain) else made
     return made.fitted(TrainedOn((0.4,), samples=100))

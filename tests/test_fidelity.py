@@ -115,7 +115,7 @@ def test_a_smooth_map_that_is_right_by_cells_is_faithful_by_cells_and_hardly_by_
 def test_mufidelity_of_pixels_and_of_cells_are_taken_where_no_score_is_named():
     assert {"mufidelity", "mufidelity_cells"} <= set(top_level("score"))
     cells, pixels = (OmegaConf.load(config_dir() / "score" / f"mufidelity{s}.yaml") for s in ("_cells", ""))
-    assert {k for k in pixels if pixels[k] != cells[k]} == {"grid"}
+    assert {k for k in {*pixels, *cells} if pixels.get(k) != cells.get(k)} == {"grid"}
 
 
 def test_xplique_removes_a_fifth_of_the_cells_of_a_nine_grid_independently():

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from lit_xai.cli.complete import complete
 from lit_xai.cli.keys import alternatives
 from lit_xai.cli.schema import config_dir, options
 from lit_xai.core import Filler, as_filler
@@ -210,7 +211,7 @@ def named(group: str, name: Any, cfg: Any, key: str, of_kind: Callable[[Any, str
     if file is None:
         raise UsageError(f"{key}={name} is no {group}: choose one of {', '.join(options(group))}")
     whole = OmegaConf.create({**OmegaConf.to_container(cfg), "of_yaml": OmegaConf.load(file)})  # type: ignore[dict-item]
-    return build({f"{group}.{name}": plain(whole)["of_yaml"]}, of_kind)[f"{group}.{name}"]
+    return build({f"{group}.{name}": complete(plain(whole)["of_yaml"])}, of_kind)[f"{group}.{name}"]
 
 
 def build_logger(cfg: Mapping[str, Any], folder: Path, run: str, job_type: str) -> Any:
