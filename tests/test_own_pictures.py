@@ -262,6 +262,18 @@ def test_a_trial_grows_until_it_took_long_enough(monkeypatch: pytest.MonkeyPatch
     assert tried == [2, 2, 4, 5, 5, 5]
 
 
+def test_a_second_try_that_something_held_up_is_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, tried = [0.0], []
+
+    def take(items: int) -> None:
+        tried.append(items)
+        now[0] += 0.1 * items + {1: 1.0, 2: 600.0}.get(len(tried), 0.0)
+
+    monkeypatch.setattr(estimate.time, "perf_counter", lambda: now[0])
+    assert engine.trial(take, 64, enough=1.5) == pytest.approx(0.1)
+    assert tried == [1, 1, 2]
+
+
 # ------------------------------------------------------------------------------------------------- reading, end to end
 
 

@@ -173,20 +173,23 @@ def trial(
 ) -> float:
     """Seconds an item of `try_it(items)`: the least of tries that grow from `least` to `most`, or until `enough` seconds are over.
 
-    The first try warms up and does not count; a machine that does something else besides slows single ones.
+    The first try warms up and does not count; a machine that does something else besides slows single ones, so that a second one
+    that took longer than the first is not the last.
     """
     first = min(least, most)
     sizes = [first, *(first * 2**i for i in range(most.bit_length()) if first * 2**i < most), most, most, most]
-    best, spent = math.inf, 0.0
+    best, spent, warm = math.inf, 0.0, math.inf
     bar = tqdm(sizes, "timing", unit="batch", disable=not progress, dynamic_ncols=True, leave=False)
     for i, size in enumerate(bar):
         began = time.perf_counter()
         try_it(size)
         took = time.perf_counter() - began
-        if i:
-            best, spent = min(best, took / size), spent + took
-            if spent >= enough:
-                break
+        if not i:
+            warm = took
+            continue
+        best, spent = min(best, took / size), spent + took
+        if spent >= enough and not (i == 1 and took > warm):
+            break
     bar.close()
     return best
 
