@@ -332,7 +332,7 @@ def parallel(report: Report, samples: int) -> None:
 
 def scale(full: bool = False) -> Report:
     """Parallel parts, the scan of a store, `--status`, and the evaluation against its floor."""
-    per_fold, large, shards, side, samples = (8_000, 256, 10_000, 32, 192) if full else (800, 64, 1_000, 16, 32)
+    per_fold, large, shards, side, samples = (8_000, 256, 10_000, 32, 192) if full else (800, 64, 1_000, 16, 16)
     report = Report(
         f"scale: {FOLDS * FOLDS * per_fold:,} maps of {SIDE} px, {shards:,} shards", ["what", "value", "unit"]
     )
@@ -388,7 +388,7 @@ def scale(full: bool = False) -> Report:
             ["--status of the same store", seconds(lambda: subprocess.run(command, capture_output=True)), "s"]
         )
     parallel(report, samples)
-    for name, forward, backward, predicted, measured in cost_table():
+    for name, forward, backward, predicted, measured in cost_table(2 if full else 1):
         passes = f"{forward:,} + {backward:,} passes"
         report.rows.append([f"{name}: {passes}, predicted {predicted:.3g} s", measured, "s an explanation"])
     report.notes = [
