@@ -59,7 +59,7 @@ def key(default: Any, about: str, least: float | None = None, most: float | None
 
 
 class Train:
-    """Of lit_xai.train."""
+    """The keys of lit_xai.train and their defaults."""
 
     name: Place = key(None, "folder below root; null = <data>-<model>")
     root: Place = key("checkpoints", "where all experiments live")
@@ -97,7 +97,7 @@ class Train:
 
 
 class Explain(Train):
-    """Of lit_xai.explain."""
+    """The keys of lit_xai.explain and their defaults."""
 
     probes: Literal["random", "disagreements", "test"] = key(
         "random", "random; disagreements once all folds are trained; test: images that no fold saw"
@@ -120,7 +120,7 @@ class Explain(Train):
 
 
 class Evaluate(Train):
-    """Of lit_xai.evaluate."""
+    """The keys of lit_xai.evaluate and their defaults."""
 
     definition: Literal["default", "paper", "xplique"] = key(
         "default", "default, paper or xplique: which variants the table shows (summary.json has all)"
@@ -146,7 +146,7 @@ class Evaluate(Train):
 
 
 class Audit(Evaluate):
-    """Of lit_xai.audit."""
+    """The keys of lit_xai.audit and their defaults."""
 
     models: list | None = key([], "several models on one page: [resnet18,lipschitz]; empty = the one of model=")
     folds: Literal["all"] | int | list = key("all", "all, or a list of those to train and explain now")
@@ -156,7 +156,7 @@ class Audit(Evaluate):
 
 
 class Degradation(Explain):
-    """Of lit_xai.degradation."""
+    """The keys of lit_xai.degradation and their defaults."""
 
     checks: int = key(0, "the study follows MeGe, ReCo and scores", least=0)
     measures: list = key([], "modules that register measures of your own, see docs/new_measure.md")
