@@ -166,19 +166,21 @@ def batches(calls: list[tuple[str, list[str]]]) -> list[tuple[str, list[str]]]:
 
     A command joins one that builds on it.
     """
-    from lit_xai.cli.keys import lineage
+    from lit_xai.cli.keys import COMMANDS
     from lit_xai.cli.schema import GROUPS, LISTS, every
 
     everything = {g: every(g) for g in LISTS}
     found: list[tuple[str, dict[str, str]]] = []
-    for name, overrides in sorted(calls, key=lambda call: (-len(lineage(call[0])), -len(call[1]))):
+    for name, overrides in sorted(calls, key=lambda call: (-len(COMMANDS[call[0]].__mro__), -len(call[1]))):
         mine = dict(o.split("=", 1) for o in overrides if o not in everything.values())
         for group, least in (("explainer", "random"), ("score", "deletion")):
             inside = {k.split(".")[1] for k in mine if k.startswith(f"{group}.")}
             if everything[group] in overrides:
                 mine[group] = f"[{','.join(sorted(inside) or [least])}]"
         for other, theirs in found:
-            if name in lineage(other) and not any(in_the_way(g, mine, theirs) for g in GROUPS if g not in LISTS):
+            if issubclass(COMMANDS[other], COMMANDS[name]) and not any(
+                in_the_way(g, mine, theirs) for g in GROUPS if g not in LISTS
+            ):
                 for key, value in mine.items():
                     both = [v.strip("[]") for v in (theirs.get(key), value) if v] if key in LISTS else []
                     union = ",".join(dict.fromkeys(",".join(both).split(",")))

@@ -212,11 +212,6 @@ def keys_of(command: str) -> dict[str, Key]:
     return {(name := n.rstrip("_")): replace(key, name=name, kind=hints[n]) for n, key in keys.items()}
 
 
-def lineage(command: str) -> list[str]:
-    """The command and those it builds on, the lowest first."""
-    return [kind.__name__.lower() for kind in reversed(COMMANDS[command].__mro__[:-1])]
-
-
 def own(command: str) -> list[str]:
     """The keys that a command does not have from another one."""
     return [name.rstrip("_") for name in COMMANDS[command].__annotations__]
