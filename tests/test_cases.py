@@ -14,7 +14,7 @@ from lit_xai.crossval import explain_folds
 from lit_xai.explainers import RISE, GradientInput, Saliency, SmoothGrad
 from lit_xai.metrics.distance import average_ranks
 from lit_xai.report.cases import Seen, core, draw_worst, highest, low_quantile
-from lit_xai.report.ensemble import Ensemble
+from lit_xai.report.ensemble import Ensemble, Growing
 from lit_xai.report.summarise import summarise
 from lit_xai.store.fold import FoldStore
 from lit_xai.store.names import THUMBNAILS
@@ -158,6 +158,17 @@ def test_maps_are_ranked_once_for_their_distances_and_for_cases(folder: Path, mo
     probes = ensemble.probes(readers)
     ensemble.distances(readers, probes, "spearman", Seen(ensemble))
     assert sum(ranked) == 5 * len(probes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.long, torch.bool])
+def test_numbers_that_come_some_at_a_time_are_one_tensor(dtype: torch.dtype) -> None:
+    parts = [torch.arange(8).view(2, 4).T[n : n + 2].to(dtype) for n in range(3)]  # not contiguous
+    numbers = Growing(dtype)
+    assert numbers.tensor().shape == (0,)
+    for part in parts:
+        numbers.add(part)
+    assert torch.equal(numbers.tensor(), torch.cat([part.flatten() for part in parts]))
+    assert numbers.tensor().dtype == dtype
 
 
 def test_the_core_of_unrelated_maps_is_what_chance_gives(folder: Path) -> None:

@@ -27,7 +27,7 @@ from lit_xai.engine.predict import small
 from lit_xai.metrics.distance import correlation, unit_ranks
 from lit_xai.metrics.statistics import Estimate, mean_estimate
 from lit_xai.report import draw
-from lit_xai.report.ensemble import Ensemble
+from lit_xai.report.ensemble import Ensemble, Growing
 from lit_xai.report.table import Column, Table
 from lit_xai.store.names import REPEATED
 
@@ -81,12 +81,12 @@ class Seen:
     """
 
     ensemble: Ensemble
-    samples: list[Int[Tensor, "n"]] = field(default_factory=list)
-    alike: list[Bool[Tensor, "n"]] = field(default_factory=list)
-    worst: list[Float[Tensor, "n"]] = field(default_factory=list)
-    folds: list[Int[Tensor, "n 2"]] = field(default_factory=list)
-    core: list[Float[Tensor, "n"]] = field(default_factory=list)
-    chance: list[Float[Tensor, "_"]] = field(default_factory=list)
+    samples: Growing = field(default_factory=lambda: Growing(torch.long))
+    alike: Growing = field(default_factory=lambda: Growing(torch.bool))
+    worst: Growing = field(default_factory=lambda: Growing(torch.float64))
+    folds: Growing = field(default_factory=lambda: Growing(torch.long))
+    core: Growing = field(default_factory=lambda: Growing(torch.float64))
+    chance: Growing = field(default_factory=lambda: Growing(torch.float64))
     kept: list[tuple[tuple[bool, float], int, Float[Tensor, "k h w"]]] = field(default_factory=list)
 
     def __call__(self, samples: Tensor, maps: dict[int, Tensor], ranks: dict[int, Tensor] | None = None) -> None:
@@ -99,14 +99,14 @@ class Seen:
         known = torch.where(torch.isfinite(rho), rho, math.inf)
         worst, at = known.min(0)
         tops = np.stack([np.packbits(highest(m).numpy(), axis=1) for m in maps.values()])
-        self.samples.append(samples)
-        self.alike.append(alike := self.all_right(samples))
-        self.worst.append(torch.where(torch.isfinite(worst), worst, torch.nan))
+        self.samples.add(samples)
+        self.alike.add(alike := self.all_right(samples))
+        self.worst.add(torch.where(torch.isfinite(worst), worst, torch.nan))
         self.keep(samples, order(alike, worst), maps)
-        self.folds.append(torch.tensor(pairs)[at])
-        self.core.append(core(tops))
+        self.folds.add(torch.tensor(pairs)[at])
+        self.core.add(core(tops))
         for shift in range(1, min(SHIFTS, (len(samples) - 1) // max(1, len(maps) - 1)) + 1):
-            self.chance.append(core(np.stack([np.roll(top, shift * n, axis=0) for n, top in enumerate(tops)])))
+            self.chance.add(core(np.stack([np.roll(top, shift * n, axis=0) for n, top in enumerate(tops)])))
 
     def all_right(self, samples: Int[Tensor, "n"]) -> Bool[Tensor, "n"]:
         """Whether all predictors say the same class, and the label where there is one."""
@@ -131,12 +131,11 @@ class Seen:
     @property
     def empty(self) -> bool:
         """Whether nothing was seen."""
-        return not self.samples
+        return not self.samples.data
 
     def shared(self, seed: int) -> tuple[Estimate, float]:
         """The mean core over probes, and that of maps of different probes (NaN of a single probe)."""
-        chance = torch.cat(self.chance).nanmean() if self.chance else torch.tensor(math.nan)
-        return mean_estimate(torch.cat(self.core), seed), float(chance)
+        return mean_estimate(self.core.tensor(), seed), float(self.chance.tensor().nanmean())
 
 
 def order(alike: Bool[Tensor, "n"], worst: Float[Tensor, "n"]) -> list[tuple[bool, float]]:
@@ -175,9 +174,9 @@ def cases(explainer: str, seen: Seen) -> list[dict[str, Any]]:
     """
     ensemble = seen.ensemble
     reference = noise_of(ensemble, explainer, math.comb(len(ensemble.folds), 2))
-    samples, worst, core = torch.cat(seen.samples), torch.cat(seen.worst), torch.cat(seen.core)
-    pairs, split = torch.cat(seen.folds), ensemble.split
-    prediction, label, alike = said_of(ensemble, samples), split.label(samples), torch.cat(seen.alike)
+    samples, worst, core = seen.samples.tensor(), seen.worst.tensor(), seen.core.tensor()
+    pairs, split = seen.folds.tensor().view(-1, 2), ensemble.split
+    prediction, label, alike = said_of(ensemble, samples), split.label(samples), seen.alike.tensor()
     places = order(alike, worst)
     found = alike & (worst < min(LIMIT, reference)) if math.isfinite(reference) else None
     return [

@@ -55,6 +55,23 @@ class Decided:
         return out
 
 
+class Growing:
+    """Numbers that come some at a time, in one block: small tensors that stay between large ones that go would leave holes in memory
+    that no large one fits into.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype, self.data = dtype, bytearray()
+
+    def add(self, values: Tensor) -> None:
+        """More of them."""
+        self.data += values.contiguous().numpy().tobytes()
+
+    def tensor(self) -> Tensor:
+        """All of them `[n]`."""
+        return torch.frombuffer(self.data, dtype=self.dtype) if self.data else torch.empty(0, dtype=self.dtype)
+
+
 Maps = MapReader | Decided
 # Some samples, all folds' maps of them, and these maps' unit ranks where they are there.
 Look = Callable[[Tensor, dict[int, Tensor], dict[int, Tensor] | None], None]
@@ -202,8 +219,11 @@ class Ensemble:
 
         A pair is left out where one of the two maps is missing. `look` is shown the maps that pass by.
         """
-        rows = list(self.compared(readers, samples, distance, look))
-        return tuple(torch.cat(c) for c in zip(*rows, strict=True)) if rows else NO_PAIRS  # type: ignore[return-value]
+        columns = tuple(Growing(c.dtype) for c in NO_PAIRS)
+        for row in self.compared(readers, samples, distance, look):
+            for column, values in zip(columns, row, strict=True):
+                column.add(values)
+        return tuple(column.tensor() for column in columns)  # type: ignore[return-value]
 
     def compared(
         self, readers: Mapping[int, Maps], samples: Tensor, distance: str, look: Look | None = None
