@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,64 @@ def test_a_default_that_no_yaml_says_is_left_to_the_class() -> None:
 
 
 # -------------------------------------------------------------------------------------------------------------- overrides
+
+
+def moved(x: float, by: float = 1.0) -> float:
+    return x + by
+
+
+class Unequal:
+    """Two of them cannot be compared, as two tensors cannot."""
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("ambiguous")
+
+
+@dataclass
+class Wraps:
+    what: Any = None
+
+    def __post_init__(self) -> None:
+        self.what = Unequal()
+
+
+@dataclass
+class Loads:
+    wraps: Wraps = field(default_factory=Wraps)
+    table: Any = field(default_factory=lambda: open("/nowhere/at/all"))  # noqa: SIM115
+
+
+class Users:
+    def __init__(
+        self,
+        first: float = 1.0,
+        /,
+        scale: int = 1.5,  # type: ignore[assignment]
+        place: str = "${nowhere}",
+        later: str = "???",
+        variants: int = 3,
+        table: Any = {(0, 1): 2},  # noqa: B006
+        node: Any = {"_target_": "no.such"},  # noqa: B006
+        power: int = 2,
+    ) -> None:
+        self.given = (first, scale, place, later, variants, table, node, power)
+
+
+def test_defaults_of_the_users_code_that_a_yaml_would_say_otherwise_are_left_to_it() -> None:
+    whole = complete({"_target_": f"{__name__}.Users"})
+    assert whole == {"_target_": f"{__name__}.Users", "scale": 1.5, "power": 2}
+    check_targets(whole)  # though its annotation says otherwise, its default is right
+    assert instantiate(whole).given == Users().given
+    with pytest.raises(UsageError, match="scale must be a whole number"):
+        check_targets({**whole, "scale": 2.5})
+    assert complete({"_target_": f"{__name__}.Loads"}) == {"_target_": f"{__name__}.Loads"}
+
+
+def test_what_is_given_values_without_names_is_called_with_those_alone() -> None:
+    node = {"_target_": f"{__name__}.moved"}
+    assert instantiate(complete({**node, "_args_": [1.0, 2.0]})) == 3
+    assert instantiate(complete({"f": {**node, "_partial_": True}}))["f"](1.0, 2.0) == 3
+    assert complete({**node, "_partial_": False}) == {**node, "_partial_": False, "by": 1.0}
 
 
 def test_a_node_that_names_its_class_has_the_defaults_of_that_one_alone() -> None:

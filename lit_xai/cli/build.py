@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import is_dataclass
 from functools import partial
@@ -79,9 +80,12 @@ def check_targets(node: Any, path: str = "") -> None:
 
 
 def check_numbers(target: Any, node: Mapping[str, Any], path: str) -> None:
-    """Refuse a word where a `_target_` takes numbers alone, and a fraction where it takes whole ones."""
+    """Refuse a word where a `_target_` takes numbers alone, and a fraction where it takes whole ones; its own defaults are right."""
+    own = inspect.signature(target).parameters
     for name, kinds in parameter_kinds(target).items():
         value = node.get(name)
+        if name in own and type(own[name].default) is type(value) and own[name].default == value:
+            continue
         words = any(isinstance(k, str) or k is str for k in kinds)
         if name in node and {int, "auto"} <= kinds:
             counted(f"{path}.{name}", value, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
@@ -17,11 +17,14 @@ from lit_xai.cli.checks import parameters
 from lit_xai.cli.schema import OPEN
 
 PLAIN = (bool, int, float, str, type(None))
+AS_CALLED = ("_args_", "_partial_")  # values that come without names would meet the defaults of theirs
+READ = ("variants", "_args_", "_partial_", "_convert_", "_recursive_")  # keys of a node that are no parameters
 
 
 def complete(node: Any) -> Any:
     """A node with the defaults of its class, also in the nodes below it; one whose `_target_` cannot be imported as it is.
 
+    So is one that is given values without names, now (`_args_`) or later (`_partial_`).
     What is built from it is what is built from the node itself: a node below it that names its own `_target_` has the
     defaults of that one alone.
     """
@@ -30,7 +33,8 @@ def complete(node: Any) -> Any:
     if not isinstance(node, Mapping):
         return node
     target = node.get("_target_")
-    return {k: complete(v) for k, v in under(node, defaults(target) if isinstance(target, str) else {}).items()}
+    default = defaults(target) if isinstance(target, str) and not any(node.get(k) for k in AS_CALLED) else {}
+    return {k: complete(v) for k, v in under(node, default).items()}
 
 
 def under(node: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,16 +52,17 @@ def defaults(target: str) -> Mapping[str, Any]:
         parameters = inspect.signature(found).parameters
     except Exception:  # `check_targets` says what is wrong with it
         return {}
-    given = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+    by_name = [p for p in parameters.values() if p.kind is not p.POSITIONAL_ONLY and p.name not in READ]
+    given: dict[str, Callable[[], Any]] = {p.name: (lambda d=p.default: d) for p in by_name if p.default is not p.empty}
     for f in fields(found) if isinstance(found, type) and is_dataclass(found) else ():
         if f.default_factory is not MISSING and f.name in given:
-            given[f.name] = f.default_factory()
+            given[f.name] = f.default_factory
         if not f.metadata.get("said", True):
             given.pop(f.name, None)
     said = {}
     for name, value in given.items():
-        with suppress(TypeError):
-            said[name] = as_said(value, found)
+        with suppress(Exception):  # of code that is not ours: what cannot be said is left to it
+            said[name] = as_said(value(), found)
     return said
 
 
@@ -65,15 +70,18 @@ def as_said(value: Any, owner: Any) -> Any:
     """A default as a yaml of its owner says it.
 
     Raises:
-        TypeError: no yaml can: it is no word, number, list or mapping of them, nor a dataclass that is its fields.
+        TypeError: no yaml can: it is no word, number, list or mapping of them, nor a dataclass that is its fields; or hydra would
+            read more into it.
     """
+    if isinstance(value, str) and ("${" in value or value == "???"):
+        raise TypeError(f"{value!r} stands for another value")
     if type(value) in PLAIN:
         return value
     if isinstance(value, list) or (
         isinstance(value, tuple) and owner.__module__.startswith("lit_xai.")
     ):  # ours take both
         return [as_said(v, owner) for v in value]
-    if isinstance(value, dict):
+    if isinstance(value, dict) and "_target_" not in value and all(isinstance(k, str) for k in value):
         return {k: as_said(v, owner) for k, v in value.items()}
     if not is_dataclass(value) or isinstance(value, type):
         raise TypeError(f"{value!r} cannot be said")
