@@ -39,6 +39,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import seeded
 
+SWEEPS = sys.modules["lit_xai.explainers.sweep"]
+
+
+@pytest.fixture(autouse=True)
+def tiny_sweeps(monkeypatch):
+    """Networks are traced for sweeps however small."""
+    monkeypatch.setattr(SWEEPS, "FEW", 0)
+
+
 TOLERANCE = 1e-4  # relative to the largest |logit| of the batch
 LATE = Costs(conv=1, pointwise=1, grouped=1, memory=1e9, gather=1e15, call=1e3, patch=0)  # whole maps cost a fortune
 EARLY = Costs(conv=1e18, pointwise=1e18, grouped=1e18, memory=1e18, gather=1e18, call=0, patch=1e3)  # patches do
@@ -1181,3 +1190,15 @@ def test_what_is_set_item_by_item_is_refused() -> None:
 
     with pytest.raises(UsageError, match="in place"):
         WindowLogits(Sets().eval(), torch.rand(1, 3, 16, 16), (3, 3), mode="always")
+
+
+@pytest.mark.parametrize(("few", "traced"), [(1 << 18, 0), (49 * 64 * 64, 1)])
+def test_a_sweep_that_tracing_would_slow_down_is_not_traced(monkeypatch, few, traced):
+    asked = []
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    make = SWEEPS.WindowLogits
+    monkeypatch.setattr(SWEEPS, "WindowLogits", lambda *a, **k: asked.append(1) or make(*a, **k))
+    monkeypatch.setattr(SWEEPS, "FEW", few)
+    method = SlidingPatch(4, 10, Colour(0.0), scale=False)  # 49 windows
+    method(network, torch.rand(1, 1, 64, 64, generator=seeded(0)), torch.tensor([0]))
+    assert len(asked) == traced

@@ -57,6 +57,9 @@ from lit_xai.incremental import MODES, Network, WindowLogits
 from lit_xai.rng import SampleRng
 
 GROUP = 64  # fillings of one window that are made together
+FEW = (
+    1 << 18
+)  # pixels of an image in all its windows: in a smaller sweep, tracing the network takes longer than it can save
 AHEAD = 4  # model calls for which fillings are made together: fillers are faster on more windows
 
 
@@ -183,6 +186,8 @@ class Outputs:
                 raise UsageError(
                     "incremental=always is not possible: the model's answer holds its logits, and is not them"
                 )
+            self.mode = "never"
+        if mode == "auto" and len(windows) * draws * images.shape[-2:].numel() < FEW:
             self.mode = "never"
         which = slice(None) if some is None else list(some)
         self.corners = tuple(t.numpy()[which] for t in windows.corners())

@@ -44,9 +44,6 @@ __all__ = [
 LOG = logging.getLogger(__name__)
 GAIN = 0.85  # of the naive cost, by prediction: above it the model itself is used
 MEMORY = 1 << 30  # bytes of feature maps that may be kept of an image
-LEAST = (
-    12  # pixels a side: smaller maps are patches as a whole after two or three layers, and tracing would take longer
-)
 MODES = ("auto", "always", "never")
 
 
@@ -124,8 +121,6 @@ class WindowLogits:
             raise NotIncremental("autocast is on: windows would be rounded otherwise than whole maps")
         if self.image.dtype != torch.float32:
             raise NotIncremental(f"the image is {self.image.dtype}: only float32")
-        if self.mode == "auto" and min(self.image.shape[2:]) < LEAST:
-            raise NotIncremental(f"images of under {LEAST} px a side: it does not pay")
         known = costs or COSTS.get(device.type)
         if known is None:
             raise NotIncremental(f"nothing is known of the speed of {device.type}")
