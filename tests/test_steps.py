@@ -96,6 +96,18 @@ def test_a_batch_of_another_size_is_a_step_as_it_is():
     assert equal(one, other)
 
 
+def test_a_layer_that_is_frozen_or_trained_from_then_on_is_recorded_anew():
+    module, recordings = network(), []
+    module.stages.requires_grad_(False)
+    steps = Steps(module, loss_of(module), lambda *a: recordings.append(1) or replayed(*a))
+    trained(module, steps, batches(3))
+    module.stages.requires_grad_(True)
+    for batch in batches(3):
+        steps(*batch).backward()
+    assert len(recordings) == 2
+    assert all(p.grad is not None for p in module.parameters())
+
+
 def test_weights_that_moved_are_recorded_anew():
     one, other = network(), network()
     steps, recordings = Steps(other, loss_of(other), lambda *a: recordings.append(1) or replayed(*a)), []

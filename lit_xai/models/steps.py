@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any
 
@@ -39,14 +39,14 @@ class Steps:
         self.shapes: tuple[Any, ...] = ()  # and of that which is recorded
         self.replay: Callable[[], None] | None = None
         self.held: list[Tensor] = []  # the module's tensors,
-        self.places: list[int] = []  # and where they lay when it was recorded
+        self.places: list[tuple[int, bool]] = []  # where they lay when it was recorded, and whether they were trained
 
     def __call__(self, *batch: Tensor) -> Tensor:
         """The loss of images `[b, c, h, w]` and what else it takes, a scalar whose gradient reaches the parameters."""
         shapes = tuple((x.shape, x.dtype, x.device) for x in batch)
         if self.why_not or not torch.is_grad_enabled() or (self.replay is not None and shapes != self.shapes):
             return self.loss(*batch)
-        if self.replay is not None and [x.data_ptr() for x in self.held] != self.places:
+        if self.replay is not None and places_of(self.held) != self.places:
             self.replay = None
         if self.replay is None:
             first, self.seen = shapes != self.seen, shapes
@@ -87,11 +87,11 @@ class Steps:
         """Record a step on a batch like this, images `[b, c, h, w]` first; whether it could be. Nothing is changed by it."""
         device = batch[0].device
         kept, state = [x.detach().clone() for x in self.module.buffers()], random_state(device)
-        places = [x.data_ptr() for x in self.tensors()]
+        places = places_of(self.tensors())
         self.batch = [x.clone() for x in batch]
         try:
             self.replay = self.record(self.work, device)
-            if [x.data_ptr() for x in self.tensors()] != places:
+            if places_of(self.tensors()) != places:
                 raise RuntimeError("it puts its buffers elsewhere every time")
         except Exception as e:  # whatever a driver, a layer or a lack of memory may raise
             self.replay, self.why_not = None, f"{type(e).__name__}: {' '.join(str(e).split())[:160]}"
@@ -133,6 +133,11 @@ class Replayed(torch.autograd.Function):
     def backward(ctx: Any, grad: Float[Tensor, ""]) -> Any:
         """The gradients times that of the loss, in memory of their own: they add up over steps, and the next step overwrites these."""
         return None, None, *torch._foreach_mul(ctx.gradients, grad)
+
+
+def places_of(tensors: Iterable[Tensor]) -> list[tuple[int, bool]]:
+    """Where tensors lie, and whether they are trained, which callbacks that freeze layers change."""
+    return [(x.data_ptr(), x.requires_grad) for x in tensors]
 
 
 def why_not(module: nn.Module) -> str:
