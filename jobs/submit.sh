@@ -67,11 +67,8 @@ for option in "${options[@]}"; do
 done
 [ "$parts" = 1 ] || training+=("explain=false")
 
-check() {  # DOOR OPTION... : a mistyped key ends here, not in the queue
-  ( environment; python -m "lit_xai.$1" fold=0 "${@:2}" --cfg job >/dev/null ) || exit 1
-}
-( environment; python -c "import hydra, lit_xai" 2>/dev/null ) \
-  || fail "no Python with lit_xai: say in jobs/settings.sh where it is (VENV=$VENV)"
+checks=()
+check() { checks+=("$1" fold=0 "${@:2}" --cfg job --); }  # COMMAND OPTION...
 check train "${training[@]}"
 check explain "${explaining[@]}"
 check evaluate "${measuring[@]}"
@@ -79,6 +76,25 @@ for sampler in "${samplers[@]}"; do
   # shellcheck disable=SC2086
   check train model="$sampler" "${sampling[@]}" ${own[$sampler]:-}
 done
+( environment; python -c "import hydra, lit_xai" 2>/dev/null ) \
+  || fail "no Python with lit_xai: say in jobs/settings.sh where it is (VENV=$VENV)"
+# a mistyped key ends here, not in the queue; all commands in one process, since what takes time is to load torch
+( environment; python - "${checks[@]}" >/dev/null <<'END'
+import runpy, sys
+
+words, command = sys.argv[1:], []
+for word in words:
+    if word != "--":
+        command.append(word)
+        continue
+    sys.argv, command = command, []
+    try:
+        runpy.run_module(f"lit_xai.{sys.argv[0]}", run_name="__main__")
+    except SystemExit as e:
+        if e.code:
+            raise
+END
+) || exit 1
 
 # ------------------------------------------------------------------------------------------------------------ the jobs
 
