@@ -208,6 +208,18 @@ def test_keys_that_no_yaml_says_are_set_added_and_deleted() -> None:
     assert explainers("explainer.rise.grid=${explainer.rise.masks}")["rise"]["grid"] == 1000
 
 
+def test_a_mapping_of_a_whole_group_sets_keys_that_no_yaml_says() -> None:
+    cfg = compose("explain", ["explainer=[lime]", "score=[]", "explainer={lime: {samples: 7, segments: {gain: 2}}}"])
+    assert (cfg.explainer.lime.samples, cfg.explainer.lime.segments.gain) == (7, 2)
+    grid = "explainer={lime: {segments: {_target_: lit_xai.segments.Grid}}}"
+    assert plain(compose("explain", ["explainer=[lime]", "score=[]", grid]).explainer.lime.segments) == {
+        "_target_": "lit_xai.segments.Grid",
+        "cells": 7,
+    }
+    with pytest.raises(CommandError, match="unknown key explainer"):
+        compose("explain", ["explainer=[lime]", "score=[]", "explainer={lime: {sample: 7}}"])
+
+
 @pytest.mark.parametrize(
     "way",
     [

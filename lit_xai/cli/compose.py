@@ -65,6 +65,8 @@ def did_you_mean(wrong: str, command: str, overrides: list[str]) -> str:
 
     here = wrong.partition(".")[0] in OPEN  # else no class need be imported
     choices = [o for o in overrides if (group := o.split("=", 1)[0]) in GROUPS and (here or group not in OPEN)]
+    if overrides and choices == overrides:  # they are what cannot be composed
+        return f": see python -m lit_xai.{command} --help"
     try:
         cfg = compose(command, choices)
     except CommandError:

@@ -87,11 +87,7 @@ class Loader(ConfigLoaderImpl):
             HydraException, CommandError: what is wrong with it.
         """
         parsed = OverridesParser.create().parse_overrides(overrides)
-        inside = [
-            o
-            for o in parsed
-            if o.package is None and o.key_or_group.partition(".")[0] in OPEN and "." in o.key_or_group
-        ]
+        inside = [o for o in parsed if is_inside(o)]
         others = [str(o.input_line) for o in parsed if o not in inside]
         cfg = super().load_configuration(config_name, others, run_mode, from_shell, validate_sweep_overrides)
         note(cfg, [o for o in parsed if not o.is_hydra_override()])
@@ -131,6 +127,12 @@ class Loader(ConfigLoaderImpl):
             fill_in(cfg)
         self._apply_overrides_to_config(later, cfg)
         fill_in(cfg)
+
+
+def is_inside(o: Override) -> bool:
+    """Whether an override is of what an open group holds, also as `explainer={lime: {samples: 100}}`."""
+    group, dot, _ = o.key_or_group.partition(".")
+    return o.package is None and group in OPEN and bool(dot or isinstance(o.value(), dict))
 
 
 def note(cfg: DictConfig, overrides: list[Override]) -> None:
