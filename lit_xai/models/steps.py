@@ -136,7 +136,7 @@ class Replayed(torch.autograd.Function):
 
 
 def places_of(tensors: Iterable[Tensor]) -> list[tuple[int, bool]]:
-    """Where tensors lie, and whether they are trained, which callbacks that freeze layers change."""
+    """Where tensors `[...]` lie, and whether they are trained, which callbacks that freeze layers change."""
     return [(x.data_ptr(), x.requires_grad) for x in tensors]
 
 

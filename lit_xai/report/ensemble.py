@@ -64,7 +64,7 @@ class Growing:
         self.dtype, self.data = dtype, bytearray()
 
     def add(self, values: Tensor) -> None:
-        """More of them."""
+        """Keep values `[n]` behind those that are there."""
         self.data += values.contiguous().numpy().tobytes()
 
     def tensor(self) -> Tensor:
