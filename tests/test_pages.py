@@ -309,6 +309,7 @@ ELSEWHERE = {
     "model=pretrained": "weights: test_pretrained.py",
     "data=medmnist": "an archive: test_own_data.py",
     "fashion_mnist": "a data set that is fetched",
+    "cifar10": "a data set that is fetched",
     "paper_": "a data set that is fetched, or trained samplers",
     "label_errors=": "the extra labels: test_label_errors.py",
     "launcher=slurm": "a cluster: tests/slurm",
