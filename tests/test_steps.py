@@ -132,6 +132,15 @@ def test_buffers_that_were_replaced_are_found_by_a_look():
     assert len(recordings) == 2
 
 
+def test_layers_that_are_put_into_another_mode_are_recorded_anew():
+    module, recordings = network(), []
+    steps = Steps(module, loss_of(module), lambda *a: recordings.append(1) or replayed(*a))
+    trained(module, steps, batches(3))
+    next(m for m in module.modules() if isinstance(m, nn.BatchNorm2d)).eval()
+    trained(module, steps, batches(3))
+    assert len(recordings) == 2
+
+
 def test_what_cannot_be_recorded_goes_on_as_it_is_and_says_so(caplog):
     def broken(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
         work()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
-from itertools import chain
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -38,15 +37,15 @@ class Steps:
         self.seen: tuple[Any, ...] = ()  # shapes of the batch of the last step,
         self.shapes: tuple[Any, ...] = ()  # and of that which is recorded
         self.replay: Callable[[], None] | None = None
-        self.held: list[Tensor] = []  # the module's tensors,
-        self.places: list[tuple[int, bool]] = []  # where they lay when it was recorded, and whether they were trained
+        self.held: tuple[list[nn.Module], list[Tensor]] = [], []  # the layers and their tensors,
+        self.state: list[Any] = []  # and how they were when it was recorded
 
     def __call__(self, *batch: Tensor) -> Tensor:
         """The loss of images `[b, c, h, w]` and what else it takes, a scalar whose gradient reaches the parameters."""
         shapes = tuple((x.shape, x.dtype, x.device) for x in batch)
         if self.why_not or not torch.is_grad_enabled() or (self.replay is not None and shapes != self.shapes):
             return self.loss(*batch)
-        if self.replay is not None and places_of(self.held) != self.places:
+        if self.replay is not None and state_of(*self.held) != self.state:
             self.replay = None
         if self.replay is None:
             first, self.seen = shapes != self.seen, shapes
@@ -62,13 +61,9 @@ class Steps:
         self.replay()
         return Replayed.apply(self.value, self.gradients, *self.parameters)
 
-    def tensors(self) -> chain[Tensor]:
-        """All parameters and buffers, which a recorded step reads and writes where they lie."""
-        return chain(self.module.parameters(), self.module.buffers())
-
     def look(self) -> None:
-        """Find the module's tensors again, once others may have put new ones in their place (a step looks where they lie, which is soon done)."""
-        self.held = list(self.tensors())
+        """Find the layers and tensors again, once others may have taken their place (a step looks how they are, which is soon done)."""
+        self.held = list(self.module.modules()), [*self.module.parameters(), *self.module.buffers()]
 
     def watched(self, *batch: Tensor) -> Tensor:
         """A step on a batch of images `[b, c, h, w]` as it is, which says whether it is a large one."""
@@ -87,11 +82,13 @@ class Steps:
         """Record a step on a batch like this, images `[b, c, h, w]` first; whether it could be. Nothing is changed by it."""
         device = batch[0].device
         kept, state = [x.detach().clone() for x in self.module.buffers()], random_state(device)
-        places = places_of(self.tensors())
+        self.look()
+        before = state_of(*self.held)
         self.batch = [x.clone() for x in batch]
         try:
             self.replay = self.record(self.work, device)
-            if places_of(self.tensors()) != places:
+            self.look()
+            if state_of(*self.held) != before:
                 raise RuntimeError("it puts its buffers elsewhere every time")
         except Exception as e:  # whatever a driver, a layer or a lack of memory may raise
             self.replay, self.why_not = None, f"{type(e).__name__}: {' '.join(str(e).split())[:160]}"
@@ -99,12 +96,11 @@ class Steps:
             return False
         finally:
             with torch.no_grad():
-                for buffer, before in zip(self.module.buffers(), kept, strict=True):
-                    buffer.copy_(before)
+                for buffer, value in zip(self.module.buffers(), kept, strict=True):
+                    buffer.copy_(value)
             if state is not None:
                 torch.cuda.set_rng_state(state, device)
-        self.places = places
-        self.look()
+        self.state = before
         return True
 
     def work(self) -> None:
@@ -135,9 +131,9 @@ class Replayed(torch.autograd.Function):
         return None, None, *torch._foreach_mul(ctx.gradients, grad)
 
 
-def places_of(tensors: Iterable[Tensor]) -> list[tuple[int, bool]]:
-    """Where tensors `[...]` lie, and whether they are trained, which callbacks that freeze layers change."""
-    return [(x.data_ptr(), x.requires_grad) for x in tensors]
+def state_of(layers: Sequence[nn.Module], tensors: Sequence[Tensor]) -> list[Any]:
+    """What a recording holds for: the modes of the layers, where tensors `[...]` lie, and whether they are trained."""
+    return [*(m.training for m in layers), *((x.data_ptr(), x.requires_grad) for x in tensors)]
 
 
 def why_not(module: nn.Module) -> str:
