@@ -57,9 +57,8 @@ from lit_xai.incremental import MODES, Network, WindowLogits
 from lit_xai.rng import SampleRng
 
 GROUP = 64  # fillings of one window that are made together
-FEW = (
-    1 << 18
-)  # pixels of an image in all its windows: in a smaller sweep, tracing the network takes longer than it can save
+# Pixels of an image in all its windows: in a smaller sweep, tracing the network takes longer than it can save.
+FEW = 1 << 18
 AHEAD = 4  # model calls for which fillings are made together: fillers are faster on more windows
 
 
