@@ -17,7 +17,7 @@ from lit_xai.data.sources import digits
 from lit_xai.explainers import RISE, Lime, SlidingPatch, SmoothGrad
 from lit_xai.explainers.lime import Coalitions, ShapleyKernel
 from lit_xai.fillers import Colour
-from lit_xai.metrics.certificates import Question, attack_radius, attacked, certified_radius, certified_share
+from lit_xai.metrics.certificates import Question, attack_radius, attacked, certified_radius, certified_share, valued
 from lit_xai.metrics.statistics import Estimate, mean_estimate
 from lit_xai.models import Classifier, lipschitz
 from lit_xai.report.table import Column, Table
@@ -76,13 +76,13 @@ METHODS: dict[str, Explainer] = {
 def broken(question: Question) -> tuple[int, int]:
     """Certified pairs of cells whose order an attack within the radius has changed, and all that were certified, over all radii."""
     wrong = number = 0
-    for image, ranking in enumerate(question.rankings()):
-        for radius in RADII:
-            holds = ranking.holds(radius)
-            number += int(holds.sum())
-            x = attacked(question, image, BALL_STEPS, radius)[1]
-            now = ranking.gaps(question.regions(image) @ question.outputs(image, x))
-            wrong += int((holds & (now <= 0)).sum())
+    (ranking,) = question.rankings()
+    for radius in RADII:
+        holds = ranking.holds(radius)
+        number += int(holds.sum())
+        x = attacked(question, BALL_STEPS, radius)[1]
+        now = ranking.gaps(valued(question.regions, question.outputs(x)))
+        wrong += int((holds & (now <= 0)).sum())
     return wrong, number
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -14,7 +13,7 @@ from lit_xai.explainers.lime import Coalitions, PixelCosineKernel, ShapleyKernel
 from lit_xai.explainers.sweep import PMI
 from lit_xai.fillers import Blur, Colour
 from lit_xai.metrics import CertifiedRadius, SoftStability
-from lit_xai.metrics.certificates import Question, attack_radius, attacked, certified_radius, certified_share
+from lit_xai.metrics.certificates import Question, attack_radius, attacked, certified_radius, certified_share, valued
 from lit_xai.metrics.kept_share import KeptShare
 from lit_xai.metrics.radius import none
 from lit_xai.models import lipschitz
@@ -77,10 +76,8 @@ def test_a_masked_sum_gives_the_methods_own_map(method, images, targets):
     model = bent()
     question = Question.of(method, model, images, targets, RNG)
     maps = method(model, images, targets, RNG)
-    for i in range(2):
-        outputs = question.outputs(i, images[i])
-        summed = (question.sums.weights[i] * outputs[:, None, None]).sum(0)
-        assert torch.allclose(summed, maps[i], rtol=1e-6, atol=1e-9 * float(maps.abs().max()) + 1e-12)
+    summed = (question.sums.weights * question.outputs(images)[:, :, None, None]).sum(1)
+    assert torch.allclose(summed, maps, rtol=1e-6, atol=1e-9 * float(maps.abs().max()) + 1e-12)
 
 
 @pytest.mark.parametrize(
@@ -230,6 +227,25 @@ def method_of(method, model: nn.Module, x: Tensor, targets: Tensor, rng: SampleR
     return (sums.weights[0] * z[:, targets[0], None, None]).sum(0, keepdim=True)
 
 
+@pytest.mark.parametrize("name", ["rise", "rise of probabilities"])
+def test_images_with_more_regions_change_nothing_for_those_with_fewer(name, images, targets, monkeypatch):
+    own = torch.cat([Grid(3)(images[:1]), Grid(2)(images[1:])])
+
+    def asked(some: slice) -> Question:
+        return Question.of(
+            METHODS[name], bent(), images[some], targets[some], RNG.take(range(2)[some]), segments=own[some]
+        )
+
+    alone = [asked(slice(i, i + 1)) for i in range(2)]
+    for of in (certified_radius, lambda q: certified_share(q, 0.02), lambda q: attack_radius(q, 20)):
+        each = torch.cat([of(question) for question in alone])
+        assert torch.allclose(of(asked(slice(2))), each)
+        monkeypatch.setattr("lit_xai.metrics.certificates.MEMORY", 1)  # one image at a time
+        monkeypatch.setattr("lit_xai.metrics.certificates.ROWS", 7)  # and a part of its masks
+        assert torch.allclose(of(asked(slice(2))), each)
+        monkeypatch.undo()
+
+
 def test_of_an_affine_network_the_attack_finds_the_least_change(images, targets):
     question = Question.of(METHODS["lime"], affine(), images, targets, RNG, cells=3)
     sure, found = certified_radius(question), attack_radius(question, 60)
@@ -243,36 +259,37 @@ def test_no_attack_breaks_a_certificate(method, images, targets):
     model = model.float()
     for cells in (3, 0):
         question = Question.of(method, model, images, targets, RNG, cells=cells)
-        for i, ranking in enumerate(question.rankings()):
-            for radius in (0.02, 0.2):
-                holds = ranking.holds(radius)
-                assert bool((ranking.holds(radius / 2) | ~holds).all())
-                x = attacked(question, i, 8, radius)[1]
-                assert float((x - images[i]).norm()) <= radius * (1 + 1e-5)
-                now = ranking.gaps(question.regions(i) @ question.outputs(i, x))
-                assert bool((now[holds] > 0).all())
+        (ranking,) = question.rankings()
+        for radius in (0.02, 0.2):
+            holds = ranking.holds(radius)
+            assert bool((ranking.holds(radius / 2) | ~holds).all())
+            size, x = attacked(question, 8, radius)
+            assert float((x - images).flatten(1).norm(dim=1).max()) <= radius * (1 + 1e-5)
+            assert float(size.max()) <= radius * (1 + 1e-5)
+            now = ranking.gaps(valued(question.regions, question.outputs(x)))
+            assert bool((now[holds] > 0).all())
 
 
 def test_a_change_behind_masks_is_never_larger_than_its_sharper_bound_and_may_equal_it(images, targets):
     question = Question.of(METHODS["rise"], bent(), images, targets, RNG, cells=3)
     ranking = next(iter(question.rankings()))
-    weights = torch.rand(5, 30, generator=seeded(4), dtype=torch.float64)
+    weights = torch.rand(2, 5, 30, generator=seeded(4), dtype=torch.float64)
     d = torch.randn(200, 64, generator=seeded(5), dtype=torch.float64)
     d = torch.cat([d / d.norm(dim=1, keepdim=True), torch.eye(64, dtype=torch.float64)])
-    change = weights @ (ranking.masks[:, None] * d).norm(dim=2)
+    change = weights @ (ranking.masks[:, :, None] * d).norm(dim=3)
     bound = ranking.sharper(weights)
-    assert bool((change <= bound[:, None]).all())
-    assert float((change.amax(1) / bound).min()) > 0.7
+    assert bool((change <= bound[:, :, None]).all())
+    assert float((change.amax(2) / bound).min()) > 0.7
     whole = replace(ranking, masks=torch.full_like(ranking.masks, 0.5))
-    assert torch.allclose(whole.sharper(weights), weights.sum(1) / 2)
+    assert torch.allclose(whole.sharper(weights), weights.sum(2) / 2)
 
 
 def test_a_radius_is_the_largest_at_which_every_pair_holds(images, targets):
     question = Question.of(METHODS["rise of probabilities"], bent(), images, targets, RNG, cells=0)
-    for radius, ranking in zip(certified_radius(question).tolist(), question.rankings(), strict=True):
-        assert radius > 0
-        assert bool(ranking.holds(radius).all())
-        assert not bool(ranking.holds(radius * (1 + 1e-6)).all())
+    radius, (ranking,) = certified_radius(question), question.rankings()
+    assert bool((radius > 0).all())
+    assert bool(ranking.holds(radius).all())
+    assert not bool(ranking.holds(radius * (1 + 1e-6)).flatten(1).all(1).any())
     shares = [float(certified_share(question, r).mean()) for r in (0.0, 0.1, 1e6)]
     assert shares[0] == 1 > shares[1] > shares[2] == 0
 
@@ -280,10 +297,10 @@ def test_a_radius_is_the_largest_at_which_every_pair_holds(images, targets):
 def test_probabilities_at_rest_are_certified_further_than_by_their_steepest_slope(images, targets):
     question = Question.of(METHODS["rise of probabilities"], chain(*bent(), Temperature(30.0)), images, targets, RNG)
     ranking = next(iter(question.rankings()))
-    reach = ranking.reach(1e-3)
-    assert bool((reach.slope <= ranking.constant / 4 + 1e-12).all())
-    assert float(reach.slope.mean()) < ranking.constant / 8
-    at = ranking.log_odds - 1e-3 * ranking.constant * ranking.masks.amax(1)
+    reach, constant = ranking.reach(torch.full((2,), 1e-3, dtype=torch.float64)), ranking.constant[:, None]
+    assert bool((reach.slope <= constant / 4 + 1e-12).all())
+    assert bool((reach.slope.mean(1, keepdim=True) < constant / 8).all())
+    at = ranking.log_odds - 1e-3 * constant * ranking.masks.amax(2)
     assert torch.allclose(ranking.outputs - at.sigmoid(), reach.down)
 
 
@@ -299,7 +316,7 @@ def test_outputs_are_those_of_a_model_without_tf32(images, targets):
 
     before = [kind.fp32_precision for kind in FLOAT32]
     assert "tf32" in before  # of convolutions, by default
-    Question.of(METHODS["rise"], Asked(), images, targets).outputs(0, images[0])
+    Question.of(METHODS["rise"], Asked(), images, targets).outputs(images)
     assert seen
     assert all(s == {"ieee"} for s in seen)
     assert [kind.fp32_precision for kind in FLOAT32] == before
@@ -354,8 +371,9 @@ class Mute(nn.Module):
 
 def test_of_an_answer_that_is_no_number_no_radius_is_known(images, targets):
     question = Question.of(METHODS["rise"], affine(), images, targets, RNG, cells=3)
-    ranking = replace(next(question.rankings()), outputs=torch.full((30,), torch.nan, dtype=torch.float64))
-    assert math.isnan(ranking.radius())
+    outputs = next(question.rankings()).outputs.clone()
+    outputs[0, 3] = torch.nan
+    assert replace(next(question.rankings()), outputs=outputs).radius().isnan().tolist() == [True, False]
     assert bool(attack_radius(replace(question, gate=Gate.of(Mute()))).isnan().all())
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from lit_xai.explainers import Saliency
+from lit_xai.explainers import RISE, Saliency
 from lit_xai.rng import SampleRng
 from torch import Tensor, nn
 
@@ -39,7 +39,7 @@ def network(file: Path) -> nn.Module:
     """A small one that the method of this yaml takes."""
     if file.parent.name == "attention":
         return network_for(file)
-    layers = nn.Conv2d(1, 4, 3, 2), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    layers = nn.Conv2d(1, 4, 3, 2), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.AvgPool2d(5), nn.Flatten()
     return nn.Sequential(*layers, nn.Linear(4, 4)).eval()
 
 
@@ -57,8 +57,8 @@ def waits(file: Path, times: int, images: int, of: Any) -> Counter[str]:
     return counted.counts
 
 
-# captum draws by NumPy, image by image; a Gaussian is conditioned pattern by pattern on the host; radii are searched image by image
-OTHERS = {"gradient_shap", "pda", "certified_radius"}
+# captum draws by NumPy, image by image; a Gaussian is conditioned pattern by pattern on the host
+OTHERS = {"gradient_shap", "pda"}
 
 
 SLOW = ("pomelo", "information", "variants", "replaced", "captum", "in_domain", "generative")
@@ -84,9 +84,13 @@ def test_an_explainer_waits_as_often_for_many_as_for_few(file):
 
 @free_of_waits("score")
 def test_a_score_waits_as_often_for_many_as_for_few(file):
+    explainer = (
+        RISE(masks=6, grid=3, output="probability", max_batch=4) if file.stem == "certified_radius" else Saliency()
+    )
+
     def of(thing, model, x, targets, rng) -> Tensor:
         masks = (x[:, 0] > 0.5) if thing.truth is not None else None
-        others = thing.again(Saliency(), model, x, targets, rng) if thing.explanations else masks
+        others = thing.again(explainer, model, x, targets, rng) if thing.explanations else masks
         return thing(model, x, x.mean(1), targets, rng, others)
 
     few = waits(file, 1, 2, of)

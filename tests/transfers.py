@@ -22,7 +22,8 @@ READS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal,
 COPIES = {aten._to_copy, aten.copy_}  # may cross
 INDEXED = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}  # an index of the host is copied
 MADE = (torch.tensor, torch.as_tensor, Tensor.new_tensor)
-HANDLED = {*MADE, Tensor.tolist, Tensor.numpy, Tensor.__getitem__, Tensor.__setitem__}
+SET = Tensor.data.__set__  # type: ignore[attr-defined]
+HANDLED = {*MADE, SET, Tensor.tolist, Tensor.numpy, Tensor.__getitem__, Tensor.__setitem__}
 
 
 class There(Tensor):
@@ -102,6 +103,9 @@ class FromLists(TorchFunctionMode):
             return func(*args, **kwargs)
         first, goal = args[0], kwargs.get("device")
         from_there = isinstance(first, There)
+        if func == SET and from_there:  # of a module that changes its type
+            first.held = here(args[1])
+            return func(*args, **kwargs)
         if func in MADE and (torch.device(goal).type == DEVICE.type if goal is not None else from_there):
             kwargs = {k: v for k, v in kwargs.items() if k != "device"}
             if func is Tensor.new_tensor:

@@ -74,13 +74,13 @@ class CertifiedRadius(Detailed):
         admit(model, images, targets)  # what is no question at all is refused
         try:
             question = Question.of(method, model, images, targets, rng, self.cells)
-            for image, ranking in enumerate(question.rankings()):
-                found[image, 0], found[image, 2] = ranking.radius(), float(ranking.top.int().argmax())
+            parts = [torch.stack([r.radius(), r.order.top[:, 0].double()], 1) for r in question.rankings()]
         except UsageError as e:
             none(type(method).__name__, str(e))
             return found
+        found[:, ::2] = torch.cat(parts)
         if self.steps:
-            found[:, 1] = attack_radius(question, self.steps).to(found)
+            found[:, 1] = attack_radius(question, self.steps)
         return found
 
     @gated
