@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
-from lit_xai.models import resnet18
+from lit_xai.models import Classifier, resnet18
 from lit_xai.models.steps import Steps
+from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils.data import DataLoader
 
 from conftest import seeded
 
@@ -188,3 +194,27 @@ def test_without_gradients_a_loss_is_a_loss():
         for batch in batches(3):
             steps(*batch)
     assert steps.replay is None
+
+
+@pytest.mark.parametrize("each", [1, 2])
+def test_losses_reach_the_loggers_as_if_every_step_were_logged(each, tmp_path):
+    class Always(Classifier):
+        def is_shown(self, index: int) -> bool:
+            return True
+
+    def rows(kind: type[Classifier]) -> list[list[str]]:
+        torch.manual_seed(0)
+        module = kind(lambda **shape: resnet18(1, 4, 8, width=2), 1, 4, 8, schedule="constant")
+        logger = CSVLogger(str(tmp_path), kind.__name__)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer = pl.Trainer(
+                accelerator="cpu", max_epochs=3, logger=logger, log_every_n_steps=4, accumulate_grad_batches=each,
+                limit_val_batches=0, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+            )  # fmt: skip
+            trainer.fit(module, DataLoader(batches(7), batch_size=None, collate_fn=tuple))  # type: ignore[arg-type]
+        last = [str(round(float(trainer.callback_metrics["train/loss"]), 6))]
+        return [*csv.reader(Path(logger.log_dir, "metrics.csv").open()), last]
+
+    assert len(rows(Classifier)) == {1: 1 + 5 + 1, 2: 1 + 3 + 1}[each]
+    assert rows(Classifier) == rows(Always)
