@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lit_xai.explainers import RISE, GradCAM, GradCAMPlusPlus, GradientInput, IntegratedGradients, Saliency, SmoothGrad
+from lit_xai.explainers import (
+    RISE,
+    GradCAM,
+    GradCAMPlusPlus,
+    GradientInput,
+    GradientShap,
+    IntegratedGradients,
+    Saliency,
+    SmoothGrad,
+)
 from lit_xai.fillers.constant import Colour
 from lit_xai.metrics.fidelity import Deletion, Insertion, MuFidelity
 from torch import Tensor, nn
@@ -27,7 +36,7 @@ SHARE = 0.15
 ROUNDS = 4
 OVERHEAD = 1.15
 PARITY = 0.95  # peer over ours: both make the same passes and little else, so as fast, but for noise
-OVERHEAD_OF = ("IntegratedGradients", "SmoothGrad", "RISE", "MuFidelity", "Deletion", "Insertion")
+OVERHEAD_OF = ("IntegratedGradients", "SmoothGrad", "GradientShap", "RISE", "MuFidelity", "Deletion", "Insertion")
 
 
 @dataclass
@@ -78,7 +87,7 @@ def gradient_contests(model: nn.Module, images: Tensor, targets: Tensor) -> list
 
     integrated = attr.IntegratedGradients(model)
     tunnel = attr.NoiseTunnel(attr.Saliency(model))
-    saliency, times_input = attr.Saliency(model), attr.InputXGradient(model)
+    saliency, times_input, shap = attr.Saliency(model), attr.InputXGradient(model), attr.GradientShap(model)
 
     def peer_integrated() -> object:
         return integrated.attribute(
@@ -90,9 +99,13 @@ def gradient_contests(model: nn.Module, images: Tensor, targets: Tensor) -> list
             images, "smoothgrad", STEPS, nt_samples_batch_size=1, stdevs=0.2, target=targets, abs=False
         )
 
+    def peer_shap() -> object:
+        return shap.attribute(images, torch.zeros_like(images[:1]), STEPS, 0.1, targets)
+
     ours = [
         (IntegratedGradients(STEPS, max_batch=BATCH), "captum IntegratedGradients", peer_integrated),
         (SmoothGrad(STEPS, max_batch=BATCH), "captum NoiseTunnel(Saliency)", peer_smooth),
+        (GradientShap(STEPS, max_batch=STEPS * BATCH), "captum GradientShap", peer_shap),
         (Saliency(), "captum Saliency", lambda: saliency.attribute(images, targets)),
         (GradientInput(signed=True), "captum InputXGradient", lambda: times_input.attribute(images, targets)),
         (GradCAM(), "pytorch-grad-cam GradCAM", peer_cam(PeerCAM)),

@@ -387,6 +387,7 @@ def test_every_default_is_a_value_of_its_key_and_every_key_says_what_it_is() -> 
         ("lit_xai.explainers.RISE", {"grid": "seven"}, "x.grid must be a number, found 'seven'"),
         ("lit_xai.explainers.RISE", {"grid": 2.5}, "x.grid must be a whole number, found 2.5"),
         ("lit_xai.fillers.Mean", {"colour": "red"}, "x.colour must be a number, found 'red'"),
+        ("lit_xai.explainers.GradientShap", {"baselines": [0, "a"]}, "x.baselines must be a number, found [0, 'a']"),
         ("lit_xai.explainers.Saliency", {"max_batch": 2}, "unknown key x.max_batch"),
     ],
 )

@@ -18,12 +18,13 @@ from lit_xai.explainers import (
     GradCAM,
     GradCAMPlusPlus,
     GradientInput,
+    GradientShap,
     IntegratedGradients,
     Random,
     Saliency,
     SmoothGrad,
 )
-from lit_xai.explainers.gradient import input_gradient
+from lit_xai.explainers.gradient import draws, input_gradient
 from lit_xai.explainers.rise import enlargement
 from lit_xai.fitting import describe
 from lit_xai.rng import SampleRng
@@ -36,6 +37,7 @@ EVERY = {
     "gradient_input": GradientInput(),
     "integrated_gradients": IntegratedGradients(steps=5, max_batch=4),
     "smoothgrad": SmoothGrad(samples=4, max_batch=3),
+    "gradient_shap": GradientShap(samples=4, max_batch=3),
     "gradcam": GradCAM(),
     "gradcam_plus_plus": GradCAMPlusPlus(),
     "rise": RISE(masks=9, grid=3, max_batch=4),
@@ -152,6 +154,46 @@ def test_smoothgrad_averages_the_gradient_over_noise_of_its_sigma():
     noise = (result / 2 - 0.5) / 0.3  # gradient = 2 (x + sigma * noise)
     assert abs(float(noise.mean())) < 0.4
     assert 0.8 < float(noise.std()) < 1.2
+
+
+def test_gradient_shap_of_a_linear_model_is_its_weight_times_the_way_from_the_baselines_drawn(linear, rgb, targets):
+    z, _, which = draws(SampleRng.default(5).noise("gradient_shap")[:, None].parts(7).reshape(-1), rgb, 2)
+    start = torch.tensor([0.2, 0.7])[which].view(-1, 1, 1, 1)
+    way = (rgb.repeat_interleave(7, 0) + 0.3 * z - start).unflatten(0, (5, 7)).mean(1)
+    maps = GradientShap(samples=7, sigma=0.3, baselines=[0.2, 0.7], channels="sum")(linear, rgb, targets)
+    assert torch.allclose(maps, (weights_of(linear, targets) * way).sum(1), atol=1e-5)
+
+
+def test_gradient_shap_without_noise_tends_to_integrated_gradients_as_its_points_do_to_a_uniform_sample():
+    def quadratic(x):
+        return two_logits((x**2).sum((1, 2, 3)) / 2)
+
+    images, black = torch.rand(3, 1, 4, 4, generator=seeded(1), dtype=torch.float64), torch.zeros(3, dtype=torch.long)
+    n, exact = 3000, IntegratedGradients(steps=2)(quadratic, images, black)  # x^2 / 2: the trapezoid is exact
+    share = GradientShap(samples=n, sigma=0.0)(quadratic, images, black) / exact  # 2 mean(alpha) at every pixel
+    assert torch.allclose(share, share[:, :1, :1], rtol=1e-9)
+    assert float((share - 1).abs().max()) < 3.5 * 2 / (12 * n) ** 0.5
+    assert len(share[:, 0, 0].unique()) == 3  # every image has its own points
+
+
+def test_the_sum_of_gradient_shap_is_in_expectation_the_difference_of_outputs(convnet, rgb):
+    model, images = convnet.double(), rgb[:1].double()
+    copies, target = images.expand(600, -1, -1, -1), torch.ones(600, dtype=torch.long)
+    sums = GradientShap(samples=1, sigma=0.0, channels="sum")(model, copies, target).sum((1, 2))
+    with torch.no_grad():
+        expected = (model(images) - model(torch.zeros_like(images)))[0, 1]
+    assert float((sums.mean() - expected).abs()) < 3.5 * float(sums.std()) / 600**0.5
+    assert float(sums.std()) > 0
+
+
+def test_gradient_shap_draws_points_and_baselines_uniformly_and_independently(rgb):
+    z, alpha, which = draws(SampleRng(2, (1,)).noise("gradient_shap").parts(4000).reshape(-1), rgb[:, :1, :2, :2], 3)
+    assert float(alpha.min()) >= 0
+    assert float(alpha.max()) < 1
+    assert abs(float(alpha.mean()) - 0.5) < 3.5 / (12 * 4000) ** 0.5
+    assert (which.bincount() / 4000 - 1 / 3).abs().max() < 3.5 * (2 / 9 / 4000) ** 0.5
+    together = torch.stack([alpha, which.float(), *z.flatten(1).T])
+    assert float((together.corrcoef() - torch.eye(6)).abs().max()) < 4 / 4000**0.5
 
 
 # ----------------------------------------------------------------------------------------------------------------- RISE
@@ -354,7 +396,7 @@ def test_maps_of_a_batch_equal_the_maps_one_by_one(explainer, convnet, rgb, targ
     assert torch.allclose(whole, torch.cat(alone), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["integrated_gradients", "smoothgrad", "rise"])
+@pytest.mark.parametrize("name", ["integrated_gradients", "smoothgrad", "gradient_shap", "rise"])
 def test_maps_do_not_depend_on_max_batch(name, convnet, rgb, targets):
     model, images = convnet.double(), rgb.double()
     kind, options = type(EVERY[name]), {k: v for k, v in vars(EVERY[name]).items() if k != "max_batch"}
@@ -371,7 +413,7 @@ def test_float32_maps_hardly_depend_on_the_batch(explainer, convnet, rgb, target
     assert float(near.float().mean()) >= 0.99
 
 
-@pytest.mark.parametrize("name", ["smoothgrad", "rise", "random"])
+@pytest.mark.parametrize("name", ["smoothgrad", "gradient_shap", "rise", "random"])
 def test_noise_changes_with_the_seed_and_with_the_sample(name, convnet, rgb, targets):
     explainer, image = EVERY[name], rgb[:1]
     maps = [explainer(convnet, image, targets[:1], SampleRng(*key)) for key in [(0, (0,)), (1, (0,)), (0, (1,))]]
@@ -458,6 +500,8 @@ def test_a_model_without_a_gradient_is_refused(rgb, targets):
         IntegratedGradients(steps=1),
         SmoothGrad(samples=0),
         SmoothGrad(max_batch=0),
+        GradientShap(samples=0),
+        GradientShap(baselines=[]),
         Captum("NoSuchMethod"),
         Captum("LayerGradCam"),
         Captum("Saliency", channels="median"),
@@ -467,6 +511,12 @@ def test_a_model_without_a_gradient_is_refused(rgb, targets):
 def test_parameters_that_mean_nothing_are_refused(explainer, convnet, rgb, targets):
     with pytest.raises(UsageError):
         explainer(convnet, rgb, targets)
+
+
+@pytest.mark.parametrize("baselines", ["black", ["0", 1.0], [[0.1, 0.2, 0.3]]])
+def test_baselines_that_are_no_numbers_are_refused(unchecked, linear, rgb, targets, baselines):
+    with pytest.raises(UsageError, match="baselines must be a number or several"):
+        GradientShap(baselines=baselines)(linear, rgb, targets)
 
 
 def test_lrp_is_refused_on_residual_networks():

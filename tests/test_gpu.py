@@ -26,7 +26,6 @@ from test_transfers import free_of_waits, grown, network
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("exact")]
 CLOSE = 5e-4  # of the largest value: convolutions add up in another order
-OWN = {"gradient_shap"}  # captum draws with the generator of the device
 
 
 @pytest.fixture
@@ -68,8 +67,6 @@ def scored(score: Any, model: nn.Module, x: Tensor, targets: Tensor, rng: Sample
 
 @every("explainer")
 def test_an_explainer_gives_the_maps_of_a_cpu(file):
-    if file.stem in OWN:
-        pytest.skip("captum draws with the generator of the device")
     cpu, cuda = on_both(lambda device: build(file)(network_for(file).to(device), *inputs(device)))
     assert float((cpu - cuda).abs().max()) <= CLOSE * float(cpu.abs().max())
 

@@ -13,9 +13,11 @@ from lit_xai.explainers import (
     GradCAM,
     GradCAMPlusPlus,
     GradientInput,
+    GradientShap,
     IntegratedGradients,
     Saliency,
 )
+from lit_xai.explainers.gradient import draws
 from lit_xai.fillers.constant import Colour
 from lit_xai.metrics import Deletion, MuFidelity, map_distance
 from lit_xai.metrics.distance import average_ranks, scaled_to_one
@@ -73,6 +75,28 @@ def test_absolute_integrated_gradients_equal_the_mean_over_channels_of_captums_a
     result = AbsoluteIntegratedGradients(steps=60)(model, images, targets)
     assert torch.allclose(result, signed.abs().mean(1), rtol=0, atol=1e-9)
     assert not torch.allclose(result, signed.mean(1).abs(), rtol=0, atol=1e-3)  # channels do not cancel each other
+
+
+def test_gradient_shap_equals_captums_of_the_same_draws(monkeypatch, captum, convnet, rgb, targets):
+    model, images, rng, samples = convnet.double(), rgb.double(), SampleRng(3, (5, 6, 7, 8, 9)), 6
+    keys = rng.noise("gradient_shap")[:, None].part(torch.arange(samples)).reshape(-1)
+    z, alpha, which = draws(keys, images, 3)
+    monkeypatch.setattr(torch, "normal", lambda mean, std: mean + std * z)
+    monkeypatch.setattr(np.random, "uniform", lambda *_: alpha.numpy())
+    monkeypatch.setattr(np.random, "choice", lambda *_: which.numpy())
+    baselines = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64).view(3, 1, 1, 1).expand(3, 3, 12, 12)
+    expected = attributed(
+        captum.GradientShap(model), images, targets, n_samples=samples, stdevs=0.1, baselines=baselines
+    )
+    ours = GradientShap(samples=samples, baselines=(0.0, 0.3, 1.0), max_batch=4)
+    assert torch.allclose(ours(model, images, targets, rng), expected.mean(1), rtol=0, atol=1e-9)
+
+
+def test_what_captum_draws_through_the_adapter_belongs_to_the_sample(convnet, rgb, targets):
+    theirs, rng = Captum("GradientShap", options={"n_samples": 3, "stdevs": 0.1}), SampleRng(3, (5, 6, 7, 8, 9))
+    whole = theirs(convnet, rgb, targets, rng)
+    assert torch.allclose(whole[1:2], theirs(convnet, rgb[1:2], targets[1:2], rng.take([1])), atol=1e-6)
+    assert not torch.allclose(whole, theirs(convnet, rgb, targets, SampleRng(4, rng.samples)), atol=1e-4)
 
 
 def test_deep_lift_through_the_adapter_equals_captums(captum, convnet, rgb, targets):

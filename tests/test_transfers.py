@@ -57,8 +57,8 @@ def waits(file: Path, times: int, images: int, of: Any) -> Counter[str]:
     return counted.counts
 
 
-# captum draws by NumPy, image by image; a Gaussian is conditioned pattern by pattern on the host
-OTHERS = {"gradient_shap", "pda"}
+# a Gaussian is conditioned pattern by pattern on the host
+OTHERS = {"pda"}
 
 
 SLOW = ("pomelo", "information", "variants", "replaced", "captum", "in_domain", "generative")

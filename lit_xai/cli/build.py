@@ -87,9 +87,10 @@ def check_numbers(target: Any, node: Mapping[str, Any], path: str) -> None:
         if name in own and type(own[name].default) is type(value) and own[name].default == value:
             continue
         words = any(isinstance(k, str) or k is str for k in kinds)
+        said = any(isinstance(v, str) for v in (value if isinstance(value, list) else [value]))
         if name in node and {int, "auto"} <= kinds:
             counted(f"{path}.{name}", value, 1)
-        elif isinstance(value, str) and not words and kinds & {int, float}:
+        elif said and not words and kinds & {int, float}:
             raise UsageError(f"{path}.{name} must be a number, found {value!r}")
         elif isinstance(value, float) and kinds - {type(None)} == {int}:
             raise UsageError(f"{path}.{name} must be a whole number, found {value!r}")

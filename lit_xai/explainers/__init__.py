@@ -9,6 +9,7 @@ from lit_xai.explainers.edges import Edges
 from lit_xai.explainers.gradient import (
     AbsoluteIntegratedGradients,
     GradientInput,
+    GradientShap,
     IntegratedGradients,
     Saliency,
     SmoothGrad,
@@ -36,6 +37,7 @@ __all__ = [
     "GradCAMPlusPlus",
     "GradientInput",
     "GradientRollout",
+    "GradientShap",
     "Image",
     "ImageRandom",
     "Information",

@@ -1,16 +1,16 @@
-"""Gradient methods: Saliency, Gradient x Input, Integrated Gradients, SmoothGrad.
+"""Gradient methods: Saliency, Gradient x Input, Integrated Gradients, SmoothGrad, GradientSHAP.
 
 Definitions follow Fel et al., "How Good is your Explanation?" (2022), appendix B, on the logit of the explained class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lit_xai.calls import (
@@ -26,8 +26,8 @@ from lit_xai.calls import (
     walk,
 )
 from lit_xai.core import MAGNITUDE, SIGNED, Auto, Explainer, Images, Legend, Maps, Model, Passes, Targets
-from lit_xai.errors import UsageError, counted
-from lit_xai.rng import SampleRng
+from lit_xai.errors import UsageError, at_least, counted
+from lit_xai.rng import Noise, SampleRng
 from lit_xai.sequential.confidence import Stopped, cells, until_decided
 
 CAP = 1000  # most copies of SmoothGrad's `auto`
@@ -282,3 +282,64 @@ class SmoothGrad(Explainer):
         stopped = until_decided(len(images), draw, moments, CAP)
         maps = total / stopped.draws.to(images.device)[:, None, None]
         return maps.to(images.dtype), stopped
+
+
+@dataclass(frozen=True)
+class GradientShap(Explainer):
+    """GradientSHAP (Lundberg & Lee, 2017), also known as expected gradients (Erion et al., 2021), as captum has it.
+
+    The mean over copies x' = x + sigma z of the image of (x' - b) times the gradient at b + alpha (x' - b), with z standard normal,
+    alpha uniform in [0, 1), and b drawn from the baselines. In expectation, integrated gradients from b to x' averaged over both:
+    the sum over pixels and channels tends to the mean of f(x') - f(b).
+
+    Args:
+        samples: copies an image.
+        sigma: standard deviation of the noise, in units of the [0, 1] range.
+        baselines: the value of every pixel of b; of several values, every copy draws one.
+        output: `logit` or `probability`.
+        channels: reduction over the channels.
+        max_batch: most images per model call.
+    """
+
+    count = "samples"
+    samples: int = 20
+    sigma: float = 0.1
+    baselines: float | Sequence[float] = 0.0
+    output: str = "logit"
+    channels: str = "mean"
+    max_batch: Size = AUTO
+
+    legend: ClassVar[Legend] = Legend(SIGNED)
+
+    def passes(self, height: int, width: int) -> Passes:
+        """One forward and one backward pass a copy."""
+        return Passes(self.samples, self.samples)
+
+    @gated
+    def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
+        at_least(1, samples=self.samples)
+        values = [self.baselines] if isinstance(self.baselines, int | float) else list(self.baselines)
+        if not values or not all(isinstance(b, int | float) for b in values):
+            raise UsageError(f"baselines must be a number or several, as [0,1], found {self.baselines!r}")
+        starts = torch.tensor(values, dtype=images.dtype, device=images.device)
+        noise = SampleRng.default(len(images), rng).noise("gradient_shap", images.device)
+        total = torch.zeros_like(images)
+
+        def ask(chunk: Chunk) -> None:
+            z, alpha, which = draws(noise[chunk.image].part(chunk.variant), images, len(starts))
+            start = starts[which].view(-1, 1, 1, 1)
+            difference = images[chunk.image] + self.sigma * z - start
+            points = in_format_of(start + alpha.view(-1, 1, 1, 1) * difference, images)
+            gradient = input_gradient(model, points, targets[chunk.image], self.output)
+            total.index_add_(0, chunk.image, gradient * difference)
+
+        walk(model, images, self.samples, self.max_batch, ask)
+        return reduce_channels(total / self.samples, self.channels)
+
+
+def draws(
+    noise: Noise, images: Images, baselines: int
+) -> tuple[Float[Tensor, "r c h w"], Float[Tensor, "r"], Int[Tensor, "r"]]:
+    """What GradientSHAP draws with the keys `[r]` of its copies: z, alpha and the number of the baseline."""
+    z = noise.part(0).normal(images.shape[1:]).to(images.dtype)
+    return z, noise.part(1).uniform((), images.dtype), noise.part(2).bits(1)[:, 0].remainder(baselines)
