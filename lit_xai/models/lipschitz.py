@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
+from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.utils import parametrize
 
 from lit_xai.calls import Gate
 from lit_xai.errors import UsageError
@@ -16,6 +20,8 @@ from lit_xai.errors import UsageError
 ACTIVATIONS = ("groupsort", "prelu")
 MEMORY = 1 << 29  # bytes of the Jacobians that are kept at once
 SLICE = 8192  # pixel values of them that are in float64 at once
+ROUNDS = 15  # of Björck's iteration, at most, as torchlip has it; the gradient goes through the first ones,
+DIFFERENTIATED = 4  # and those after them hand on 1.5 times what comes
 
 
 def lipschitz(channels: int, classes: int, side: int, width: int = 48, activation: str = "groupsort") -> nn.Module:
@@ -51,7 +57,83 @@ def lipschitz(channels: int, classes: int, side: int, width: int = 48, activatio
         nn.Flatten(),
         lip.SpectralLinear(features, classes),
     )
+    for layer in filter(parametrize.is_parametrized, network):
+        chain = layer.parametrizations["weight"]  # type: ignore[index, union-attr]
+        for i, part in enumerate(chain):
+            if type(part).__name__ == "_BjorckNorm":
+                chain[i] = Bjorck(part._w_bjorck, part.eps)
     return network
+
+
+class Bjorck(nn.Module):
+    """torchlip's Björck normalisation of a weight, by which its singular values become 1 (Björck & Bowie, 1971).
+
+    On the CPU it is torchlip's own. That asks after every round whether another is needed, and on any other device waits for the
+    answer: there, all rounds are made and the device chooses. Buffers have torchlip's names, and stay where they are.
+
+    Args:
+        weight: to begin with.
+        eps: rounds end when one changes the weight by less, in the Frobenius norm.
+    """
+
+    _w_bjorck: Tensor
+
+    def __init__(self, weight: Float[Tensor, "out *in"], eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("_w_bjorck", weight.detach().clone())
+
+    def forward(self, weight: Float[Tensor, "out *in"]) -> Float[Tensor, "out *in"]:
+        """Of a new weight in training mode; else that of the last step."""
+        if not self.training:
+            return self._w_bjorck
+        if weight.device.type == "cpu":
+            from deel.torchlip.normalizers import bjorck_normalization
+
+            with torch.autocast("cpu", enabled=False):  # in bf16 it does not converge, and norms are up to 1.003
+                found = bjorck_normalization(weight, self.eps)
+        else:
+            found = orthonormalised(weight, self.eps)
+        self._w_bjorck.copy_(found.detach())
+        return found
+
+
+def orthonormalised(weight: Float[Tensor, "out *in"], eps: float) -> Float[Tensor, "out *in"]:
+    """What torchlip's early end gives, to rounding, and its gradient, without asking how many rounds that is."""
+    matrix = weight.flatten(1)
+    tall = matrix.shape[0] > matrix.shape[1]
+    found = Rounds.apply(matrix.mT if tall else matrix, eps)
+    return (found.mT if tall else found).reshape(weight.shape)
+
+
+class Rounds(torch.autograd.Function):
+    """w <- 1.5 w - .5 w w^T w until a round changes w `[m, n]` by less than eps, at most `ROUNDS` times; m <= n."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Float[Tensor, "m n"], eps: float) -> Float[Tensor, "m n"]:
+        """All rounds are made; the first small change tells which is the last."""
+        every, gram = w.new_empty(ROUNDS + 1, *w.shape), w.new_empty(len(w), len(w))
+        every[0].copy_(w)
+        for before, after in pairwise(every):
+            torch.mm(before, before.mT, out=gram)  # autocast leaves what has an `out` in float32
+            torch.addmm(before, gram, before, beta=1.5, alpha=-0.5, out=after)
+        large = (every[1:] - every[:-1]).flatten(1).norm(dim=1) >= eps
+        number = (large.cumprod(0).sum() + 1).clamp_max(ROUNDS)
+        ctx.save_for_backward(every[:DIFFERENTIATED].clone(), number)
+        return every.index_select(0, number.view(1))[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Float[Tensor, "m n"]) -> Any:
+        """Back through the rounds that there were."""
+        every, number = ctx.saved_tensors
+        grad = grad * torch.pow(1.5, (number - DIFFERENTIATED).clamp_min(0))
+        for k in reversed(range(DIFFERENTIATED)):
+            w = every[k]
+            along = grad @ w.mT
+            back = torch.addmm(grad, w @ w.mT, grad, beta=1.5, alpha=-0.5).addmm_(along + along.mT, w, alpha=-0.5)
+            grad = torch.where(number > k, back, grad)
+        return grad, None
 
 
 def plain(network: nn.Module) -> nn.Module:
