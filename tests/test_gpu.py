@@ -15,7 +15,7 @@ from lit_xai.data.augment import AtOnce
 from lit_xai.data.folds import FoldData
 from lit_xai.data.images import in_memory
 from lit_xai.explainers import RISE, Saliency
-from lit_xai.models import Classifier, resnet18
+from lit_xai.models import Classifier, lipschitz, resnet18
 from lit_xai.rng import SampleRng
 from torch import Tensor, nn
 
@@ -142,8 +142,9 @@ def test_a_batch_is_augmented_on_the_card_as_on_a_cpu():
 
 
 @pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("network", [resnet18, lipschitz])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_a_recorded_training_is_that_of_single_kernels(precision, caplog):
+def test_a_recorded_training_is_that_of_single_kernels(network, precision, caplog):
     def trained(record: str) -> tuple[Classifier, list[float], list[bool]]:
         pixels = torch.randint(0, 256, (120, 1, 16, 16), dtype=torch.uint8, generator=seeded(1))
         source = in_memory("noise", pixels, torch.arange(120) % 4, list("abcd"))
@@ -155,7 +156,7 @@ def test_a_recorded_training_is_that_of_single_kernels(precision, caplog):
                 recorded.append(module.steps is not None and module.steps.replay is not None)
 
         torch.manual_seed(0)
-        module = Classifier(partial(resnet18, width=8), 1, 4, 16, lr=1e-3, record=record)
+        module = Classifier(partial(network, width=8), 1, 4, 16, lr=1e-3, record=record)
         quiet = {
             "logger": False,
             "enable_checkpointing": False,

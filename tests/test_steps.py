@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
-from lit_xai.models import Classifier, resnet18
+from deel.torchlip import SpectralLinear
+from lit_xai.models import Classifier, lipschitz, resnet18
 from lit_xai.models.steps import Steps
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import orthogonal
 from torch.utils.data import DataLoader
 
 from conftest import seeded
@@ -178,10 +179,23 @@ def test_a_buffer_that_is_put_elsewhere_in_every_step_is_not_recorded(caplog):
     assert int(module.seen) == 4
 
 
-def test_weights_that_are_computed_anew_in_every_step_are_not_recorded():
-    module = network()
-    nn.utils.parametrizations.spectral_norm(module.head[-1])
-    assert any(parametrize.is_parametrized(m) for m in module.modules())
+def test_the_1_lipschitz_network_is_recorded_and_its_kernels_stay_where_they_are():
+    def made() -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return lipschitz(1, 4, 8, width=2).train()
+
+    one, other = made(), made()
+    steps = Steps(other, loss_of(other), replayed)
+    assert trained(other, steps, batches(6)) == trained(one, loss_of(one), batches(6))
+    assert steps.replay is not None
+    assert equal(one, other)
+    assert equal(one.eval(), made()) is False
+
+
+@pytest.mark.parametrize("layer", [lambda: SpectralLinear(4, 4), lambda: orthogonal(nn.Linear(4, 4))])
+def test_weights_that_are_computed_anew_in_who_knows_how_many_rounds_are_not_recorded(layer):
+    module = nn.Sequential(network(), layer()).train()
     steps = Steps(module, loss_of(module), replayed)
     trained(module, steps, batches(4))
     assert steps.replay is None

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from lit_xai.calls.recording import recorded
 
 LOG = logging.getLogger(__name__)
+STEADY = {"_SpectralNorm", "_LConvNorm", "Bjorck"}  # parametrisations that do the same work in every step, on a GPU
 LARGE = 1 / 16  # of a card's memory: a step that takes as much keeps it busy, and may not hold it between steps
 
 Record = Callable[[Callable[[], None], torch.device], Callable[[], None]]
@@ -138,7 +139,8 @@ def state_of(layers: Sequence[nn.Module], tensors: Sequence[Tensor]) -> list[Any
 
 def why_not(module: nn.Module) -> str:
     """Why steps of a module are never recorded; empty where they may be."""
-    if any(parametrize.is_parametrized(m) for m in module.modules()):
+    lists = [m for m in module.modules() if isinstance(m, parametrize.ParametrizationList)]
+    if {type(p).__name__ for parts in lists for p in parts} - STEADY:
         return "its weights are computed anew in every step, in as many rounds as it takes"
     if torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.float16:
         return "float16 needs a loss that is scaled before its gradient is taken"
