@@ -20,6 +20,7 @@ Keep = Bool[Tensor, "b n h w"]  # n masks an image; True = the pixel stays visib
 Targets = Int[Tensor, "b"]  # class index
 Scores = Float[Tensor, "b"]
 Segments = Int[Tensor, "b h w"]  # superpixel of every pixel, 0 .. d-1 in every image
+Corners = tuple[Int[Tensor, "b 2"], Int[Tensor, "b 2"]]  # top and left pixel of windows: on the device, on the host
 Model = Callable[[Tensor], Tensor]  # [b, c, h, w] -> logits [b, k]
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -277,11 +278,9 @@ class Filler(Component):
         return None
 
     def in_windows(
-        self, images: Images, keep: Keep, top: Int[Tensor, "b"], left: Int[Tensor, "b"], rng: SampleRng, draws: int = 1
+        self, images: Images, keep: Keep, corners: Corners, rng: SampleRng, draws: int = 1
     ) -> Float[Tensor, "b 1 d c h w"] | None:
-        """The same as the call with one mask an image that hides the K x K window at (top, left) and nothing else, without a look at
-        the masks; None of a filler that has to look.
-        """
+        """As the call with one mask an image that hides its K x K window alone, without a look at it; None = it has to look."""
         return None
 
     def window_bits(self, images: Images, top: Int[Tensor, "b"], left: Int[Tensor, "b"]) -> Float[Tensor, "b"] | None:

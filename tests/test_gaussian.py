@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from lit_xai.calls import chunks
+from lit_xai.core import Filler
 from lit_xai.data import FoldData, Source
 from lit_xai.data.images import InMemory
 from lit_xai.errors import UsageError
@@ -364,6 +365,32 @@ def test_a_pattern_of_known_pixels_is_solved_once(monkeypatch):
     assert len(patterns) == 25  # 0, 1, 2, .. or 2, 1, 0 pixels to the edge, along both sides
 
 
+def every_window(height: int, width: int) -> Tensor:
+    """Top and left pixel of all 2 x 2 windows, in some order."""
+    places = torch.cartesian_prod(torch.arange(height - 1), torch.arange(width - 1))
+    return places[torch.randperm(len(places), generator=seeded(1))]
+
+
+@pytest.mark.parametrize(("height", "width", "margin"), [(9, 8, 2), (5, 9, 2), (4, 3, 3), (4, 4, 0)])
+def test_a_window_whose_place_is_known_is_filled_as_a_hole_that_is_looked_at(height, width, margin):
+    fill, corners = known_field(2, margin), every_window(height, width).repeat(2, 1)
+    images, rng = field(len(corners), height, width), SampleRng(3, tuple(range(len(corners))))
+    keep = torch.cat([square(height, width, *place, side=2) for place in corners.tolist()])
+    for draws in (1, 3):
+        expected = fill(images, keep, rng, draws)
+        assert torch.equal(fill.in_windows(images, keep, (corners, corners), rng, draws), expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"precision": "bf16"}, {"max_batch": 5}], ids=str)
+def test_maps_by_the_places_of_windows_are_those_by_looks_at_masks(options, monkeypatch):
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(75, 3))
+    patch = SlidingPatch(2, 1, known_field(2, 2), **{"draws": 2, "contrast": PMI(), "scale": False, **options})
+    given = model, field(3, 7, 7).float(), torch.zeros(3, dtype=torch.long)
+    by_place = patch(*given)
+    monkeypatch.setattr(ConditionalGaussian, "in_windows", Filler.in_windows)
+    assert torch.equal(patch(*given), by_place)
+
+
 def test_conditionals_that_are_kept_are_bounded(masks, monkeypatch):
     g = known_field(2, 2)
     expected = g(field(2, 8, 8), masks, SampleRng.default(2))
@@ -427,6 +454,17 @@ def test_bits_equal_a_loop_over_pixels():
     assert torch.allclose(
         g.bits_per_dimension(held_out), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-9
     )
+
+
+def test_bits_of_windows_do_not_depend_on_those_that_are_asked_for_beside_them():
+    g, places = known_field(2, 2), every_window(5, 8)
+    images = field(len(places), 5, 8)
+    alone = [g.window_bits(images[[i]], *places[[i]].T) for i in range(len(places))]
+    assert torch.allclose(g.window_bits(images, *places.T), torch.cat(alone), rtol=0, atol=1e-12)
+    one, known = torch.tensor([1, 2]), torch.ones(6, 6, dtype=torch.bool)
+    known[0], known[2:4, 2:4] = False, False  # what lies above the image is unknown
+    window = torch.nn.functional.pad(images[:1], (2,) * 4)[..., 1:7, 2:8]
+    assert torch.equal(g.window_bits(images[:1], *one[:, None]), g.bits_per_dimension(window, known))
 
 
 def test_surroundings_save_bits():

@@ -704,4 +704,5 @@ def test_a_window_whose_place_is_known_is_filled_as_a_hole_that_is_looked_at(dra
     across = (column >= left[:, None]) & (column < left[:, None] + k)
     keep = ~(down[:, :, None] & across[:, None])[:, None]
     rng = SampleRng(3, tuple(range(len(top))))
-    assert torch.equal(fill.in_windows(images, keep, top, left, rng, draws), fill(images, keep, rng, draws))
+    corners = torch.stack([top, left], 1)
+    assert torch.equal(fill.in_windows(images, keep, (corners, corners), rng, draws), fill(images, keep, rng, draws))

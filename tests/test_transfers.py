@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from lit_xai.explainers import RISE, Saliency
+from lit_xai.explainers import RISE, Saliency, SlidingPatch
+from lit_xai.fillers import ConditionalGaussian
+from lit_xai.fillers.gaussian import GaussianModule
 from lit_xai.rng import SampleRng
 from torch import Tensor, nn
 
 from conftest import seeded
+from generators import made
 from test_contracts import CONFIGS, COUNTS, build, network_for
 from transfers import Counted, There, moved
 
@@ -57,16 +60,12 @@ def waits(file: Path, times: int, images: int, of: Any) -> Counter[str]:
     return counted.counts
 
 
-# a Gaussian is conditioned pattern by pattern on the host
-OTHERS = {"pda"}
-
-
 SLOW = ("pomelo", "information", "variants", "replaced", "captum", "in_domain", "generative")
 
 
 def free_of_waits(group: str) -> Any:
-    """A parameter for every yaml of a group but those; what takes seconds here is slow."""
-    files = [f for f in sorted((CONFIGS / group).rglob("*.yaml")) if f.stem not in OTHERS]
+    """A parameter for every yaml of a group; what takes seconds here is slow."""
+    files = sorted((CONFIGS / group).rglob("*.yaml"))
     slow = {f: [pytest.mark.slow] if f.parent.name in SLOW else [] for f in files}
     names = {f: str(f.relative_to(CONFIGS / group).with_suffix("")) for f in files}
     return pytest.mark.parametrize("file", [pytest.param(f, id=names[f], marks=slow[f]) for f in files])
@@ -96,3 +95,41 @@ def test_a_score_waits_as_often_for_many_as_for_few(file):
     few = waits(file, 1, 2, of)
     assert waits(file, 3, 2, of) == few
     assert waits(file, 1, 5, of) == few
+
+
+def gaussian() -> ConditionalGaussian:
+    """One of windows with surroundings, which keeps nothing between calls."""
+    filler = made(GaussianModule, 1, 4, patch=2, margin=1).sampler()
+    filler.opened.kept.limit = 0
+    return filler
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_windows_of_a_gaussian_wait_as_often_for_many_as_for_few_where_no_pattern_is_kept(precision):
+    def counted(images: int, draws: int, height: int, width: int) -> Counter[str]:
+        explainer = SlidingPatch(None, 1, gaussian(), draws, scale=False, precision=precision, max_batch=4)
+        network, x = nn.Sequential(nn.Flatten(), nn.Linear(height * width, 3)), torch.rand(images, 1, height, width)
+        with Counted() as counted:
+            explainer(moved(network), moved(x), moved(torch.zeros(images, dtype=torch.long)))
+        return counted.counts
+
+    assert counted(3, 2, 5, 4) == counted(1, 1, 4, 4)
+
+
+def test_bits_of_a_gaussians_windows_read_their_places_alone():
+    places = torch.cartesian_prod(torch.arange(7), torch.arange(7))
+    with Counted() as counted:
+        gaussian().window_bits(moved(torch.rand(49, 1, 8, 8, generator=seeded(1))), *moved(places.T))
+    moments = 2  # mean and covariance, once
+    assert counted.counts == {"to the host": 1, "to the device": moments}
+
+
+def test_a_covariance_that_has_no_factor_draws_nothing_on_a_device_where_the_check_would_wait():
+    filler = gaussian()
+    filler.module.covariance.neg_()
+    images, places = torch.rand(1, 1, 8, 8, generator=seeded(1)), torch.zeros(2, 1, dtype=torch.long)
+    with Counted():
+        found = filler.window_bits(moved(images), *moved(places))
+    assert bool(found.held.isnan())
+    with pytest.raises(torch.linalg.LinAlgError):
+        filler.window_bits(images, *places)

@@ -18,7 +18,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 DEVICE = torch.device("lazy")
 aten = torch.ops.aten
-READS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten._unique2, aten.unique_consecutive}
+READS = {
+    aten._local_scalar_dense,
+    aten.nonzero,
+    aten.masked_select,
+    aten.equal,
+    aten._unique2,
+    aten.unique_consecutive,
+    aten._linalg_check_errors,
+}
 COPIES = {aten._to_copy, aten.copy_}  # may cross
 INDEXED = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}  # an index of the host is copied
 MADE = (torch.tensor, torch.as_tensor, Tensor.new_tensor)

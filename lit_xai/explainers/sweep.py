@@ -7,7 +7,7 @@ the same for all. Where a window is refilled several times, the softmax is avera
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,6 +30,7 @@ from lit_xai.calls import (
 )
 from lit_xai.core import (
     REFERENCE_SIDE,
+    Corners,
     Explainer,
     Filler,
     Images,
@@ -114,7 +115,6 @@ def sweep(
     refill = Refill(filler, images, rng)
     draws = fillings(refill.filler, draws)
     groups = [min(GROUP, draws - start) for start in range(0, draws, GROUP)]
-    top, left = windows.corners(images.device)
     row, column = (torch.arange(side, device=images.device) for side in images.shape[-2:])
     which = None if some is None else torch.as_tensor(some, device=images.device)
     one_tile = refill.filler.window_side() == windows.patch
@@ -126,12 +126,13 @@ def sweep(
 
         def ask(chunk: Chunk) -> None:
             window = chunk.variant if which is None else which[chunk.variant]
-            t, s = top[window, None], left[window, None]
+            corners = outputs.corners_of(chunk)
+            t, s = corners[0].T[..., None]
             down, across = (row >= t) & (row < t + windows.patch), (column >= s) & (column < s + windows.patch)
             keep, before = ~(down[:, :, None] & across[:, None]), whole[chunk.image]
-            hidden, corners = torch.zeros_like(before), (t[:, 0], s[:, 0]) if one_tile else None
+            hidden = torch.zeros_like(before)
             for g, number in enumerate(groups):
-                x = refill(keep, chunk, window * len(groups) + g, number, corners)
+                x = refill(keep, chunk, window * len(groups) + g, number, corners if one_tile else None)
                 hidden += outputs(x, keep, chunk, number).view(len(chunk), number, -1).sum(1) / draws
             parts[chunk.start] = torch.stack([c(before, hidden, targets[chunk.image]).double() for c in contrasts])
 
@@ -189,8 +190,8 @@ class Outputs:
         if mode == "auto" and len(windows) * draws * images.shape[-2:].numel() < FEW:
             self.mode = "never"
         which = slice(None) if some is None else list(some)
-        self.corners = tuple(t.numpy()[which] for t in windows.corners())
-        self.top, self.left = (t.to(images.device)[which] for t in windows.corners())
+        on_host = torch.stack(windows.corners(), 1)[which]
+        self.corners: Corners = on_host.to(images.device), on_host
         self.of_image: tuple[int, WindowLogits | None] = (-1, None)
         self.network: Network | None = None  # traced once for all images
 
@@ -209,11 +210,16 @@ class Outputs:
                 first = chunk.start + of_image.start - image * chunk.each
                 some = slice(first, first + of_image.stop - of_image.start)
                 pixels = self.shown(x[rows], some, draws)
-                places = (np.repeat(c[some], draws) for c in self.corners)
+                places = (np.repeat(c[some], draws) for c in self.corners[1].numpy().T)
                 parts.append(logits(pixels, *places).double().softmax(-1))
             else:
                 parts.append(softmax_of(self.model, x[rows], self.images, self.max_batch, self.precision))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def corners_of(self, chunk: Chunk) -> Corners:
+        """The corners of every row's window; on the host they are found there."""
+        here = replace(chunk, device=torch.device("cpu"))
+        return self.corners[0][chunk.variant], self.corners[1][here.variant]
 
     def incremental(self, image: int) -> WindowLogits | None:
         """The image's, if patches are carried; one image's feature maps are kept at a time."""
@@ -248,7 +254,7 @@ class Outputs:
 
     def shown(self, x: Tensor, some: slice, draws: int) -> Tensor:
         """The pixels `[r, c, k, k]` of some windows, of whose `draws` fillings `x` has a row each."""
-        top, left = (c[some].repeat_interleave(draws, output_size=len(x)) for c in (self.top, self.left))
+        top, left = self.corners[0][some].repeat_interleave(draws, dim=0, output_size=len(x)).unbind(1)
         return cut(x, torch.arange(len(x), device=x.device), top, left, self.windows.patch).contiguous()
 
 

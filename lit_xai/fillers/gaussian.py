@@ -11,9 +11,10 @@ One Cholesky factor F of S with u last gives both: S_uk S_kk^-1 = F_uk F_kk^-1, 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,14 +22,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lit_xai.core import Images
-from lit_xai.errors import UsageError, share
+from lit_xai.core import Corners, Images, Keep
+from lit_xai.errors import UsageError, at_least, share
+from lit_xai.fillers.base import keys_of
 from lit_xai.fillers.tiles import LEVELS, ImageSet, Step, WindowFiller, cut, pictures, windows
 from lit_xai.models.trainable import SamplerModule
-from lit_xai.rng import Noise, stable_hash
+from lit_xai.rng import Noise, SampleRng, stable_hash
 
 ROUNDING = 1 / (12 * (LEVELS - 1) ** 2)  # variance of rounding to 8 bits: what the Cholesky factor needs and no more
 FOLD_IMAGES = 2000  # most images of a fold that are read
+Juts = Sequence[int]  # pixels of a window outside of the image: at the top, at the bottom, on the left, on the right
 
 
 class Conditional(NamedTuple):
@@ -55,6 +58,19 @@ class Conditional(NamedTuple):
     def mean(self, window: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows u"]:
         """The conditional mean for flattened windows."""
         return self.mean_hidden + (window.double()[..., self.known] - self.mean_known) @ self.gain.mT
+
+    def drawn(self, window: Float[Tensor, "g #d v"], z: Float[Tensor, "g d u"]) -> Float[Tensor, "g d u"]:
+        """The hidden values of flattened windows for standard normal numbers."""
+        return (self.mean(window) + z.double() @ self.scale.mT).clamp(0, 1)
+
+    def bits(self, windows: Float[Tensor, "m c s s"]) -> Float[Tensor, "m"]:
+        """Bits a hidden value, see `ConditionalGaussian.bits_per_dimension`."""
+        flat, sd = windows.flatten(1).double(), self.scale.square().sum(1).sqrt()
+        level = (flat[:, self.hidden] * (LEVELS - 1)).round()
+        low, high = (((level + e) / (LEVELS - 1) - self.mean(flat)) / sd for e in (-0.5, 0.5))
+        low = low.masked_fill(level <= 0, -math.inf)
+        high = high.masked_fill(level >= LEVELS - 1, math.inf)
+        return -log_normal_mass(low, high).mean(1) / math.log(2)
 
 
 def moments(
@@ -191,29 +207,113 @@ class ConditionalGaussian(WindowFiller):
     kind = GaussianModule
     noun = "Gaussian"
 
-    def conditional(self, known: Bool[Tensor, "s s"], device: torch.device | None = None) -> Conditional:
-        """The distribution of the tile's unknown pixels given the window's known ones; recent patterns are kept."""
+    @property
+    def side(self) -> int:
+        """Side of a window, pixels."""
+        return self.patch + 2 * self.margin
+
+    @property
+    def tile(self) -> tuple[slice, slice]:
+        """The middle of a window."""
+        return (slice(self.margin, self.margin + self.patch),) * 2
+
+    def mean_and_covariance(self, device: torch.device) -> tuple[Float[Tensor, "v"], Float[Tensor, "v v"]]:
+        """Mean and covariance of flattened windows; a device gets them once."""
+        module, copies, key = self.module, self.opened.copies, (str(device), torch.float64)
+        if module.mean.device != device:
+            if key not in copies:
+                copies[key] = copy.deepcopy(module).to(device)
+            module = copies[key]
+        return module.mean.flatten(), module.covariance
+
+    def around(self, juts: Juts, device: torch.device | None = None) -> Bool[Tensor, "s s"]:
+        """Which pixels of a window are known whose tile is hidden and nothing else, made where they are wanted."""
+        along = torch.arange(self.side, device=device)
+        down, across = (
+            (along >= before) & (along < self.side - after) for before, after in zip(juts[::2], juts[1::2], strict=True)
+        )
+        known = down[:, None] & across
+        known[self.tile] = False
+        return known
+
+    def conditional(self, known: Bool[Tensor, "s s"], device: torch.device, juts: Juts | None = None) -> Conditional:
+        """The distribution of the tile's unknown pixels given the window's known ones; recent patterns are kept.
+
+        `known` lies on the host; where it is what is `around` a tile, nothing is copied from there.
+        """
         key = (known.numpy().tobytes(), str(device))
         found = self.opened.kept.get(key)
         if found is None:
-            found = self.solved(known, device)
+            found = self.solved(known, device, juts)
             self.opened.kept.put(key, found, found.size)
         return found
 
-    def solved(self, known: Bool[Tensor, "s s"], device: torch.device | None) -> Conditional:
+    def solved(self, known: Bool[Tensor, "s s"], device: torch.device, juts: Juts | None) -> Conditional:
         """What `conditional` gives, computed anew."""
-        hidden = torch.zeros_like(known)
-        middle = slice(self.margin, self.margin + self.patch)
-        hidden[middle, middle] = ~known[middle, middle]
-        row, column = (i - self.margin for i in torch.nonzero(hidden, as_tuple=True))
-        k, u = (torch.nonzero(m.repeat(self.module.channels, 1).flatten())[:, 0].to(device) for m in (known, hidden))
-        mean, order = self.module.mean.flatten().to(device), torch.cat([k, u])
-        root = torch.linalg.cholesky(self.module.covariance.to(device)[order[:, None], order])
+        here = known.to(device) if juts is None else self.around(juts, device)
+        hidden = torch.zeros_like(here)
+        hidden[self.tile] = ~here[self.tile]
+        numbers = int(known.sum()), int((~known[self.tile]).sum())
+        pixels = [(~m).flatten().byte().argsort(stable=True)[:n] for m, n in zip((here, hidden), numbers, strict=True)]
+        channels = torch.arange(self.module.channels, device=device)[:, None] * self.side**2
+        k, u = ((channels + p).flatten() for p in pixels)
+        (mean, covariance), order = self.mean_and_covariance(device), torch.cat([k, u])
+        # on a device the check would wait for the factor; without it, nothing is drawn but NaN where there is none
+        root, failed = torch.linalg.cholesky_ex(covariance[order[:, None], order], check_errors=device.type == "cpu")
         gain = torch.linalg.solve_triangular(
             root[: len(k), : len(k)], root[len(k) :, : len(k)], upper=False, left=False
         )
         scale = root[len(k) :, len(k) :].clone()
-        return Conditional(k, u, row.to(device), column.to(device), mean[k], mean[u], gain, scale)
+        row, column = pixels[1] // self.side - self.margin, pixels[1] % self.side - self.margin
+        return Conditional(k, u, row, column, mean[k], mean[u].masked_fill(failed > 0, math.nan), gain, scale)
+
+    def alike(
+        self, corners: Corners, height: int, width: int
+    ) -> tuple[Int[Tensor, "b"], Iterator[tuple[slice, Conditional]]]:
+        """An order of windows in which those of one pattern of known pixels follow each other, and what each such slice shares.
+
+        How many there are of a pattern is counted on the host, so that nothing waits for the device.
+        """
+        edge, device = self.margin, corners[0].device
+
+        def juts(places: Tensor) -> list[Tensor]:
+            ends = zip(places.unbind(1), (height, width), strict=True)
+            both = ((edge - first, first + self.patch + edge - side) for first, side in ends)
+            return [pixels.clamp_min(0) for ends in both for pixels in ends]
+
+        number = torch.zeros_like(corners[0][:, 0])
+        for pixels in juts(corners[0]):
+            number = number * (edge + 1) + pixels
+        kinds, counts = torch.stack(juts(corners[1]), 1).unique(dim=0, return_counts=True)  # in the order of numbers
+
+        def groups() -> Iterator[tuple[slice, Conditional]]:
+            start = 0
+            for kind, count in zip(kinds.tolist(), counts.tolist(), strict=True):
+                yield slice(start, start + count), self.conditional(self.around(kind), device, kind)
+                start += count
+
+        return number.argsort(stable=True), groups()
+
+    def in_windows(
+        self, images: Images, keep: Keep, corners: Corners, rng: SampleRng, draws: int = 1
+    ) -> Float[Tensor, "b 1 d c h w"]:
+        """One tile a row, all of it hidden: what is known around it is told by where it lies."""
+        self.check(images)
+        at_least(1, draws=draws)
+        order, groups = self.alike(corners, *images.shape[-2:])
+        top, left = corners[0][order].unbind(1)
+        with torch.no_grad():
+            padded = torch.nn.functional.pad(images, (self.margin,) * 4)
+            seen = cut(padded, order, top, left, self.side).flatten(1)[:, None]
+            noise = self.noise(keys_of(keep, rng, draws)[order, 0].part(0))
+            values = torch.empty_like(noise, dtype=images.dtype)
+            for some, here in groups:
+                values[some] = here.drawn(seen[some], noise[some].flatten(2)).view_as(values[some])
+        along = torch.arange(self.patch, device=images.device)
+        y, x = (top[:, None] + along)[:, :, None], (left[:, None] + along)[:, None]
+        out = images[:, None].repeat(1, draws, 1, 1, 1)
+        out[order[:, None, None], :, :, y, x] = values.permute(0, 3, 4, 1, 2)
+        return out[:, None]
 
     def noise(self, keys: Noise) -> Float[Tensor, "g d c k k"]:
         """Standard normal numbers, one a value of the tile."""
@@ -234,30 +334,26 @@ class ConditionalGaussian(WindowFiller):
         for i, step in enumerate(steps):
             alike[step.known.tobytes()].append(i)
         for some in alike.values():
-            self.fill_alike(canvas, [rows[i] for i in some], [steps[i] for i in some], noise[some], first)
+            index = torch.tensor(some, device=canvas.device)
+            self.fill_alike(canvas, at[index], torch.from_numpy(steps[some[0]].known), noise[index], first)
 
     def fill_alike(
         self,
         canvas: Float[Tensor, "r d c hp wp"],
-        rows: list[int],
-        steps: list[Step],
+        at: Int[Tensor, "g 3"],
+        known: Bool[Tensor, "s s"],
         noise: Float[Tensor, "g d c k k"],
         first: bool,
     ) -> None:
         """The same for rows of one pattern of known pixels, which share a mean where their draws still look alike."""
-        device, side = canvas.device, self.patch + 2 * self.margin
-        here = self.conditional(torch.from_numpy(steps[0].known), device)
-        row = torch.tensor(rows, device=device)[:, None]
-        top, left = (
-            torch.tensor(places, device=device)[:, None] for places in zip(*(s[:2] for s in steps), strict=True)
-        )
-        along = torch.arange(side, device=device)
+        here, (row, top, left) = self.conditional(known, canvas.device), at[..., None].unbind(1)
+        along = torch.arange(self.side, device=canvas.device)
         seen = canvas[:, :1] if first else canvas
         y, x = top + along, left + along
         window = seen[row[:, :, None], :, :, y[:, :, None], x[:, None]]  # [g, s, s, d, c]
-        mean = here.mean(window.permute(0, 3, 4, 1, 2).flatten(2))
-        z = noise[..., here.row, here.column].double().flatten(2)
-        value = (mean + z @ here.scale.mT).clamp(0, 1).unflatten(2, (self.module.channels, -1))
+        value = here.drawn(
+            window.permute(0, 3, 4, 1, 2).flatten(2), noise[..., here.row, here.column].flatten(2)
+        ).unflatten(2, (self.module.channels, -1))
         y, x = self.margin + top + here.row, self.margin + left + here.column
         canvas[row, :, :, y, x] = value.permute(0, 3, 1, 2).to(canvas.dtype)
 
@@ -270,32 +366,19 @@ class ConditionalGaussian(WindowFiller):
         around the levels 0, 1/255 .. 1, the outer bins open, averaged over the tile. 8 is a uniform guess. `known` are the
         surroundings that are known, the tile not among them; all of them if None.
         """
-        if known is None:
-            known = torch.ones(windows.shape[-2:], dtype=torch.bool)
-            known[self.margin : self.margin + self.patch, self.margin : self.margin + self.patch] = False
-        here, flat = self.conditional(known, windows.device), windows.flatten(1).double()
-        sd = here.scale.square().sum(1).sqrt()
-        level = (flat[:, here.hidden] * (LEVELS - 1)).round()
-        low, high = (((level + e) / (LEVELS - 1) - here.mean(flat)) / sd for e in (-0.5, 0.5))
-        low = low.masked_fill(level <= 0, -math.inf)
-        high = high.masked_fill(level >= LEVELS - 1, math.inf)
-        return -log_normal_mass(low, high).mean(1) / math.log(2)
+        known = self.around((0, 0, 0, 0)) if known is None else known
+        return self.conditional(known, windows.device).bits(windows)
 
     def window_bits(self, images: Images, top: Int[Tensor, "b"], left: Int[Tensor, "b"]) -> Float[Tensor, "b"]:
         """`bits_per_dimension` of the K x K window at (top, left) of every image; what lies outside the image is unknown."""
         self.check(images)
-        (height, width), side = images.shape[-2:], self.patch + 2 * self.margin
+        places = torch.stack([top, left], 1)
+        corners = places.to(images.device), places.cpu()  # one copy, whichever way
+        order, groups = self.alike(corners, *images.shape[-2:])
         padded = torch.nn.functional.pad(images, (self.margin,) * 4)
+        top, left = corners[0][order].unbind(1)
+        seen = cut(padded, order, top, left, self.side)
         out = images.new_empty(len(images), dtype=torch.float64)
-        along = torch.arange(side)
-        alike = defaultdict(list)  # rows whose windows jut out of the image in the same way
-        for row, corner in enumerate(zip(top.tolist(), left.tolist(), strict=True)):
-            y, x = (c - self.margin + along for c in corner)
-            known = ((y >= 0) & (y < height))[:, None] & ((x >= 0) & (x < width))
-            known[self.margin : self.margin + self.patch, self.margin : self.margin + self.patch] = False
-            alike[known.numpy().tobytes()].append((row, known))
-        for group in alike.values():
-            rows = torch.tensor([row for row, _ in group], device=images.device)
-            here = cut(padded, rows, top.to(rows)[rows], left.to(rows)[rows], side)
-            out[rows] = self.bits_per_dimension(here, group[0][1])
+        for some, here in groups:
+            out[order[some]] = here.bits(seen[some])
         return out

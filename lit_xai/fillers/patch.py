@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lit_xai.calls import autocast
-from lit_xai.core import Images, Keep
+from lit_xai.core import Corners, Images, Keep
 from lit_xai.errors import UsageError, at_least, share
 from lit_xai.fillers.base import keys_of
 from lit_xai.fillers.patch_network import DRAWN, HIDDEN, SEEN, PatchNetwork, cut_with_state, middle
@@ -249,12 +249,13 @@ class PatchSampler(WindowFiller):
         state[row[:, None, None], 0, y, x] = torch.where(tile == HIDDEN, DRAWN, tile)
 
     def in_windows(
-        self, images: Images, keep: Keep, top: Int[Tensor, "b"], left: Int[Tensor, "b"], rng: SampleRng, draws: int = 1
+        self, images: Images, keep: Keep, corners: Corners, rng: SampleRng, draws: int = 1
     ) -> Float[Tensor, "b 1 d c h w"]:
         """One tile a row, all of it hidden: nothing has to be found out about the masks."""
         self.check(images)
         at_least(1, draws=draws)
         k, rows = self.patch, torch.arange(len(images), device=images.device)
+        top, left = corners[0].unbind(1)
         with torch.no_grad():
             canvas = F.pad(images, (k,) * 4)[:, None].repeat(1, draws, 1, 1, 1)
             state = F.pad(keep.to(images), (k,) * 4, value=OUTSIDE)

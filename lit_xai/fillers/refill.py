@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lit_xai.calls import Chunk
-from lit_xai.core import Filler, Images, Segments, as_filler
+from lit_xai.core import Corners, Filler, Images, Segments, as_filler
 from lit_xai.errors import UsageError
 from lit_xai.fillers.generative import Prepared
 from lit_xai.rng import SampleRng
@@ -88,7 +88,7 @@ class Refill:
         chunk: Chunk,
         variant: Int[Tensor, "r"] | int | None = None,
         draws: int = 1,
-        corners: tuple[Int[Tensor, "r"], Int[Tensor, "r"]] | None = None,
+        corners: Corners | None = None,
         since: int = 0,
     ) -> Float[Tensor, "rows c h w"]:
         """Row t is image `chunk.image[t]` seen through `keep[t]`; `draws` fillings of a row follow each other.
@@ -98,7 +98,7 @@ class Refill:
             chunk: of a walk over these images.
             variant: which variant of its image every row is, for its noise; the chunk's own if None, a number for all alike.
             draws: fillings of a row.
-            corners: top and left pixel of the window of the filler's own side that a row hides, where that is all that it hides.
+            corners: of the window of the filler's own side that a row hides, where that is all that it hides.
             since: the number of the chunk's first variant, where it has its own.
 
         Raises:
@@ -122,7 +122,7 @@ class Refill:
         else:
             segments = self.segments[rows] if self.segments is not None else None
             shown, masks = self.images[rows], keep[:, None]
-            filled = None if corners is None else self.filler.in_windows(shown, masks, *corners, rng, draws)
+            filled = None if corners is None else self.filler.in_windows(shown, masks, corners, rng, draws)
             out = self.filler(shown, masks, rng, draws, segments) if filled is None else filled
         expected = (len(chunk), 1, draws, *self.images.shape[1:])
         if tuple(out.shape) != expected:
