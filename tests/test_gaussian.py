@@ -391,6 +391,21 @@ def test_maps_by_the_places_of_windows_are_those_by_looks_at_masks(options, monk
     assert torch.equal(patch(*given), by_place)
 
 
+def bytes_of_windows(channels: int, patch: int, margin: int) -> int:
+    """Of the conditionals of all windows, wherever they lie in an image: eight a number."""
+    sides = [patch + margin + n for n in range(margin)] * 2 + [patch + 2 * margin]
+    known = sum(channels * (h * w - patch**2) for h in sides for w in sides)
+    tile, patterns = channels * patch**2, len(sides) ** 2
+    return 8 * (known * (tile + 2) + patterns * (tile**2 + 2 * tile + 2 * patch**2))
+
+
+def test_the_conditionals_of_all_windows_of_8_pixels_in_colour_are_kept():
+    fill, corners = known_field(2, 2), every_window(6, 7)
+    fill.window_bits(field(1, 6, 7).expand(len(corners), -1, -1, -1), *corners.T)
+    assert fill.opened.kept.size == bytes_of_windows(2, 2, 2)
+    assert bytes_of_windows(3, 8, 8) < fill.opened.kept.limit
+
+
 def test_conditionals_that_are_kept_are_bounded(masks, monkeypatch):
     g = known_field(2, 2)
     expected = g(field(2, 8, 8), masks, SampleRng.default(2))

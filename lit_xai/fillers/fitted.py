@@ -22,7 +22,7 @@ from lit_xai.fitting import model_hash
 from lit_xai.models.trainable import SamplerModule
 from lit_xai.store.files import read_checkpoint
 
-KEPT = 1 << 28  # bytes
+KEPT = 1 << 29  # bytes; what a Gaussian of K = 8 in colour asks for again with every image are 526 MB
 Stamp = tuple[int, int, int]  # time, size and inode of a file: a rewritten one has another
 F = TypeVar("F", bound="FittedFiller")
 
