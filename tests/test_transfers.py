@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,16 @@ from typing import Any
 import pytest
 import torch
 from lit_xai.explainers import RISE, Saliency, SlidingPatch
-from lit_xai.fillers import ConditionalGaussian
+from lit_xai.fillers import Colour, ConditionalGaussian, UniformNoise
 from lit_xai.fillers.gaussian import GaussianModule
+from lit_xai.incremental import COSTS, Costs
 from lit_xai.rng import SampleRng
 from torch import Tensor, nn
 
 from conftest import seeded
 from generators import made
 from test_contracts import CONFIGS, COUNTS, build, network_for
-from transfers import Counted, There, moved
+from transfers import DEVICE, Counted, There, moved
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +116,35 @@ def test_windows_of_a_gaussian_wait_as_often_for_many_as_for_few_where_no_patter
         return counted.counts
 
     assert counted(3, 2, 5, 4) == counted(1, 1, 4, 4)
+
+
+class Beside(nn.Module):
+    """A residual sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x).relu()
+
+
+@pytest.mark.parametrize("draws", [1, 2])
+def test_carried_windows_wait_as_often_for_many_as_for_few(draws, monkeypatch):
+    free = Costs(1e12, 1e12, 1e12, 1e12, 1e12, 0.0, 0.0)
+    monkeypatch.setitem(COSTS, DEVICE.type, free)
+    layers = nn.Conv2d(1, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3), Beside()
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)).eval()
+    filler = UniformNoise() if draws > 1 else Colour(0.5)
+
+    def counted(images: int, stride: int) -> Counter[str]:
+        method = SlidingPatch(3, stride, filler, draws, scale=False, incremental="always", max_batch=4)
+        given = torch.rand(images, 1, 24, 24, generator=seeded(1)), torch.zeros(images, dtype=torch.long)
+        with Counted() as counted:
+            method(moved(copy.deepcopy(network)), *map(moved, given))
+        return counted.counts
+
+    assert counted(3, 3) == counted(1, 7)
 
 
 def test_bits_of_a_gaussians_windows_read_their_places_alone():

@@ -138,7 +138,11 @@ def sweep(
 
         most = max(1, min(outputs.together(), AHEAD * size // groups[0]))
         walk(model, images, number_of, max(size, most), ask, most)
-    if bool(outputs.changed):  # what a filler changed elsewhere, patches do not show: the model answers for all
+    if bool(
+        outputs.changed | outputs.apart
+    ):  # what a filler changed elsewhere, patches do not show: the model answers for all
+        if incremental == "always" and bool(outputs.apart):
+            raise UsageError("incremental=always is not possible: the model's traced form differs from it on an image")
         given = model, images, targets, windows, filler, contrasts, rng, draws, precision, max_batch
         return sweep(*given, "never", some)
     return torch.cat(list(parts.values()), dim=1).unflatten(1, (len(images), number_of))
@@ -155,6 +159,7 @@ class Outputs:
     Attributes:
         rows: most windows in a call by patches; of one image, and no more than are filled together.
         changed: whether it was found to have done so, and what was answered from patches is void; on the images' device.
+        apart: the same where the traced network was found to be another than the model on an image.
     """
 
     def __init__(
@@ -177,7 +182,7 @@ class Outputs:
             )
         self.model, self.images, self.windows, self.max_batch = Gate.of(model), images, windows, max_batch
         self.precision, self.mode, self.trusted = precision, mode if precision == "float32" else "never", trusted
-        self.changed = torch.zeros((), dtype=torch.bool, device=images.device)
+        self.changed, self.apart = torch.zeros(2, dtype=torch.bool, device=images.device)
         # Few windows a call are dear where calls are; on the CPU, whose larger calls are slower, they are not looked at.
         cpu = images.device.type == "cpu"
         self.rows = max_batch if cpu else min(AHEAD * max_batch, len(windows) * draws)
@@ -210,8 +215,9 @@ class Outputs:
                 first = chunk.start + of_image.start - image * chunk.each
                 some = slice(first, first + of_image.stop - of_image.start)
                 pixels = self.shown(x[rows], some, draws)
-                places = (np.repeat(c[some], draws) for c in self.corners[1].numpy().T)
-                parts.append(logits(pixels, *places).double().softmax(-1))
+                top, left = (np.repeat(c[some], draws) for c in self.corners[1].numpy().T)
+                here = self.corners[0][some].repeat_interleave(draws, dim=0, output_size=len(pixels))
+                parts.append(logits(pixels, top, left, here).double().softmax(-1))
             else:
                 parts.append(softmax_of(self.model, x[rows], self.images, self.max_batch, self.precision))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -228,11 +234,13 @@ class Outputs:
         if self.of_image[0] != image:
             self.of_image = (-1, None)
             one, k = self.images[image : image + 1], self.windows.patch
-            most = self.max_batch, self.mode
-            logits = WindowLogits(raw(self.model), one, (k, k), *most, network=self.network, windows=self.rows)
+            known: dict[str, Any] = {"network": self.network, "windows": self.rows, "later": self.network is not None}
+            logits = WindowLogits(raw(self.model), one, (k, k), self.max_batch, self.mode, **known)
             self.network = logits.network
             if logits.why:
                 self.mode = "never"  # it is no other for the next image
+            else:
+                self.apart |= logits.differs
             self.of_image = image, None if logits.why else logits
         return self.of_image[1]
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lit_xai.calls import in_format_of
@@ -26,7 +26,7 @@ from lit_xai.incremental.costs import COSTS, Costs
 from lit_xai.incremental.measuring import measure
 from lit_xai.incremental.network import Network, in_a_line, network_of
 from lit_xai.incremental.operations import NotIncremental
-from lit_xai.incremental.patches import Incremental, Ints
+from lit_xai.incremental.patches import Incremental, Ints, on_device
 from lit_xai.incremental.plan import Plan
 
 __all__ = [
@@ -63,12 +63,14 @@ class WindowLogits:
         network: the model as it was traced for another image; None traces it.
         windows: most windows in a call by patches, for which its time is predicted; None = `rows`. Above `rows`, they are no more
             than what holds as much memory as the model's own call; what they are is the attribute.
+        later: that the traced network is the model on this image, too, is left to whoever looks at `differs`: nothing waits for it.
 
     Attributes:
         network: the traced model; None where it is not.
         why: in one line, why the model itself is called; empty where patches are carried.
         kept: bytes of the image's feature maps.
         share: predicted time relative to the model's; 1 where it is called.
+        differs: whether patches are carried through what is not the model, where that was left for later: a truth on the device.
 
     Raises:
         UsageError: an unknown mode, an image or a window of the wrong shape; with `always`, it is not possible.
@@ -84,6 +86,7 @@ class WindowLogits:
         costs: Costs | None = None,
         network: Network | None = None,
         windows: int | None = None,
+        later: bool = False,
     ) -> None:
         if mode not in MODES:
             raise UsageError(f"incremental must be one of {', '.join(MODES)}, found {mode!r}")
@@ -95,8 +98,9 @@ class WindowLogits:
             raise UsageError(f"windows of {patch[0]} x {patch[1]} do not fit an image of shape {tuple(image.shape)}")
         self.model, self.image, self.patch, self.rows = model, image, patch, rows
         self.windows = rows if windows is None else windows
-        self.mode, self.network = mode, network
+        self.mode, self.network, self.later = mode, network, later
         self.incremental: Incremental | None = None
+        self.differs = torch.zeros((), dtype=torch.bool, device=image.device)
         self.why, self.kept, self.share = "incremental=never", 0, 1.0
         if mode == "never":
             return
@@ -104,6 +108,7 @@ class WindowLogits:
             with torch.no_grad():
                 self.incremental, self.why = self.carrying(costs), ""
             self.kept, self.share = self.incremental.kept, self.incremental.plan.share
+            self.differs = self.incremental.differs
         except NotIncremental as e:
             if mode == "always":
                 raise UsageError(f"incremental=always is not possible: {e}") from None
@@ -134,7 +139,7 @@ class WindowLogits:
                 )
             if plan.kept > MEMORY:
                 raise NotIncremental(f"{plan.kept / 1e6:.0f} MB of feature maps are more than {MEMORY / 1e6:.0f} MB")
-            return Incremental(network, plan, self.image)
+            return Incremental(network, plan, self.image, self.later)
         except torch.OutOfMemoryError:
             raise  # a command that goes on otherwise where memory was short would give other last bits
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError) as e:
@@ -150,8 +155,10 @@ class WindowLogits:
                 return plan
             windows = max(self.rows, windows // 2)
 
-    def __call__(self, pixels: Float[Tensor, "r c k l"], top: Any, left: Any) -> Float[Tensor, "r n"]:
-        """Row t is the image with the window at `top[t]`, `left[t]` replaced by `pixels[t]`."""
+    def __call__(
+        self, pixels: Float[Tensor, "r c k l"], top: Any, left: Any, here: Int[Tensor, "r 2"] | None = None
+    ) -> Float[Tensor, "r n"]:
+        """Row t is the image with the window at `top[t]`, `left[t]` replaced by `pixels[t]`; `here`: both on the image's device, else copied."""
         ys, xs = np.asarray(top, dtype=np.int64), np.asarray(left, dtype=np.int64)
         (height, width), (h, w) = self.image.shape[2:], self.patch
         if pixels.shape[1:] != (self.image.shape[1], h, w) or not len(pixels) == len(ys) == len(xs):
@@ -161,23 +168,20 @@ class WindowLogits:
         if len(ys) and (min(ys.min(), xs.min()) < 0 or ys.max() > height - h or xs.max() > width - w):
             raise UsageError(f"a window of {h} x {w} lies outside of the image of {height} x {width} pixels")
         rows = self.windows if self.carries else self.rows
-        return torch.cat(
-            [
-                self.of_rows(pixels[i : i + rows], ys[i : i + rows], xs[i : i + rows])
-                for i in range(0, max(1, len(ys)), rows)
-            ]
-        )
+        here = on_device(ys, xs, self.image.device) if here is None else here
+        some = [slice(i, i + rows) for i in range(0, max(1, len(ys)), rows)]
+        return torch.cat([self.of_rows(pixels[s], ys[s], xs[s], here[s]) for s in some])
 
     @property
     def carries(self) -> bool:
         """Whether a call carries patches now."""
         return self.incremental is not None and not torch.is_autocast_enabled(self.image.device.type)
 
-    def of_rows(self, pixels: Tensor, top: Ints, left: Ints) -> Tensor:
+    def of_rows(self, pixels: Tensor, top: Ints, left: Ints, here: Tensor) -> Tensor:
         """The logits of windows `[r, c, K, K]` by one call, by what is kept or by the model."""
         if self.incremental is not None and self.carries and len(pixels):
             with torch.no_grad():
-                return self.incremental(pixels.to(self.image), top, left)
+                return self.incremental(pixels.to(self.image), top, left, here)
         return self.by_model(pixels, top, left)
 
     def by_model(self, pixels: Tensor, top: Ints, left: Ints) -> Tensor:
