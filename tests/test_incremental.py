@@ -1135,6 +1135,38 @@ def test_maps_of_a_model_that_is_refused_are_the_models_own():
         SlidingPatch(4, 2, scale=False, incremental="always")(hooked, BATCH, CHOSEN)
 
 
+class Turned(nn.Module):
+    """A network times a number that tracing takes for a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network, self.times = mapped(), 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x) * self.times
+
+
+def test_a_model_that_is_no_longer_what_was_traced_answers_itself_for_all_images(monkeypatch):
+    model, filler = Turned().eval(), Colour(0.5)
+
+    class Turning(Careless):
+        """Turns the model's number when it is first asked."""
+
+        def __call__(self, images: Tensor, keep: Keep, rng: SampleRng, draws: int = 1, segments: Any = None) -> Tensor:
+            model.times = 2.0
+            return filler(images, keep, rng, draws)
+
+    def maps(mode: str, filler: Filler) -> Tensor:
+        model.times = 2.0 if mode == "never" else 1.0
+        return SlidingPatch(4, 2, filler, scale=False, incremental=mode, max_batch=7)(model, BATCH, CHOSEN)
+
+    monkeypatch.setattr(SWEEPS, "FEW", 0)
+    monkeypatch.setitem(COSTS, "cpu", LATE)
+    assert torch.equal(maps("auto", Turning()), maps("never", filler))
+    with pytest.raises(UsageError, match="traced form differs"):
+        maps("always", Turning())
+
+
 def test_threads_that_trace_and_threads_that_compute_leave_each_other_alone() -> None:
     def network() -> nn.Module:
         layers = [layer for _ in range(20) for layer in (nn.Conv2d(3, 3, 3, padding=1), nn.ReLU())]

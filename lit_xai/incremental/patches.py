@@ -37,7 +37,7 @@ class Starts(NamedTuple):
         return Starts(work(self.host), work(self.here))
 
     def minus(self, other: Starts) -> Starts:
-        """The differences."""
+        """How far they begin behind others."""
         return Starts(self.host - other.host, self.here - other.here)
 
 
@@ -159,7 +159,7 @@ def inputs_of(first: Starts, slides: Sliding, axis: int) -> Starts:
 
 
 def least(starts: Sequence[Starts]) -> Starts:
-    """The first of several beginnings."""
+    """Of several beginnings, the first of every row."""
     return Starts(
         functools.reduce(np.minimum, (s.host for s in starts)),
         functools.reduce(torch.minimum, (s.here for s in starts)),

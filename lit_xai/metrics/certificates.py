@@ -102,7 +102,7 @@ class Ranking:
 
     @cached_property
     def squares(self) -> Float[Tensor, "b n p"]:
-        """The masks' squares."""
+        """The squares of the masks, kept."""
         return self.masks.square()
 
     @cached_property
@@ -187,7 +187,7 @@ class Ranking:
 
 
 def valued(rows: Float[Tensor, "b r n"], outputs: Float[Tensor, "b n"]) -> Float[Tensor, "b r"]:
-    """The regions' values."""
+    """The values of the regions by their weights."""
     return (rows @ outputs[:, :, None])[:, :, 0]
 
 
