@@ -160,7 +160,7 @@ def test_rise_until_decided_is_the_mean_and_the_covariance_over_its_masks(images
     for i, number in enumerate(details["masks"].long().tolist()):
         fixed = RISE(masks=number, output=output, keep=0.4)
         question = Question.of(fixed, model, images, targets, RNG)
-        f, m = question.outputs(i, images[i]), question.sums.keep[i].double()
+        f, m = question.outputs(images)[i], question.sums.keep[i].double()
         expected = f.mean() + ((f - f.mean())[:, None, None] * m).mean(0) / 0.4
         assert torch.allclose(maps[i].double(), expected, atol=1e-5)
     assert bool((details["decided"] >= 0.35).all())
