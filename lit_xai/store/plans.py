@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shlex
@@ -68,8 +69,12 @@ def printable(text: str) -> str:
 
 def repeatable(override: Any) -> bool:
     """Whether an override that a file tells may stand in a command: it names no code but what a file may name."""
-    if not isinstance(override, str) or not override.isprintable():
-        return False
+    return isinstance(override, str) and override.isprintable() and names_no_other(override)
+
+
+@functools.lru_cache(maxsize=4096)  # a thousand plans say the same few
+def names_no_other(override: str) -> bool:
+    """The same of a text; what it names are files of `configs/`, which do not change under a command."""
     key = re.match(r"(\+\+|\+|~)?(\w[\w./]*)(=|$)", override)
     if key is not None and (config_dir() / key[2]).is_dir():  # a choice that is a path would read any file
         value = override.partition("=")[2].strip("[]")
