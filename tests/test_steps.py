@@ -148,6 +148,33 @@ def test_layers_that_are_put_into_another_mode_are_recorded_anew():
     assert len(recordings) == 2
 
 
+@pytest.mark.parametrize("from_step", [0, 1, 4])
+@pytest.mark.parametrize("kind", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_hooks_on_parameters_see_their_gradients(kind, from_step):
+    module, seen = network(), []
+    steps = Steps(module, loss_of(module), replayed)
+    weight = next(module.parameters())
+    for number, batch in enumerate(batches(7)):
+        if number == from_step:
+            getattr(weight, kind)(lambda x: seen.append(1))
+        steps(*batch).backward()
+    assert len(seen) == 7 - from_step
+
+
+def test_gradients_lie_in_memory_as_their_parameters_do():
+    images = torch.rand(6, 3, 8, 8, generator=seeded(1)).contiguous(memory_format=torch.channels_last)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 4))
+    steps, batch = Steps(module, loss_of(module), replayed), (images, torch.arange(6) % 4)
+    found = []
+    for _ in range(3):
+        module.zero_grad()
+        steps(*batch).backward()
+        found.append([p.grad for p in module.parameters() if p.grad is not None])
+    assert steps.replay is not None
+    assert [g.stride() for g in found[2]] == [p.stride() for p in module.parameters()]
+    assert all(map(torch.equal, found[0], found[2]))
+
+
 def test_what_cannot_be_recorded_goes_on_as_it_is_and_says_so(caplog):
     def broken(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
         work()

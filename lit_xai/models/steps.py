@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.utils import parametrize
 
 from lit_xai.calls.recording import recorded
@@ -38,6 +39,7 @@ class Steps:
         self.seen: tuple[Any, ...] = ()  # shapes of the batch of the last step,
         self.shapes: tuple[Any, ...] = ()  # and of that which is recorded
         self.replay: Callable[[], None] | None = None
+        self.leaf = torch.zeros((), requires_grad=True)
         self.held: tuple[list[nn.Module], list[Tensor]] = [], []  # the layers and their tensors,
         self.state: list[Any] = []  # and how they were when it was recorded
 
@@ -49,18 +51,17 @@ class Steps:
         if self.replay is not None and state_of(*self.held) != self.state:
             self.replay = None
         if self.replay is None:
-            first, self.seen = shapes != self.seen, shapes
-            if first:
-                self.why_not = why_not(self.module)
+            first, self.seen, self.why_not = shapes != self.seen, shapes, why_not(self.module)
+            if first and not self.why_not:
                 return self.watched(*batch)
-            if not self.begin(batch):
+            if self.why_not or not self.begin(batch):
                 return self.loss(*batch)
             self.shapes = shapes
         assert self.replay is not None
         for mine, given in zip(self.batch, batch, strict=True):
             mine.copy_(given)
         self.replay()
-        return Replayed.apply(self.value, self.gradients, *self.parameters)
+        return Replayed.apply(self.value, self.gradients, self.parameters, self.leaf)
 
     def look(self) -> None:
         """Find the layers and tensors again, once others may have taken their place (a step looks how they are, which is soon done)."""
@@ -120,21 +121,40 @@ class Replayed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, value: Float[Tensor, ""], gradients: list[Float[Tensor, "..."]], *parameters: Float[Tensor, "..."]
+        ctx: Any, value: Float[Tensor, ""], gradients: list[Tensor], parameters: list[Tensor], leaf: Float[Tensor, ""]
     ) -> Float[Tensor, ""]:
-        """The loss, in memory of its own."""
-        ctx.gradients = gradients
+        """The loss, in memory of its own; the leaf is what makes it have a gradient."""
+        ctx.gradients, ctx.parameters = gradients, parameters
         return value.clone()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Float[Tensor, ""]) -> Any:
-        """The gradients times that of the loss, in memory of their own: they add up over steps, and the next step overwrites these."""
-        return None, None, *torch._foreach_mul(ctx.gradients, grad)
+        """The gradients times that of the loss, in memory of their own: they add up over steps, and the next step overwrites these.
+
+        They are handed to the parameters here: autograd takes as long for each of them as for a layer.
+        """
+        found = [
+            g if g.stride() == p.stride() else torch.empty_like(p).copy_(g)  # optimizers read both side by side
+            for p, g in zip(ctx.parameters, torch._foreach_mul(ctx.gradients, grad), strict=True)
+        ]
+        had = [(p.grad, g) for p, g in zip(ctx.parameters, found, strict=True) if p.grad is not None]
+        if had:
+            torch._foreach_add_([h for h, _ in had], [g for _, g in had])
+        for p, g in zip(ctx.parameters, found, strict=True):
+            if p.grad is None:
+                p.grad = g
+        return None, None, None, None
 
 
 def state_of(layers: Sequence[nn.Module], tensors: Sequence[Tensor]) -> list[Any]:
-    """What a recording holds for: the modes of the layers, where tensors `[...]` lie, and whether they are trained."""
-    return [*(m.training for m in layers), *((x.data_ptr(), x.requires_grad) for x in tensors)]
+    """What a recording holds for: the modes of the layers, where tensors `[...]` lie, whether they are trained, and have hooks."""
+    return [*(m.training for m in layers), *((x.data_ptr(), x.requires_grad, hooked(x)) for x in tensors)]
+
+
+def hooked(x: Float[Tensor, "..."]) -> bool:
+    """Whether somebody wants to see a tensor's gradient on its way."""
+    return bool(x._backward_hooks or x._post_accumulate_grad_hooks)  # type: ignore[attr-defined]
 
 
 def why_not(module: nn.Module) -> str:
@@ -142,6 +162,8 @@ def why_not(module: nn.Module) -> str:
     lists = [m for m in module.modules() if isinstance(m, parametrize.ParametrizationList)]
     if {type(p).__name__ for parts in lists for p in parts} - STEADY:
         return "its weights are computed anew in every step, in as many rounds as it takes"
+    if any(map(hooked, module.parameters())):
+        return "its parameters have hooks, which see a gradient on its way"
     if torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.float16:
         return "float16 needs a loss that is scaled before its gradient is taken"
     return ""
