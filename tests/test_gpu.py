@@ -14,7 +14,9 @@ import torch
 from lit_xai.data.augment import AtOnce
 from lit_xai.data.folds import FoldData
 from lit_xai.data.images import in_memory
-from lit_xai.explainers import RISE, Saliency
+from lit_xai.explainers import RISE, Saliency, SlidingPatch
+from lit_xai.fillers import Colour
+from lit_xai.metrics import CertifiedRadius
 from lit_xai.models import Classifier, lipschitz, resnet18
 from lit_xai.rng import SampleRng
 from torch import Tensor, nn
@@ -25,6 +27,7 @@ from test_on_device import FLIPS_AND_CROP
 from test_transfers import free_of_waits, grown, network
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("exact")]
+MASKED = RISE(masks=60, grid=3, output="probability", max_batch=4)  # certificates are of sums over masks
 CLOSE = 5e-4  # of the largest value: convolutions add up in another order
 
 
@@ -60,7 +63,8 @@ def inputs(device: torch.device, images: int = 5) -> tuple[Tensor, Tensor, Sampl
 def scored(score: Any, model: nn.Module, x: Tensor, targets: Tensor, rng: SampleRng) -> Tensor:
     """Of maps that are no function of the model."""
     masks = (x[:, 0] > 0.5) if score.truth is not None else None
-    others = score.again(Saliency(), model, x, targets, rng) if score.explanations else masks
+    explainer = MASKED if isinstance(score, CertifiedRadius) else Saliency()
+    others = score.again(explainer, model, x, targets, rng) if score.explanations else masks
     maps = (4 * torch.randn(len(x), 16, 16, generator=seeded(2))).round().to(x)
     return score(model, x, maps, targets, rng, others)
 
@@ -80,20 +84,25 @@ def test_a_score_gives_the_numbers_of_a_cpu(file):
 # ----------------------------------------------------------------------------------------------------------- waiting
 
 
-def waits(file: Path, times: int, images: int, of: Any) -> int:
-    """How often a second call on so many images waits for the card."""
-    thing, model = build(file, lambda node: grown(node, times)), network(file).cuda()
-    args = inputs(torch.device("cuda"), images)
-    of(thing, model, *args)
+def waits_of(call: Callable[[], Any]) -> int:
+    """How often a second call waits for the card."""
+    call()
     torch.cuda.synchronize()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            of(thing, model, *args)
+            call()
         finally:
             torch.cuda.set_sync_debug_mode("default")
     return sum("called a synchronizing" in str(w.message) for w in said)
+
+
+def waits(file: Path, times: int, images: int, of: Any) -> int:
+    """The same of a yaml's explainer or score on so many images."""
+    thing, model = build(file, lambda node: grown(node, times)), network(file).cuda()
+    args = inputs(torch.device("cuda"), images)
+    return waits_of(lambda: of(thing, model, *args))
 
 
 @free_of_waits("explainer")
@@ -108,6 +117,33 @@ def test_a_score_waits_as_often_for_many_as_for_few(file):
     few = waits(file, 1, 2, scored)
     assert waits(file, 3, 2, scored) == few
     assert waits(file, 1, 5, scored) == few
+
+
+def chain(device: torch.device) -> nn.Module:
+    """A network whose windows can be carried, and whose Lipschitz constants are known."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten()
+        return nn.Sequential(*layers, nn.Linear(32, 4)).eval().to(device)
+
+
+def carried(stride: int) -> SlidingPatch:
+    return SlidingPatch(3, stride, Colour(0.5), scale=False, incremental="always", max_batch=4)
+
+
+def test_carried_windows_give_the_maps_of_a_cpu_and_wait_as_often_for_many_as_for_few():
+    cpu, cuda = on_both(lambda device: carried(2)(chain(device), *inputs(device)))
+    assert float((cpu - cuda).abs().max()) <= CLOSE * float(cpu.abs().max())
+    card = torch.device("cuda")
+    model, given = chain(card), {n: inputs(card, n) for n in (1, 4)}
+    assert waits_of(lambda: carried(5)(model, *given[1])) == waits_of(lambda: carried(2)(model, *given[4]))
+
+
+def test_certified_radii_are_those_of_a_cpu():
+    score = CertifiedRadius(cells=3, steps=5)
+    cpu, cuda = on_both(lambda device: score.again(MASKED, chain(device), *inputs(device))[:, 0])
+    assert bool(cpu.isfinite().all())
+    torch.testing.assert_close(cpu, cuda, rtol=1e-3, atol=0)
 
 
 # ------------------------------------------------------------------------------------------------------------ memory
