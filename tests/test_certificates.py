@@ -246,6 +246,41 @@ def test_images_with_more_regions_change_nothing_for_those_with_fewer(name, imag
         monkeypatch.undo()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_regions_of_the_same_weights_are_equal_whatever_their_sums_are_rounded_to(dtype):
+    images = torch.rand(20, 1, 8, 8, generator=seeded(1), dtype=torch.float64).to(dtype)
+    number = torch.arange(4).repeat(2)[:, None] * 4 + torch.arange(4).repeat(2)  # of a pixel inside of its superpixel
+    inside = Grid(2)(images) * 3 + (number >= 3).int() + (number >= 8).int()  # 3, 5 and 8 pixels
+    whole = Lime(segments=Grid(2), perturbation=Toggle(BLACK), samples=30, output="probability")
+    question = Question.of(whole, bent().to(dtype), images, torch.arange(20) % 4, segments=inside)
+    assert certified_radius(question).tolist() == [0.0] * 20
+    assert certified_share(question, 1e6).tolist() == [0.0] * 20
+
+
+def test_a_top_of_all_pixels_is_refused(images, targets):
+    with pytest.raises(UsageError, match="a top of all 64 pixels has no order: take a smaller share"):
+        Question.of(METHODS["rise"], bent(), images, targets, RNG, cells=0, share=0.999)
+
+
+def test_pairs_of_pixels_are_kept_of_a_few_images_at_once(images, targets, monkeypatch):
+    question = Question.of(RISE(masks=2, grid=3), bent(), images, targets, RNG, cells=0, share=0.5)
+    assert [len(r.constant) for r in question.rankings()] == [2]
+    monkeypatch.setattr("lit_xai.metrics.certificates.CACHED", 32 * 32)
+    assert [len(r.constant) for r in question.rankings()] == [1, 1]
+
+
+def test_radii_are_the_same_where_no_gradient_may_be_recorded(images, targets):
+    model = bent()
+
+    def asked() -> list[Tensor]:
+        question = Question.of(METHODS["rise"], model, images.clone(), targets.clone(), RNG)
+        return [certified_radius(question), attack_radius(question, 5)]
+
+    with torch.inference_mode():
+        inside = asked()
+    assert all(map(torch.equal, inside, asked()))
+
+
 def test_of_an_affine_network_the_attack_finds_the_least_change(images, targets):
     question = Question.of(METHODS["lime"], affine(), images, targets, RNG, cells=3)
     sure, found = certified_radius(question), attack_radius(question, 60)

@@ -27,10 +27,11 @@ from lit_xai.segments import Grid, segment_counts
 FIRST = 0.01 * 2.0**-23  # the least radius that is tried, about 1e-9: a smaller one is 0;
 DOUBLINGS = 49  # of it are the largest, about 1e6: a larger one is infinite
 HALVINGS = 30  # of the interval that a radius is known to lie in
-EPSILONS = 100.0  # by how many roundings of an output a difference must exceed 0
+EPSILONS = 100.0  # by how many roundings of an output, and of its sums, a difference must exceed 0
 PAIRS = 64  # whose sharper bound is taken at once on the CPU, which leaves out those that hold without it,
 VALUES = 1 << 26  # and the numbers that it takes on a device, which takes all of them and waits for nothing
-MEMORY = 1 << 29  # bytes of the masks that are kept at once
+MEMORY = 1 << 29  # bytes of the masks that are kept at once, and on a device of the pairs,
+CACHED = 1 << 17  # of which a CPU takes so many together: what they need stays in its cache
 ROWS = 512  # most masked images of a model call
 
 
@@ -119,16 +120,21 @@ class Ranking:
 
     @cached_property
     def left(self) -> Float[Tensor, "b t q"]:
-        """By how much the gaps exceed the rounding of what they are made of."""
-        total = torch.cdist(*self.both, p=1.0)
-        return self.gaps(self.values) - EPSILONS * self.rounding * self.outputs.abs().amax(1)[:, None, None] * total
+        """By how much the gaps exceed the rounding of what they are made of: of outputs, and of the sums in float64.
+
+        Two regions of the same weights are equal, and their sums need not be.
+        """
+        first, rest = (rows.abs().sum(2) for rows in self.both)
+        summed = torch.finfo(torch.float64).eps * (first[:, :, None] + rest[:, None])
+        rounding = self.rounding * torch.cdist(*self.both, p=1.0) + summed
+        return self.gaps(self.values) - EPSILONS * self.outputs.abs().amax(1)[:, None, None] * rounding
 
     def holds(self, radius: float | Float[Tensor, "b"], whole: bool = True) -> Bool[Tensor, "b t q"]:
         """Which top regions stay above which others, wherever the images move to within the radius; always where there is no other.
 
         Args:
             radius: at least 0, one for all images or one each.
-            whole: False may stop where a pair of every image is not certified; then others may be wrongly False, none wrongly True.
+            whole: False may stop at the first pair of an image that is not certified; then others may be wrongly False, none wrongly True.
         """
         radius = torch.full_like(self.constant, radius) if isinstance(radius, float | int) else radius
         within, left = radius[:, None, None], self.left
@@ -140,15 +146,20 @@ class Ranking:
         most = most + (first * apart).sum(2)[:, :, None] - (rest * apart).sum(2)[:, None]
         slack, left = (left - most).flatten(1), left.flatten(1)
         sure, cpu = slack > 0, slack.device.type == "cpu"
-        each = PAIRS if cpu else max(PAIRS, VALUES // self.masks[:, 0].numel())
-        unsure = int((~sure).sum(1).max()) if cpu else sure.shape[1]
-        for some in slack.argsort(1)[:, :unsure].split(each, dim=1):
-            i, j = some // rest.shape[1], some % rest.shape[1]
-            weights = (taken(first, i) - taken(rest, j)).abs() * r.slope[:, None]
-            known = sure.gather(1, some) | (left.gather(1, some) > radius[:, None] * self.sharper(weights))
-            sure.scatter_(1, some, known)
-            if cpu and not whole and not bool(known.all(1).any()):
-                break
+        each = PAIRS if cpu else max(1, VALUES // (len(slack) * max(self.masks.shape[1:])))
+        for part, number in parts_of(sure):
+            worst = (
+                slack[part].topk(number, largest=False).indices
+                if cpu
+                else torch.arange(number, device=slack.device).expand_as(slack)
+            )
+            for some in worst.split(each, dim=1):
+                i, j = some // rest.shape[1], some % rest.shape[1]
+                weights = (taken(first[part], i) - taken(rest[part], j)).abs() * r.slope[part, None]
+                good = left[part].gather(1, some) > radius[part, None] * self.sharper(weights, part)
+                sure[part].scatter_(1, some, good | sure[part].gather(1, some))
+                if cpu and not whole and not bool(good.all()):
+                    break
         return sure.view_as(self.left)
 
     def share(self, radius: float) -> Float[Tensor, "b"]:
@@ -156,12 +167,12 @@ class Ranking:
         real = self.order.real[:, None].expand_as(self.left)
         return (self.holds(radius) & real).flatten(1).double().sum(1) / real.flatten(1).sum(1)
 
-    def sharper(self, weights: Float[Tensor, "b k n"]) -> Float[Tensor, "b k"]:
+    def sharper(self, weights: Float[Tensor, "b k n"], part: slice = slice(None)) -> Float[Tensor, "b k"]:
         """The largest sum_n weights_n |m_n d| over |d| <= 1, by Cauchy and Schwarz: a change d hides behind no mask that is there.
 
         (sum w |m d|)^2 <= sum w * sum_n w_n sum_i m_ni^2 d_i^2 <= sum w * max_i sum_n w_n m_ni^2.
         """
-        return (weights.sum(2) * (weights @ self.squares).amax(2)).sqrt()
+        return (weights.sum(2) * (weights @ self.squares[part]).amax(2)).sqrt()
 
     def radius(self) -> Float[Tensor, "b"]:
         """The largest radius, from below, at which the whole top stays above all the rest; 0 where not even here, NaN where an answer is no number."""
@@ -184,6 +195,13 @@ class Ranking:
             low, high = torch.where(right, middle, low), torch.where(right, high, middle)
         low = low.masked_fill(last == DOUBLINGS, torch.inf).masked_fill(last < 0, 0.0)
         return low.masked_fill(~self.outputs.isfinite().all(1), torch.nan)
+
+
+def parts_of(sure: Bool[Tensor, "b k"]) -> list[tuple[slice, int]]:
+    """Which images' pairs are asked together, and how many of them: on the CPU image by image, those that do not hold yet."""
+    if sure.device.type != "cpu":
+        return [(slice(None), sure.shape[1])]
+    return [(slice(i, i + 1), number) for i, number in enumerate((~sure).count_nonzero(1).tolist()) if number]
 
 
 def valued(rows: Float[Tensor, "b r n"], outputs: Float[Tensor, "b n"]) -> Float[Tensor, "b r"]:
@@ -244,6 +262,8 @@ class Question:
         if most < 2:
             raise UsageError("one region alone has no order: take more cells")
         tops = 1 if cells or segments is not None else max(1, round(share * height * width))
+        if tops == most:
+            raise UsageError(f"a top of all {most} pixels has no order: take a smaller share, found {share}")
         return Question(gate, images, targets, explainer.masked_sum(images, rng), labels, counts, most, tops)
 
     @cached_property
@@ -303,7 +323,9 @@ class Question:
         known = slopes(self.gate, self.images)
         channels, *side = self.images.shape[1:]
         wide = max(self.number, self.most * channels) if self.is_exact(known) else self.number
-        each = max(1, MEMORY // (8 * wide * math.prod(side)))
+        pairs = self.tops * (self.most - self.tops)
+        room = CACHED if self.images.device.type == "cpu" else MEMORY // 8
+        each = max(1, min(MEMORY // (8 * wide * math.prod(side)), room // pairs))
         for start in range(0, len(self.images), each):
             yield self.part(slice(start, start + each)).ranking(known)
 
@@ -351,8 +373,9 @@ class Question:
             apart = taken(rows, top.gather(1, i)) - taken(rows, rest.gather(1, j))
             return (least - most)[:, 0], apart[:, 0]
 
-        every, total, margins = list(self.chunks()), torch.zeros_like(x), []
+        every, margins = list(self.chunks()), []
         with torch.inference_mode(False), torch.enable_grad(), evaluating(self.gate):
+            total = torch.zeros_like(x)
             whole = len(every[0]) % self.number == 0
             known, apart = (None, None) if whole else between(self.outputs(x), slice(None))
             for chunk in every:
