@@ -309,14 +309,9 @@ class Question:
     def part(self, some: slice) -> Question:
         """That about some of its images."""
         keep, fill, weights, output = self.sums
-        return replace(
-            self,
-            images=self.images[some],
-            targets=self.targets[some],
-            sums=MaskedSum(keep[some], fill[some], weights[some], output),
-            labels=self.labels[some],
-            counts=self.counts[some],
-        )
+        images, targets, labels, counts = (t[some] for t in (self.images, self.targets, self.labels, self.counts))
+        sums = MaskedSum(keep[some], fill[some], weights[some], output)
+        return replace(self, images=images, targets=targets, sums=sums, labels=labels, counts=counts)
 
     def rankings(self) -> Iterator[Ranking]:
         """The rankings of the regions of all images, of as many together as `MEMORY` bytes hold."""
@@ -349,18 +344,10 @@ class Question:
         if self.is_exact(known):
             slope = known.rows[self.targets].unflatten(1, (self.images.shape[1], -1))  # [b, c, p]
             exact = ((rows @ masks)[:, :, None] * slope[:, None]).flatten(2)
-        probability = self.sums.output == "probability"
-        return Ranking(
-            masks,
-            rows,
-            outputs,
-            own - others.logsumexp(2),
-            self.order(outputs),
-            known.log_odds(self.targets) if probability else known.logit(self.targets),
-            exact,
-            probability,
-            torch.finfo(self.images.dtype).eps,
-        )
+        probability, eps = self.sums.output == "probability", torch.finfo(self.images.dtype).eps
+        constant = known.log_odds(self.targets) if probability else known.logit(self.targets)
+        odds, order = own - others.logsumexp(2), self.order(outputs)
+        return Ranking(masks, rows, outputs, odds, order, constant, exact, probability, eps)
 
     def margin(self, x: Images, order: Order) -> tuple[Float[Tensor, "b"], Images]:
         """By how much the least of the top exceeds the most of the rest at `x`, and that difference's gradient."""
