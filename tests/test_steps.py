@@ -237,8 +237,16 @@ def test_without_gradients_a_loss_is_a_loss():
     assert steps.replay is None
 
 
-@pytest.mark.parametrize("each", [1, 2])
-def test_losses_reach_the_loggers_as_if_every_step_were_logged(each, tmp_path):
+class StopsAt(pl.Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = trainer.global_step == self.step
+
+
+@pytest.mark.parametrize(("each", "stop", "rows_of"), [(1, 99, 1 + 5), (2, 99, 1 + 3), (1, 6, 1 + 2)])
+def test_losses_reach_the_loggers_as_if_every_step_were_logged(each, stop, rows_of, tmp_path):
     class Always(Classifier):
         def is_shown(self, index: int) -> bool:
             return True
@@ -252,10 +260,18 @@ def test_losses_reach_the_loggers_as_if_every_step_were_logged(each, tmp_path):
             trainer = pl.Trainer(
                 accelerator="cpu", max_epochs=3, logger=logger, log_every_n_steps=4, accumulate_grad_batches=each,
                 limit_val_batches=0, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+                callbacks=[StopsAt(stop)],
             )  # fmt: skip
             trainer.fit(module, DataLoader(batches(7), batch_size=None, collate_fn=tuple))  # type: ignore[arg-type]
         last = [str(round(float(trainer.callback_metrics["train/loss"]), 6))]
         return [*csv.reader(Path(logger.log_dir, "metrics.csv").open()), last]
 
-    assert len(rows(Classifier)) == {1: 1 + 5 + 1, 2: 1 + 3 + 1}[each]
+    assert len(rows(Classifier)) == rows_of + 1
     assert rows(Classifier) == rows(Always)
+
+
+def test_a_loop_of_ones_own_takes_training_steps():
+    module = Classifier(lambda **shape: resnet18(1, 4, 8, width=2), 1, 4, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that nothing is logged
+        assert module.training_step(batches(1)[0], 1).requires_grad

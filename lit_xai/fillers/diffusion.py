@@ -117,6 +117,7 @@ class DDIMModule(TrainableSampler):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
         """Move the average after every step of the optimizer (gradients may be accumulated over batches)."""
+        super().on_train_batch_end(outputs, batch, index)
         if self.global_step > int(self.average.n_averaged):
             self.average.update_parameters(self.network)
 

@@ -123,10 +123,19 @@ class Trainable(TrainedModule):
     def is_shown(self, index: int) -> bool:
         """Whether the loss of an epoch's batch is logged: where Lightning hands it to the loggers, and at the ends of an epoch.
 
-        Logging costs a small step a quarter of its time, and reading the loss makes the host wait for a GPU.
+        Logging costs a small step a quarter of its time, and reading the loss makes the host wait for a GPU. Callbacks and the progress
+        bar see the loss that was logged last.
         """
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return index == 0 or self.trainer.is_last_batch or bool(every and (self.global_step + 1) % every == 0)
+        trainer: Any = self._trainer
+        if trainer is None:  # a loop of somebody's own
+            return True
+        every = trainer.log_every_n_steps
+        return index == 0 or trainer.is_last_batch or bool(every and (self.global_step + 1) % every == 0)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
+        """The loss of a step that a callback stops the training at: Lightning hands it to the loggers, whichever step it is."""
+        if self.trainer.should_stop and self.automatic_optimization:
+            self.log("train/loss", outputs["loss"].cpu(), prog_bar=True, on_step=True, on_epoch=False)
 
     def on_train_epoch_end(self) -> None:
         """Weights that are no numbers are not kept for a resume (callbacks that save come after this)."""
