@@ -502,6 +502,9 @@ def test_a_model_without_a_gradient_is_refused(rgb, targets):
         SmoothGrad(max_batch=0),
         GradientShap(samples=0),
         GradientShap(baselines=[]),
+        GradientShap(sigma=-0.1),
+        GradientShap(sigma=float("nan")),
+        SmoothGrad(sigma=float("nan")),
         Captum("NoSuchMethod"),
         Captum("LayerGradCam"),
         Captum("Saliency", channels="median"),
@@ -513,7 +516,7 @@ def test_parameters_that_mean_nothing_are_refused(explainer, convnet, rgb, targe
         explainer(convnet, rgb, targets)
 
 
-@pytest.mark.parametrize("baselines", ["black", ["0", 1.0], [[0.1, 0.2, 0.3]]])
+@pytest.mark.parametrize("baselines", ["black", ["0", 1.0], [[0.1, 0.2, 0.3]], None, [0.0, float("nan")], float("inf")])
 def test_baselines_that_are_no_numbers_are_refused(unchecked, linear, rgb, targets, baselines):
     with pytest.raises(UsageError, match="baselines must be a number or several"):
         GradientShap(baselines=baselines)(linear, rgb, targets)

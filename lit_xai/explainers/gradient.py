@@ -233,6 +233,7 @@ class SmoothGrad(Explainer):
         self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None
     ) -> tuple[Maps, dict[str, Float[Tensor, "b *cells"]]]:
         """The maps; with `auto` also how many copies each took, the share of its cells that are known, and which are not."""
+        at_least(0, sigma=self.sigma)
         if self.samples == "auto":
             maps, stopped = self.until_decided(model, images, targets, rng)
             return maps, stopped.details("samples", *images.shape[-2:])
@@ -318,10 +319,8 @@ class GradientShap(Explainer):
     @gated
     def __call__(self, model: Model, images: Images, targets: Targets, rng: SampleRng | None = None) -> Maps:
         at_least(1, samples=self.samples)
-        values = [self.baselines] if isinstance(self.baselines, int | float) else list(self.baselines)
-        if not values or not all(isinstance(b, int | float) for b in values):
-            raise UsageError(f"baselines must be a number or several, as [0,1], found {self.baselines!r}")
-        starts = torch.tensor(values, dtype=images.dtype, device=images.device)
+        at_least(0, sigma=self.sigma)
+        starts = self.starts().to(images)
         noise = SampleRng.default(len(images), rng).noise("gradient_shap", images.device)
         total = torch.zeros_like(images)
 
@@ -335,6 +334,16 @@ class GradientShap(Explainer):
 
         walk(model, images, self.samples, self.max_batch, ask)
         return reduce_channels(total / self.samples, self.channels)
+
+    def starts(self) -> Float[Tensor, "n"]:
+        """The baselines' values, float64 on the CPU."""
+        try:
+            found = torch.as_tensor(self.baselines, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError):  # as torch has it
+            found = torch.empty(0)
+        if found.ndim > 1 or not found.numel() or not bool(found.isfinite().all()):
+            raise UsageError(f"baselines must be a number or several, as [0,1], found {self.baselines!r}")
+        return found.reshape(-1)
 
 
 def draws(
