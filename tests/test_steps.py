@@ -245,8 +245,10 @@ class StopsAt(pl.Callback):
         trainer.should_stop = trainer.global_step == self.step
 
 
-@pytest.mark.parametrize(("each", "stop", "rows_of"), [(1, 99, 1 + 5), (2, 99, 1 + 3), (1, 6, 1 + 2)])
-def test_losses_reach_the_loggers_as_if_every_step_were_logged(each, stop, rows_of, tmp_path):
+@pytest.mark.parametrize(
+    ("each", "stop", "most", "rows_of"), [(1, 99, -1, 1 + 5), (2, 99, -1, 1 + 3), (1, 6, -1, 1 + 2), (1, 99, 10, 1 + 2)]
+)
+def test_losses_reach_the_loggers_as_if_every_step_were_logged(each, stop, most, rows_of, tmp_path):
     class Always(Classifier):
         def is_shown(self, index: int) -> bool:
             return True
@@ -260,7 +262,7 @@ def test_losses_reach_the_loggers_as_if_every_step_were_logged(each, stop, rows_
             trainer = pl.Trainer(
                 accelerator="cpu", max_epochs=3, logger=logger, log_every_n_steps=4, accumulate_grad_batches=each,
                 limit_val_batches=0, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
-                callbacks=[StopsAt(stop)],
+                callbacks=[StopsAt(stop)], max_steps=most,
             )  # fmt: skip
             trainer.fit(module, DataLoader(batches(7), batch_size=None, collate_fn=tuple))  # type: ignore[arg-type]
         last = [str(round(float(trainer.callback_metrics["train/loss"]), 6))]

@@ -121,7 +121,7 @@ class Trainable(TrainedModule):
         return loss
 
     def is_shown(self, index: int) -> bool:
-        """Whether the loss of an epoch's batch is logged: where Lightning hands it to the loggers, and at the ends of an epoch.
+        """Whether the loss of an epoch's batch is logged: where Lightning hands it to the loggers, at both ends of an epoch, at the last step.
 
         Logging costs a small step a quarter of its time, and reading the loss makes the host wait for a GPU. Callbacks and the progress
         bar see the loss that was logged last.
@@ -129,8 +129,9 @@ class Trainable(TrainedModule):
         trainer: Any = self._trainer
         if trainer is None:  # a loop of somebody's own
             return True
-        every = trainer.log_every_n_steps
-        return index == 0 or trainer.is_last_batch or bool(every and (self.global_step + 1) % every == 0)
+        step, every = self.global_step + 1, trainer.log_every_n_steps
+        ends = index == 0 or trainer.is_last_batch or step == trainer.max_steps
+        return ends or bool(every and step % every == 0)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
         """The loss of a step that a callback stops the training at: Lightning hands it to the loggers, whichever step it is."""
