@@ -103,7 +103,7 @@ class Ranking:
 
     @cached_property
     def squares(self) -> Float[Tensor, "b n p"]:
-        """The squares of the masks, kept."""
+        """The squares of the masks' values."""
         return self.masks.square()
 
     @cached_property
@@ -205,7 +205,7 @@ def parts_of(sure: Bool[Tensor, "b k"]) -> list[tuple[slice, int]]:
 
 
 def valued(rows: Float[Tensor, "b r n"], outputs: Float[Tensor, "b n"]) -> Float[Tensor, "b r"]:
-    """The values of the regions by their weights."""
+    """The values of the regions, given outputs at the masked images."""
     return (rows @ outputs[:, :, None])[:, :, 0]
 
 
@@ -302,7 +302,7 @@ class Question:
         return self.chosen(self.logits(x))
 
     def chosen(self, logits: Float[Tensor, "b n k"]) -> Float[Tensor, "b n"]:
-        """F of the logits."""
+        """F at all masked images, of their logits."""
         targets = self.targets[:, None].expand(logits.shape[:2])
         return select_output(logits.flatten(0, 1), targets.flatten(), self.sums.output).view(targets.shape)
 
@@ -379,7 +379,7 @@ class Question:
 
 
 def within(chunk: Chunk) -> slice:
-    """The images of a chunk."""
+    """Which images a chunk has rows of."""
     return slice(chunk.images.start, chunk.images.stop)
 
 
