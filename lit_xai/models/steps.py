@@ -123,7 +123,7 @@ class Replayed(torch.autograd.Function):
     def forward(
         ctx: Any, value: Float[Tensor, ""], gradients: list[Tensor], parameters: list[Tensor], leaf: Float[Tensor, ""]
     ) -> Float[Tensor, ""]:
-        """The loss, in memory of its own; the leaf is what makes it have a gradient."""
+        """The loss, in memory of its own, of parameters with gradients `[...]`; the leaf is what makes it have one."""
         ctx.gradients, ctx.parameters = gradients, parameters
         return value.clone()
 
