@@ -32,7 +32,7 @@ from lit_xai.segments import Grid
 from scipy.spatial import distance as scipy_distance
 from scipy.stats import entropy
 from skimage.metrics import structural_similarity
-from sklearn.covariance import LedoitWolf
+from sklearn.covariance import LedoitWolf, shrunk_covariance
 from sklearn.metrics import silhouette_score
 
 from conftest import seeded
@@ -65,12 +65,22 @@ def test_the_score_is_scipys_squared_distance_to_the_nearest_class():
     assert found.tolist() == pytest.approx(brute_force(x, labels, queries), rel=1e-9)
 
 
-def test_the_covariance_is_shrunk_as_scikit_learn_shrinks_it():
-    x, labels = clouds(n=24, f=12)
+@pytest.mark.parametrize("features", [12, 60])  # 60: more than images, and the covariance is never made
+def test_the_covariance_is_shrunk_as_scikit_learn_shrinks_it(features):
+    x, labels = clouds(n=24, f=features)
     fitted, model = Mahalanobis.fit(x, labels), LedoitWolf(assume_centered=True)
-    expected = brute_force(x, labels, x, lambda centred: model.fit(centred).covariance_)
+    queries = torch.cat([x, 5 * torch.randn(9, features, generator=seeded(9), dtype=torch.float64)])
+    expected = brute_force(x, labels, queries, lambda centred: model.fit(centred).covariance_)
     assert 0.01 < fitted.shrinkage == pytest.approx(model.shrinkage_)
-    assert fitted(x).tolist() == pytest.approx(expected, rel=1e-9)
+    assert fitted(queries).tolist() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("shrinkage", [0.2, 1.0])
+def test_with_more_features_than_images_a_given_shrinkage_is_kept(shrinkage):
+    x, labels = clouds(n=24, f=60)
+    covariance = lambda centred: shrunk_covariance(centred.T @ centred / len(centred), shrinkage)  # noqa: E731
+    expected = brute_force(x, labels, x, covariance)
+    assert Mahalanobis.fit(x, labels, shrinkage)(x).tolist() == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_unshrunk_score_does_not_change_under_an_invertible_map():

@@ -53,17 +53,22 @@ class Mahalanobis:
     """min over classes c of (f - mu_c)' S^-1 (f - mu_c): how far features lie from the nearest class (Lee et al., 2018).
 
     Not rooted. S is one covariance for all classes, that of the class-centred features (divided by n), shrunk towards a
-    multiple of the identity. In float64 on the CPU.
+    multiple of the identity. In float64 on the CPU. Where there are more features than rows X, S is never made: with S = a X'X + b 1,
+    d' S^-1 d = (|d|^2 - a (Xd)' (a XX' + b 1)^-1 Xd) / b (Woodbury's identity).
 
     Attributes:
-        means: class means, times the inverse of `root`, of the classes that have members.
-        root: lower Cholesky factor of S.
+        means: class means of the classes that have members; of fewer features than rows, times the inverse of `root`.
+        root: lower Cholesky factor of S, or of a XX' + b 1.
         shrinkage: share of the identity in S, in [0, 1].
+        rows: sqrt(a) X, where S is not made.
+        ridge: b.
     """
 
     means: Float[Tensor, "k f"]
-    root: Float[Tensor, "f f"]
+    root: Float[Tensor, "g g"]
     shrinkage: float
+    rows: Float[Tensor, "g f"] | None = None
+    ridge: float = 0.0
 
     @classmethod
     def fit(
@@ -86,17 +91,25 @@ class Mahalanobis:
             raise UsageError(f"a Mahalanobis score is fitted to at least two images, found {len(x)}: give more")
         one_hot = torch.nn.functional.one_hot(classes[1]).to(x.dtype)
         means = (one_hot.T @ x) / one_hot.sum(0)[:, None]
-        centred = (x - means[classes[1]]).numpy()
-        if shrinkage is None:
-            covariance, shrinkage = ledoit_wolf(centred, assume_centered=True)
+        centred, wide = x - means[classes[1]], x.shape[1] > len(x)
+        if wide:
+            found = centred @ centred.T
+            shrinkage = ledoit_wolf_shrinkage(centred, found) if shrinkage is None else shrinkage
+            share, ridge = (1 - shrinkage) / len(x), shrinkage * float(found.trace()) / x.numel()
+            found = share * found + ridge * torch.eye(len(x), dtype=x.dtype)
+            found = found if ridge > 0 else torch.full_like(found, torch.nan)  # S has no inverse, whatever this has
+        elif shrinkage is None:
+            found, shrinkage = ledoit_wolf(centred.numpy(), assume_centered=True)
         else:
-            covariance = shrunk_covariance(centred.T @ centred / len(x), shrinkage)
-        root, failed = torch.linalg.cholesky_ex(torch.from_numpy(covariance))
+            found = shrunk_covariance((centred.T @ centred / len(x)).numpy(), shrinkage)
+        root, failed = torch.linalg.cholesky_ex(torch.as_tensor(found))
         if int(failed) or not bool(torch.isfinite(root).all()):
             raise UsageError(
                 f"the covariance of {len(x)} x {x.shape[1]} features (shrinkage {shrinkage:.3g}) has no inverse: "
                 f"the features do not vary within classes, or give more images or shrinkage > 0"
             )
+        if wide:
+            return cls(means, root, float(shrinkage), centred.mul_(share**0.5), ridge)
         return cls(whitened(means, root), root, float(shrinkage))
 
     def __call__(self, features: Float[Tensor, "m g"]) -> Float[Tensor, "m"]:
@@ -106,13 +119,27 @@ class Mahalanobis:
             UsageError: features that are not finite, or of another width.
         """
         x = checked(features)
-        if x.shape[1] != self.root.shape[0]:
-            raise UsageError(f"{self.root.shape[0]} features were fitted, found {x.shape[1]}: take the same network's")
-        z = whitened(x, self.root)
+        if x.shape[1] != self.means.shape[1]:
+            raise UsageError(f"{self.means.shape[1]} features were fitted, found {x.shape[1]}: take the same network's")
+        z = whitened(x, self.root) if self.rows is None else x
+        seen = None if self.rows is None else x @ self.rows.T
         best = torch.full((len(z),), torch.inf, dtype=z.dtype)
         for mean in self.means:  # class by class: memory does not grow with their number
-            best = torch.minimum(best, (z - mean).square().sum(1))
+            far = (z - mean).square().sum(1)
+            if self.rows is not None:
+                far = (far - whitened(seen - self.rows @ mean, self.root).square().sum(1)) / self.ridge
+            best = torch.minimum(best, far)
         return best
+
+
+def ledoit_wolf_shrinkage(centred: Float[Tensor, "n f"], products: Float[Tensor, "n n"]) -> float:
+    """The shrinkage of Ledoit & Wolf (2004) of rows and their products with each other, where the covariance is too large to be made."""
+    n, f = centred.shape
+    mean = float(products.trace()) / (n * f)
+    total = float(products.square().sum()) / n**2  # of the squares of the covariance
+    beta = (float(products.diagonal().square().sum()) / n - total) / n
+    delta = total - f * mean**2
+    return min(beta, delta) / delta if delta > 0 else 0.0
 
 
 def whitened(x: Float[Tensor, "n f"], root: Float[Tensor, "f f"]) -> Float[Tensor, "n f"]:
