@@ -22,7 +22,7 @@ def submit(*options: str, **environment: str) -> subprocess.CompletedProcess[str
         capture_output=True,
         text=True,
         env={**os.environ, **settings},
-        timeout=60,
+        timeout=180,
     )
 
 
