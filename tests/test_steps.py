@@ -246,12 +246,15 @@ class StopsAt(pl.Callback):
 
 
 @pytest.mark.parametrize(
-    ("each", "stop", "most", "rows_of"), [(1, 99, -1, 1 + 5), (2, 99, -1, 1 + 3), (1, 6, -1, 1 + 2), (1, 99, 10, 1 + 2)]
+    ("each", "stop", "most", "rows_of"),
+    [(1, 99, -1, 1 + 5), (2, 99, -1, 1 + 3), (1, 6, -1, 1 + 2), (2, 5, -1, 1 + 2), (1, 99, 10, 1 + 2)],
 )
 def test_losses_reach_the_loggers_as_if_every_step_were_logged(each, stop, most, rows_of, tmp_path):
     class Always(Classifier):
         def is_shown(self, index: int) -> bool:
             return True
+
+        on_train_batch_end = pl.LightningModule.on_train_batch_end
 
     def rows(kind: type[Classifier]) -> list[list[str]]:
         torch.manual_seed(0)

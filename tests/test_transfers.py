@@ -14,6 +14,7 @@ from lit_xai.explainers import RISE, Saliency, SlidingPatch
 from lit_xai.fillers import Colour, ConditionalGaussian, UniformNoise
 from lit_xai.fillers.gaussian import GaussianModule
 from lit_xai.incremental import COSTS, Costs
+from lit_xai.metrics import CertifiedRadius
 from lit_xai.rng import SampleRng
 from torch import Tensor, nn
 
@@ -145,6 +146,32 @@ def test_carried_windows_wait_as_often_for_many_as_for_few(draws, monkeypatch):
         return counted.counts
 
     assert counted(3, 3) == counted(1, 7)
+
+
+def test_the_device_carries_windows_to_the_maps_of_the_host(monkeypatch):
+    monkeypatch.setitem(COSTS, DEVICE.type, Costs(1e12, 1e12, 1e12, 1e12, 1e12, 0.0, 0.0))
+    layers = nn.Conv2d(1, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3), Beside()
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)).eval()
+    given = torch.rand(3, 1, 24, 20, generator=seeded(1)), torch.arange(3)
+
+    def maps(mode: str, network: nn.Module, *given: Tensor) -> Tensor:
+        return SlidingPatch(3, 2, Colour(0.5), scale=False, incremental=mode, max_batch=4)(network, *given)
+
+    with Counted():
+        found = maps("always", moved(copy.deepcopy(network)), *map(moved, given))
+    torch.testing.assert_close(found.held, maps("never", network, *given), rtol=1e-4, atol=1e-6)
+
+
+def test_the_device_finds_the_radii_that_the_host_finds():
+    layers = nn.Conv2d(1, 4, 3, 2), nn.ReLU(), nn.AvgPool2d(7), nn.Flatten(), nn.Linear(4, 4)
+    x, targets, rng = torch.rand(5, 1, 16, 16, generator=seeded(1)), torch.arange(5) % 4, SampleRng(7, tuple(range(5)))
+    network, score = nn.Sequential(*layers).eval(), CertifiedRadius(cells=4, steps=3)
+    explainer = RISE(masks=40, grid=3, output="probability", max_batch=8)
+    expected = score.again(explainer, network, x, targets, rng)
+    with Counted():
+        found = score.again(explainer, moved(copy.deepcopy(network)), moved(x), moved(targets), rng)
+    assert bool((expected[:, 0] > 0).all())
+    torch.testing.assert_close(found.held, expected, rtol=1e-5, atol=0)
 
 
 def test_bits_of_a_gaussians_windows_read_their_places_alone():

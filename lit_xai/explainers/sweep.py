@@ -138,9 +138,7 @@ def sweep(
 
         most = max(1, min(outputs.together(), AHEAD * size // groups[0]))
         walk(model, images, number_of, max(size, most), ask, most)
-    if bool(
-        outputs.changed | outputs.apart
-    ):  # what a filler changed elsewhere, patches do not show: the model answers for all
+    if bool(outputs.changed | outputs.apart):  # patches do not show it: the model answers for all
         if incremental == "always" and bool(outputs.apart):
             raise UsageError("incremental=always is not possible: the model's traced form differs from it on an image")
         given = model, images, targets, windows, filler, contrasts, rng, draws, precision, max_batch

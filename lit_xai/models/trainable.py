@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from jaxtyping import Float
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -82,6 +83,7 @@ class Trainable(TrainedModule):
             )
         self.lr, self.weight_decay, self.schedule, self.optimizer = lr, weight_decay, schedule, optimizer
         self.losses: dict[int, Tensor] = {}  # of the epoch's batches, where nobody has looked yet
+        self.last: Tensor | None = None  # of the last batch
 
     clipping = "trainer.gradient_clip_val=1"  # how gradients are bounded
 
@@ -115,10 +117,15 @@ class Trainable(TrainedModule):
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         """The loss of a batch, images `[b, c, h, w]` and labels `[b]`; it is logged and watched."""
         loss = self.batch_loss(batch)
-        self.check_finite(loss.detach(), index)
-        if self.is_shown(index):  # on the host, where a progress bar reads it in every step
-            self.log("train/loss", loss.detach().cpu(), prog_bar=True, on_step=True, on_epoch=False)
+        self.last = loss.detach()
+        self.check_finite(self.last, index)
+        if self.is_shown(index):
+            self.show(self.last)
         return loss
+
+    def show(self, loss: Float[Tensor, ""]) -> None:
+        """Log the loss of a batch; on the host, where a progress bar reads it in every step."""
+        self.log("train/loss", loss.cpu(), prog_bar=True, on_step=True, on_epoch=False)
 
     def is_shown(self, index: int) -> bool:
         """Whether the loss of an epoch's batch is logged: where Lightning hands it to the loggers, at both ends of an epoch, at the last step.
@@ -134,9 +141,12 @@ class Trainable(TrainedModule):
         return ends or bool(every and step % every == 0)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
-        """The loss of a step that a callback stops the training at: Lightning hands it to the loggers, whichever step it is."""
-        if self.trainer.should_stop and self.automatic_optimization:
-            self.log("train/loss", outputs["loss"].cpu(), prog_bar=True, on_step=True, on_epoch=False)
+        """The loss of a step that a callback stops the training at: Lightning hands it to the loggers, whichever step it is.
+
+        (Lightning's own `outputs` have it divided by the batches whose gradients add up.)
+        """
+        if self.trainer.should_stop and self.last is not None:
+            self.show(self.last)
 
     def on_train_epoch_end(self) -> None:
         """Weights that are no numbers are not kept for a resume (callbacks that save come after this)."""

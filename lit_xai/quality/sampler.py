@@ -129,7 +129,7 @@ class Mahalanobis:
             if self.rows is not None:
                 far = (far - whitened(seen - self.rows @ mean, self.root).square().sum(1)) / self.ridge
             best = torch.minimum(best, far)
-        return best
+        return best.clamp_min(0)
 
 
 def ledoit_wolf_shrinkage(centred: Float[Tensor, "n f"], products: Float[Tensor, "n n"]) -> float:
